@@ -1,0 +1,172 @@
+"""Every setting, with its unit and its reason. Nothing here imports torch: a typo answers in under a second.
+
+A recipe is a YAML file with these sections; `config_file.load_config` reads it, applies dotted overrides and
+reports a wrong key with the file, the line and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ScenesSource(Section):
+    """Generated scenes: exact boxes, no files. Splits are disjoint seed ranges."""
+
+    split: Literal["base", "train", "in_domain", "out_of_domain"] = "train"
+    n: int = Field(1000, gt=0, description="number of pictures")
+    questions: dict[str, float] = Field(
+        default={"attribute": 1.0}, description="question kind -> weight; kinds are listed by `data.scenes.KINDS`"
+    )
+    per_picture: int = Field(1, gt=0, description="questions asked about each picture")
+    loosen: float = Field(0.0, ge=0, le=1, description="push each side of a true box outward by up to this share")
+
+
+class DataSource(Section):
+    """One source of samples: exactly one of `scenes`, `path`, `hub`."""
+
+    scenes: ScenesSource | None = None
+    path: str | None = Field(None, description="a JSONL, JSON or Parquet file")
+    hub: str | None = Field(None, description="a data set on the Hugging Face hub")
+    hub_split: str = "train"
+    image_root: str | None = Field(None, description="folder that relative picture paths start from")
+    task: str | None = Field(None, description="the task of rows that do not name one: rec, ovd, count, choice, ...")
+    sampling: str = Field("all", description='"all", "first:N", "end:N", "random:N", or with a percentage: "random:10%"')
+    negatives: int = Field(0, ge=0, description="absent descriptions to add to each detection question")
+    weight: float = Field(1.0, gt=0, description="share of this source in a mixture")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSource:
+        if sum(x is not None for x in (self.scenes, self.path, self.hub)) != 1:
+            raise ValueError("give exactly one of scenes, path, hub")
+        return self
+
+
+class DataConfig(Section):
+    """What is trained on and what is held out."""
+
+    train: list[DataSource] = Field(default_factory=list)
+    eval: dict[str, DataSource] = Field(default_factory=dict, description="split name -> held-out source")
+
+
+class ModelConfig(Section):
+    """Which model, and how it is loaded."""
+
+    path: str = Field("tiny", description='a folder, a hub id, or "tiny" for the model shipped with the package')
+    init: Literal["pretrained", "scratch"] = "pretrained"
+    scratch: dict[str, Any] | None = Field(None, description="with init: scratch, the transformers configuration")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    autocast: Literal["no", "bf16"] = "no"
+    min_pixels: int | None = Field(None, gt=0, description="smallest picture the model is shown, in pixels")
+    max_pixels: int | None = Field(None, gt=0, description="largest picture the model is shown, in pixels")
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = Field(False, description="run code that comes with the model; only if you read it")
+
+
+class PromptConfig(Section):
+    """How a question is put."""
+
+    template: str = Field("r1", description="a name in prompts.templates.TEMPLATES or a text with {question}")
+    coordinates: Literal["family", "relative_1000", "original_pixels"] = Field(
+        "family", description="the space boxes are written in; published checkpoints were trained on others"
+    )
+
+
+class RolloutConfig(Section):
+    """How answers are sampled."""
+
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0 keeps every token")
+    min_p: float = Field(0.0, ge=0, le=1)
+    max_new_tokens: int = Field(512, gt=0)
+    stop_at_answer: bool = Field(True, description="end an answer at </answer> as well as at the end-of-text token")
+
+
+class RewardConfig(Section):
+    """What a good answer is."""
+
+    parts: dict[str, float] = Field(default={"iou": 1.0, "format": 1.0}, description="reward name -> weight")
+    gate: str | None = Field(None, description="a reward that must be above 0 for the others to count")
+    shadow: list[str] = Field(default_factory=list, description="rewards that are measured and not trained on")
+    on_error: Literal["raise", "zero"] = Field("raise", description="what an exception inside a reward does")
+    truncated: Literal["score", "zero", "skip"] = Field("score", description="an answer cut at the token limit")
+    timeout_s: float = Field(30.0, gt=0, description="seconds that one call of one reward may take")
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict, description="reward name -> its keyword arguments")
+
+
+class RLConfig(Section):
+    """Group-relative policy optimisation."""
+
+    algorithm: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] = "grpo"
+    group_size: int = Field(8, gt=1, description="answers per prompt (G)")
+    prompts_per_step: int = Field(16, gt=0, description="prompts in a step (P)")
+    iterations: int = Field(1, gt=0, description="optimiser steps on each batch of rollouts (mu)")
+    beta: float = Field(0.0, ge=0, description="weight of the KL divergence from the reference model")
+    clip_low: float = Field(0.2, gt=0)
+    clip_high: float | None = Field(None, gt=0, description="defaults to the algorithm's own value")
+    token_budget: int = Field(16384, gt=0, description="tokens in one forward pass; the result does not depend on it")
+    reuse_prefill: bool = Field(True, description="keep the prompt's graph from the rollout when everything fits")
+
+
+class SFTConfig(Section):
+    """Supervised fine-tuning."""
+
+    pictures_per_step: int = Field(16, gt=0, description="pictures (with all their questions) in a step")
+    token_budget: int = Field(16384, gt=0, description="tokens in one forward pass")
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule."""
+
+    lr: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+
+
+class EvalConfig(Section):
+    """Greedy evaluation on the held-out splits."""
+
+    batch_size: int = Field(32, gt=0, description="questions decoded at once")
+    max_new_tokens: int = Field(512, gt=0)
+    every: int = Field(0, ge=0, description="evaluate every so many steps; 0: before and after only")
+
+
+class RunConfig(Section):
+    """The run folder and what is kept in it."""
+
+    dir: str = Field("runs/run", description="run folder; if it holds checkpoints, the run continues")
+    seed: int = 0
+    steps: int = Field(100, gt=0)
+    threads: int | None = Field(None, gt=0, description="CPU threads; default: all cores")
+    save_every: int = Field(50, gt=0, description="steps between checkpoints")
+    keep: int = Field(2, gt=0, description="checkpoints kept")
+    log_rollouts_every: int = Field(1, ge=0, description="steps between rollout tables; 0: none")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+
+
+class Recipe(Section):
+    """One experiment."""
+
+    method: Literal["grpo", "sft"] = "grpo"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: RewardConfig = RewardConfig()
+    rl: RLConfig = RLConfig()
+    sft: SFTConfig = SFTConfig()
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    run: RunConfig = RunConfig()

@@ -1,0 +1,1 @@
+"""Models: chat messages become tensors; tensors become log-probabilities."""

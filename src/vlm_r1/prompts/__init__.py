@@ -1,0 +1,1 @@
+"""Prompts: a `Sample` becomes chat messages; what the model wrote becomes an `Answer`."""

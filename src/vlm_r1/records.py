@@ -1,0 +1,193 @@
+"""The nouns of the project, and the one legend of dimension letters.
+
+`P` prompts in a step, `G` answers per prompt, `B = P * G` answers, `T` tokens, `V` vocabulary, `N` boxes.
+A local name carries its dimensions as a suffix: `rewards_PG`, `logprobs_BT`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm_r1.boxes import Box, BoxMap
+from vlm_r1.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+MAX_PIXELS = 100_000_000
+"""A picture with more pixels than this is refused before it is decoded (a decompression bomb)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One picture: a path, encoded bytes or a PIL image; opened only when asked.
+
+    Example: `Picture(path=Path("imgs/17.jpg")).open()` is an RGB `PIL.Image`.
+    """
+
+    path: Path | None = None
+    data: bytes | None = None
+    image: Image.Image | None = None
+
+    def open(self) -> Image.Image:
+        """Decode to RGB. Raises `DataError` for a missing, truncated, unreadable or too large picture."""
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        if self.image is not None:
+            return self.image.convert("RGB")
+        name = str(self.path) if self.path is not None else "picture bytes"
+        try:
+            with Image.open(self.path if self.data is None else io.BytesIO(self.data)) as opened:  # type: ignore[arg-type]
+                if opened.width * opened.height > MAX_PIXELS:
+                    raise DataError(f"{name}: {opened.width}x{opened.height} is over the limit of {MAX_PIXELS} pixels")
+                return ImageOps.exif_transpose(opened).convert("RGB")
+        except FileNotFoundError:
+            raise DataError(f'image "{name}" does not exist') from None
+        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f'image "{name}" cannot be read ({error}); replace the file or drop the row') from None
+
+    @property
+    def key(self) -> str:
+        """A hash of the content: equal pictures have equal keys, wherever they are stored."""
+        if self.image is not None:
+            head = f"{self.image.mode}{self.image.size}".encode()
+            return hashlib.sha256(head + self.image.tobytes()).hexdigest()[:32]
+        data = self.data if self.data is not None else Path(self.path).read_bytes()  # type: ignore[arg-type]
+        return hashlib.sha256(data).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledBox:
+    """A box in pixels of the original picture and what it is drawn around.
+
+    Example: `LabelledBox(box=(10, 20, 40, 60), label="red circle")`.
+    """
+
+    box: Box
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """The checkable answer; the fields that do not apply are None. `boxes=()` says that nothing is there.
+
+    Example: `Truth(boxes=(LabelledBox(box=(10, 20, 40, 60)),))`, `Truth(choice="B")`, `Truth(number=4.0)`.
+    """
+
+    boxes: tuple[LabelledBox, ...] | None = None
+    text: str | None = None
+    choice: str | None = None
+    number: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One question with its pictures and its truth.
+
+    `task` names a row of `prompts.templates.TASKS` (rec, ovd, count, choice, ...). `reward` overrides the recipe's
+    reward for this sample. `target` is the text a supervised baseline learns (model coordinates filled in by the
+    family); `columns` keeps what else the row held, for reward plugins.
+
+    Example: `Sample(id="0", images=(pic,), question="the red circle", truth=truth, task="rec")`.
+    """
+
+    id: str
+    question: str
+    truth: Truth
+    images: tuple[Picture, ...] = ()
+    task: str = "rec"
+    source: str = ""
+    reward: str | None = None
+    think: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A sample as the model sees it.
+
+    `token_ids` are the prompt's `T` ids; `positions` is `(3, T)` (three equal rows where the model has plain
+    positions) and answers continue at `next_position`; `vision` holds the family's picture tensors (`pixel_values`,
+    `image_grid_thw`, ...); `box_map` turns boxes as the model writes them into original pixels (of the first picture).
+    """
+
+    sample: Sample
+    token_ids: tuple[int, ...]
+    positions: Tensor
+    next_position: int
+    vision: Mapping[str, Tensor]
+    box_map: BoxMap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled answer: `T` token ids (with the stop token) and the log-prob of each as sampled.
+
+    `finish` is "stop" (end of text or `</answer>`) or "length" (cut at the token limit).
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGroup:
+    """One prompt and its G rollouts. Groups are objects; they are never found again by comparing text."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParseFailure:
+    """Why a text could not be read as an answer: data, not an exception.
+
+    `kind` is one of `prompts.parse.FAILURE_KINDS`, `detail` a sentence for a person.
+    """
+
+    kind: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the model wrote, read by the one parser that training and evaluation share.
+
+    `value` depends on the task: boxes (original pixels) as a tuple of `LabelledBox` (empty for "nothing there"), a
+    float for a number, a letter for a choice, a string otherwise, None where `failure` is set. `well_formed` says
+    that the whole text has exactly the R1 shape. `dropped` counts malformed, reversed or empty boxes left out.
+
+    Example: `Answer(raw="<think>..</think><answer>4</answer>", think="..", text="4", value=4.0, well_formed=True)`.
+    """
+
+    raw: str
+    think: str | None = None
+    text: str | None = None
+    value: tuple[LabelledBox, ...] | float | str | None = None
+    failure: ParseFailure | None = None
+    well_formed: bool = False
+    dropped: int = 0
+    n_tokens: int = 0
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A reward: its total, its named parts, and notes a person can read.
+
+    `total` is None where the reward says "not scorable": the sample is left out of its group's statistics.
+
+    Example: `Score(total=0.8, parts={"iou": 0.8})`.
+    """
+
+    total: float | None
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

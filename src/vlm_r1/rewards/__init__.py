@@ -1,0 +1,1 @@
+"""Rewards: `(Sample, Answer)` becomes a `Score`."""

@@ -1,0 +1,1 @@
+"""Reinforcement learning: scores become advantages, a loss and a step."""

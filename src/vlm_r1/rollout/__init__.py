@@ -1,0 +1,1 @@
+"""Rollout: a `Prompt` becomes a `RolloutGroup`."""

@@ -1,0 +1,1 @@
+"""Processes, devices, checkpoints and seeds."""

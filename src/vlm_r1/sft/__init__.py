@@ -1,0 +1,1 @@
+"""The supervised baseline, on the same samples and prompts."""
