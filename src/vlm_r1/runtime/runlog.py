@@ -1,0 +1,271 @@
+"""What a run leaves behind for people to read: metrics, rollouts and evaluations in the run folder.
+
+    metrics.jsonl                 one JSON object a step
+    rollouts/step-000012.parquet  one row an answer (`ROLLOUT_COLUMNS`)
+    eval.json                     {"before": {split: {n, mean_iou, acc@0.5, ...}}, "after": {...}}
+    eval-before.parquet           one row a held-out question (`EVAL_COLUMNS`)
+
+Everything but `metrics.jsonl` is written aside and renamed, so a killed run leaves whole files; a line of
+`metrics.jsonl` goes out in one write, and a line that was cut all the same is dropped on the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlm_r1.errors import CheckpointError
+from vlm_r1.records import LabelledBox
+
+_WRITTEN = [("think", pa.string()), ("answer", pa.string()), ("failure", pa.string())]
+_DRAWN = [
+    ("true_boxes", pa.string()),
+    ("pred_boxes", pa.string()),
+    ("image", pa.binary()),
+    ("image_width", pa.int32()),
+    ("image_height", pa.int32()),
+]
+_ASKED = [("sample_id", pa.string()), ("task", pa.string()), ("question", pa.string()), ("completion", pa.string())]
+
+ROLLOUT_COLUMNS = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("group", pa.int32()),
+        ("source", pa.string()),
+        *_ASKED,
+        *_WRITTEN,
+        ("finish", pa.string()),
+        ("n_tokens", pa.int32()),
+        ("reward", pa.float64()),
+        ("parts", pa.string()),
+        ("advantage", pa.float64()),
+        *_DRAWN,
+    ]
+)
+"""`parts` is JSON, name -> value; boxes are JSON in original pixels (`boxes_to_json`); `image` holds PNG or JPEG bytes
+on the first row of a group and null on the others; `failure` is the kind of a `ParseFailure`, or null."""
+
+EVAL_COLUMNS = pa.schema(
+    [("split", pa.string()), *_ASKED, *_WRITTEN, ("iou", pa.float64()), ("correct", pa.bool_()), *_DRAWN]
+)
+"""As in `ROLLOUT_COLUMNS`; `image` is held for the first pictures of a split only."""
+
+
+class RunLog:
+    """Writes the readable part of a run folder.
+
+    Example: `RunLog(Path("runs/demo")).metrics(3, {"reward": 0.41})`.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        """Make the folder, and drop a metrics line that a killed run left half written."""
+        self.run_dir = Path(run_dir)
+        self._metrics_path = self.run_dir / "metrics.jsonl"
+        with _Writing(self.run_dir):
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        if self._metrics_path.is_file():
+            _drop_cut_line(self._metrics_path)
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one line of numbers; NaN and infinity become null. Raises `CheckpointError` on a full disk."""
+        line = {"step": int(step), **{name: _finite(value) for name, value in values.items()}}
+        data = (json.dumps(line) + "\n").encode()
+        with _Writing(self._metrics_path), open(self._metrics_path, "ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                written = file.write(data)
+                if written != len(data):
+                    file.write(data[written:])
+            except OSError:
+                if self._metrics_path.is_file():
+                    os.truncate(self._metrics_path, size)
+                raise
+
+    def rollouts(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Write the answers of one step (`ROLLOUT_COLUMNS`; `step` is filled in). Raises `CheckpointError`."""
+        table = _table([{**row, "step": int(step)} for row in rows], ROLLOUT_COLUMNS)
+        _write_parquet(_rollout_path(self.run_dir, step), table)
+
+    def evaluation(
+        self, phase: str, splits: Mapping[str, Mapping[str, float]], samples: list[dict[str, Any]] | None = None
+    ) -> None:
+        """Put one evaluation into `eval.json` and its rows (`EVAL_COLUMNS`) into `eval-<phase>.parquet`.
+
+        `phase` is "before", "after" or any other short name; an evaluation of the same phase is replaced.
+        """
+        if samples is not None:
+            _write_parquet(_eval_path(self.run_dir, phase), _table(samples, EVAL_COLUMNS))
+        merged = read_eval(self.run_dir)
+        merged[phase] = {split: {k: _finite(v) for k, v in values.items()} for split, values in splits.items()}
+        write_atomically(self.run_dir / "eval.json", (json.dumps(merged, indent=2) + "\n").encode())
+
+    def truncate_after(self, step: int) -> None:
+        """Forget what later steps wrote: a run resumed from the checkpoint of `step` writes it again."""
+        rows = read_metrics(self.run_dir)
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) < len(rows):
+            write_atomically(self._metrics_path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        for later in rollout_steps(self.run_dir):
+            if later > step:
+                _rollout_path(self.run_dir, later).unlink()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` in order; empty where there is none. A last line that was cut is left out.
+
+    Raises `CheckpointError` for a broken line elsewhere.
+    """
+    path = Path(run_dir) / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    rows = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            row["step"]
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):
+                break
+            text = line[:60].decode(errors="replace")
+            raise CheckpointError(f"{path}:{number}: not a metrics line ({text!r}); remove that line") from None
+        rows.append(row)
+    return rows
+
+
+def rollout_steps(run_dir: Path) -> list[int]:
+    """The steps whose rollouts were kept, ascending."""
+    names = (re.fullmatch(r"step-(\d+)\.parquet", path.name) for path in Path(run_dir).glob("rollouts/step-*.parquet"))
+    return sorted(int(match[1]) for match in names if match)
+
+
+def read_rollouts(run_dir: Path, step: int) -> list[dict[str, Any]]:
+    """The answers of one step, as dicts with `ROLLOUT_COLUMNS`. Raises `CheckpointError` where there are none."""
+    path = _rollout_path(Path(run_dir), step)
+    if not path.is_file():
+        steps = rollout_steps(run_dir)
+        kept = f"steps {steps[0]} to {steps[-1]} have one" if steps else "set run.log_rollouts_every to keep some"
+        raise CheckpointError(f"{path}: no rollout table for step {step}; {kept}")
+    return _read_parquet(path)
+
+
+def read_eval(run_dir: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """`eval.json` as phase -> split -> metric -> value; empty where there is none. Raises `CheckpointError`."""
+    path = Path(run_dir) / "eval.json"
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error}); remove it and evaluate again") from None
+
+
+def read_eval_samples(run_dir: Path, phase: str) -> list[dict[str, Any]]:
+    """The held-out questions of one evaluation, as dicts with `EVAL_COLUMNS`; empty where there are none."""
+    path = _eval_path(Path(run_dir), phase)
+    return _read_parquet(path) if path.is_file() else []
+
+
+def boxes_to_json(boxes: Iterable[LabelledBox]) -> str:
+    """Boxes as the tables hold them.
+
+    >>> boxes_to_json([LabelledBox(box=(1, 2, 3, 4), label="cat")])
+    '[{"box": [1, 2, 3, 4], "label": "cat"}]'
+    """
+    return json.dumps([{"box": [_finite(x) for x in item.box], "label": item.label} for item in boxes])
+
+
+def boxes_from_json(text: str | None) -> list[LabelledBox]:
+    """The boxes of one table cell; a box that is not four finite numbers is left out."""
+    found = []
+    for item in json.loads(text) if text else []:
+        box = item["box"]
+        if len(box) == 4 and all(isinstance(x, int | float) for x in box):
+            found.append(LabelledBox(box=tuple(box), label=item.get("label") or ""))
+    return found
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing: aside, then renamed over `path`. Raises `CheckpointError` on a full disk."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _Writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+class _Writing:
+    """Turns the system's refusal to write into a message with the path and the remedy."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise CheckpointError(
+                f"{self.path}: cannot be written ({error.strerror or error}); free space there or set run.dir to "
+                "another disk, then start the same command again: the run continues from its last checkpoint"
+            ) from error
+
+
+def _finite(value: Any) -> float | int | None:
+    number = value if isinstance(value, int) else None if value is None else float(value)
+    return number if number is None or math.isfinite(number) else None
+
+
+def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    unknown = {name for row in rows for name in row} - set(schema.names)
+    if unknown:
+        raise ValueError(f"unknown columns {sorted(unknown)}; the table has {schema.names}")
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        return pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise CheckpointError(f"{path}: not a whole Parquet file ({error}); remove it") from None
+
+
+def _rollout_path(run_dir: Path, step: int) -> Path:
+    return run_dir / "rollouts" / f"step-{step:06d}.parquet"
+
+
+def _eval_path(run_dir: Path, phase: str) -> Path:
+    if not re.fullmatch(r"[\w.-]+", phase):
+        raise ValueError(f"phase {phase!r} is part of a file name: letters, digits, dot, dash and underscore only")
+    return run_dir / f"eval-{phase}.parquet"
+
+
+def _drop_cut_line(path: Path) -> None:
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with _Writing(path):
+            os.truncate(path, whole)
