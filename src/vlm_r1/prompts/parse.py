@@ -1,0 +1,142 @@
+"""What the model wrote, read one way: training and evaluation both call `read_answer`.
+
+The rules:
+- What counts is the last complete `<answer>` block; without one the answer is a failure.
+- Inside it the last fenced block counts, else the whole. JSON is repaired, boxes may be floats.
+- Malformed, reversed and empty boxes are dropped and counted, and are not predictions.
+- Only None, null and [] say that nothing is there; any other unreadable answer is a failure.
+- A hedged choice, number or yes/no ("A or B") is a failure.
+- Of several boxes where one was asked for, rewards look at the first.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from vlm_r1.boxes import BoxMap
+from vlm_r1.prompts.parse_boxes import read_boxes
+from vlm_r1.prompts.parse_values import read_choice, read_number, read_text, read_yes_no
+from vlm_r1.prompts.templates import task_of
+from vlm_r1.records import Answer, LabelledBox, ParseFailure, Sample
+
+FAILURE_KINDS: dict[str, str] = {
+    # Of the tags. The first three also leave nothing to read; the others are faults of format alone.
+    "no_answer": "there is no <answer> tag",
+    "unclosed_answer": "an <answer> tag is never closed",
+    "stray_tag": "a closing tag has no opening one",
+    "repeated_answer": "there is more than one <answer> block",
+    "nested_tag": "a think or answer tag stands inside another block",
+    "no_think": "there is no <think> block",
+    "unclosed_think": "a <think> tag is never closed",
+    "repeated_think": "there is more than one <think> block",
+    "wrong_order": "the <answer> block comes before the <think> block",
+    "text_outside": "there is text outside the think and answer blocks",
+    # Of what stands in the answer.
+    "empty_answer": "the answer block is empty",
+    "unreadable": "the answer cannot be read as what the task asks for",
+    "no_valid_box": "every box in the answer is malformed, reversed or empty",
+    "ambiguous": "the answer names more than one candidate",
+}
+"""Failure kind -> what it means: those of `Answer.failure` and those of `Blocks.fault`."""
+
+_TAG = re.compile(r"<(/?)(think|answer)>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """The R1 parts of a text: its think block, the last complete answer block, and the first fault of format.
+
+    Example: `extract_blocks("<think>a</think><answer>b</answer>")` has `think="a", answer="b", fault=None`.
+    """
+
+    think: str | None = None
+    answer: str | None = None
+    fault: str | None = None
+
+    @property
+    def well_formed(self) -> bool:
+        """Exactly one think block, then exactly one answer block, and only white space around them."""
+        return self.fault is None
+
+
+def extract_blocks(raw: str) -> Blocks:
+    """Find the blocks of a text in one pass over its tags; never raises.
+
+    A complete block has an opening tag, a closing tag, and no tag of either kind between them; of several complete
+    answers the last is kept, of several thoughts the first. `fault` is a key of `FAILURE_KINDS` or None.
+    """
+    tags = [(match.group(2), bool(match.group(1)), match.start(), match.end()) for match in _TAG.finditer(raw)]
+    blocks: dict[str, list[str]] = {"think": [], "answer": []}
+    for (name, closing, _, start), (next_name, next_closing, end, _) in zip(tags, tags[1:], strict=False):
+        if name == next_name and not closing and next_closing:
+            blocks[name].append(raw[start:end])
+    # A thought that quotes tags ("I will use <answer> tags") has no flat block; it ends where its last tag does.
+    return Blocks(
+        think=blocks["think"][0] if blocks["think"] else None,
+        answer=blocks["answer"][-1] if blocks["answer"] else None,
+        fault=_format_fault(raw, tags, blocks),
+    )
+
+
+def _format_fault(raw: str, tags: list[tuple[str, bool, int, int]], blocks: dict[str, list[str]]) -> str | None:
+    """The first thing that keeps a text from the strict R1 shape, as a key of `FAILURE_KINDS`."""
+    shape = [("/" if closing else "") + name for name, closing, _, _ in tags]
+    if shape == ["think", "/think", "answer", "/answer"]:
+        outside = raw[: tags[0][2]] + raw[tags[1][3] : tags[2][2]] + raw[tags[3][3] :]
+        return "text_outside" if outside.strip() else None
+    if "answer" not in shape:
+        return "stray_tag" if "/answer" in shape else "no_answer"
+    if not blocks["answer"]:
+        return "nested_tag" if "/answer" in shape[shape.index("answer") :] else "unclosed_answer"
+    for name in ("answer", "think"):
+        opened, closed, complete = shape.count(name), shape.count("/" + name), len(blocks[name])
+        if complete > 1:
+            return f"repeated_{name}"
+        if opened > closed:
+            return f"unclosed_{name}"
+        if opened < closed:
+            return "stray_tag"
+        if opened > complete:
+            return "nested_tag"
+    if not blocks["think"]:
+        return "no_think"
+    return "wrong_order" if shape[0] == "answer" else "nested_tag"
+
+
+def read_answer(raw: str, sample: Sample, box_map: BoxMap, *, n_tokens: int = 0, truncated: bool = False) -> Answer:
+    """Read a model's text as an answer to a sample. Never raises on any text.
+
+    `box_map` turns coordinates as the model writes them into pixels of the original picture; `n_tokens` and
+    `truncated` are kept on the answer for rewards that look at length. Raises `DataError` for an unknown task.
+    """
+    kind = task_of(sample).kind
+    blocks = extract_blocks(raw)
+    value: tuple[LabelledBox, ...] | float | str | None = None
+    failure: str | None = None
+    dropped = 0
+    if blocks.answer is None:
+        failure = blocks.fault if blocks.fault in ("unclosed_answer", "stray_tag", "nested_tag") else "no_answer"
+    elif not blocks.answer.strip():
+        failure = "empty_answer"
+    elif kind in ("box", "boxes", "point"):
+        value, failure, dropped = read_boxes(blocks.answer, box_map, points=kind == "point")
+    elif kind == "number":
+        value, failure = read_number(blocks.answer)
+    elif kind == "choice":
+        value, failure = read_choice(blocks.answer)
+    elif kind == "yes_no":
+        value, failure = read_yes_no(blocks.answer)
+    else:
+        value, failure = read_text(blocks.answer)
+    return Answer(
+        raw=raw,
+        think=blocks.think,
+        text=None if blocks.answer is None else blocks.answer.strip(),
+        value=value,
+        failure=None if failure is None else ParseFailure(kind=failure, detail=FAILURE_KINDS[failure]),
+        well_formed=blocks.well_formed,
+        dropped=dropped,
+        n_tokens=n_tokens,
+        truncated=truncated,
+    )
