@@ -11,6 +11,7 @@ The rules:
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ def extract_blocks(raw: str) -> Blocks:
     """
     tags = [(match.group(2), bool(match.group(1)), match.start(), match.end()) for match in _TAG.finditer(raw)]
     blocks: dict[str, list[str]] = {"think": [], "answer": []}
-    for (name, closing, _, start), (next_name, next_closing, end, _) in zip(tags, tags[1:], strict=False):
+    for (name, closing, _, start), (next_name, next_closing, end, _) in itertools.pairwise(tags):
         if name == next_name and not closing and next_closing:
             blocks[name].append(raw[start:end])
     # A thought that quotes tags ("I will use <answer> tags") has no flat block; it ends where its last tag does.

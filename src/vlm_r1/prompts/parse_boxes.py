@@ -97,7 +97,7 @@ def _proper(item: list[float], points: bool) -> Box | None:
     if len(values) == 2:
         return (values[0], values[1], values[0], values[1])
     x1, y1, x2, y2 = values
-    if x2 > x1 and y2 > y1 or points and x2 >= x1 and y2 >= y1:
+    if (x2 > x1 and y2 > y1) or (points and x2 >= x1 and y2 >= y1):
         return (x1, y1, x2, y2)
     return None
 
@@ -159,7 +159,7 @@ def _collect(value: Any, points: bool) -> Found:
 
 
 def _from_text(text: str, points: bool) -> Found:
-    """Boxes in running text, of the first form that occurs: brackets, `(x, y), (x, y)`, `(x, y, x, y)`, bare, `<loc>`."""
+    """Boxes in running text, of the first form found: brackets, `(x, y), (x, y)`, `(x, y, x, y)`, bare, `<loc>`."""
     if "{" in text and any(key in text for key in _BOX_KEYS):
         # Broken JSON with labels: the mender keeps the labels, a pattern would lose them.
         return [], 0

@@ -69,9 +69,8 @@ def read_choice(text: str) -> tuple[str | None, str | None]:
     "B or C" (hedged), "cat" (no letter).
     """
     text = _before_reason(plain(text))
-    letters = {
-        (m.group(1) or m.group(m.lastindex or 1)).upper() for pattern in _LETTERS for m in pattern.finditer(text)
-    }
+    found = [match for pattern in _LETTERS for match in pattern.finditer(text)]
+    letters = {match.group(match.lastindex or 1).upper() for match in found}
     if len(letters) == 1:
         return letters.pop(), None
     return None, "ambiguous" if letters else "unreadable"

@@ -1,1 +1,1 @@
-"""Rewards: `(Sample, Answer)` becomes a `Score`."""
+"""(Sample, Answer) -> Score: the rewards, and the rubric that combines them."""

@@ -1,0 +1,98 @@
+"""A reward with its options, its time limit and its policy on errors: what a rubric calls."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from vlm_r1.config import RewardConfig
+from vlm_r1.errors import ConfigError, RewardError, UserError, nearest
+from vlm_r1.records import Answer, Sample, Score
+from vlm_r1.rewards.limit import call_limited
+from vlm_r1.rewards.registry import BATCHED, REWARDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """One reward, ready to call. `counts` gets `errors/NAME`, `timeouts/NAME` and `not_scorable/NAME`."""
+
+    name: str
+    one: Callable[[Sample, Answer], Score]
+    many: Callable[[Sequence[Sample], Sequence[Answer]], list[Score]] | None = None
+    timeout_s: float | None = 30.0
+    on_error: str = "raise"
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def run(self, samples: Sequence[Sample], answers: Sequence[Answer]) -> list[Score]:
+        """One score per answer. Raises `RewardError` for an exception in the reward under `on_error: raise`."""
+        if not samples:
+            return []
+        if self.many is None:
+            scores = []
+            for sample, answer in zip(samples, answers, strict=True):
+                scores += self._guard([sample], partial(self._alone, sample, answer))
+        else:
+            scores = self._guard(samples, partial(self.many, samples, answers))
+        self.counts[f"not_scorable/{self.name}"] += sum(score.total is None for score in scores)
+        return scores
+
+    def _alone(self, sample: Sample, answer: Answer) -> list[Score]:
+        return [self.one(sample, answer)]
+
+    def _guard(self, samples: Sequence[Sample], call: Callable[[], list[Score]]) -> list[Score]:
+        """The call under its limit: a time-out costs the answers their points, an exception stops or is counted."""
+        try:
+            scores = call() if self.timeout_s is None else call_limited(call, self.timeout_s)
+            if len(scores) != len(samples):
+                raise ValueError(f"returned {len(scores)} scores for {len(samples)} answers")
+            for score in scores:
+                if score.total is not None and not math.isfinite(score.total):
+                    raise ValueError(f"returned {score.total}")
+            return scores
+        except TimeoutError as error:
+            # Not left out of the statistics: an answer must not gain by stalling its checker.
+            self.counts[f"timeouts/{self.name}"] += len(samples)
+            return [self._zero(f"timeout: {error}") for _ in samples]
+        except UserError:
+            raise
+        except Exception as error:
+            if self.on_error == "raise":
+                names = ", ".join(sample.id for sample in samples[:3]) + (", ..." if len(samples) > 3 else "")
+                raise RewardError(
+                    f'reward "{self.name}" raised {type(error).__name__}: {error} (sample {names}). '
+                    "Mend the reward, or set rewards.on_error: zero to score 0 and count it"
+                ) from error
+            self.counts[f"errors/{self.name}"] += len(samples)
+            return [self._zero(f"error: {type(error).__name__}: {error}") for _ in samples]
+
+    def _zero(self, note: str) -> Score:
+        return Score(total=0.0, parts={self.name: 0.0}, notes=(note,))
+
+
+def bind(name: str, config: RewardConfig, counts: Counter[str]) -> Bound:
+    """The reward of a name in `REWARDS`, a `path.py:function`, or an entry point, with its options from the recipe.
+
+    Raises `ConfigError` for an unknown name or option, naming the nearest valid one.
+    """
+    options = dict(config.options.get(name, {}))
+    limits: dict[str, Any] = {"on_error": config.on_error, "counts": counts, "name": name}
+    if name in REWARDS:
+        _check_options(name, REWARDS[name], options)
+        many = partial(BATCHED[name], **options) if name in BATCHED else None
+        # A built-in batch reward keeps its own time: one limit per request, not one for the whole batch.
+        return Bound(
+            one=partial(REWARDS[name], **options), many=many, timeout_s=None if many else config.timeout_s, **limits
+        )
+    raise ConfigError(f'rewards: unknown reward "{name}": {nearest(name, REWARDS)}')
+
+
+def _check_options(name: str, function: Callable[..., Any], options: dict[str, Any]) -> None:
+    valid = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for key in options:
+        if key not in valid:
+            raise ConfigError(f'rewards.options.{name}: unknown option "{key}": {nearest(key, valid)}')
