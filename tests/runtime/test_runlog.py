@@ -1,7 +1,9 @@
 import json
+import platform
 import resource
 from contextlib import contextmanager
 
+import numpy
 import pytest
 
 from vlm_r1.errors import CheckpointError
@@ -10,6 +12,7 @@ from vlm_r1.runtime.runlog import (
     RunLog,
     boxes_from_json,
     boxes_to_json,
+    read_environment,
     read_eval,
     read_eval_samples,
     read_metrics,
@@ -166,3 +169,14 @@ def test_full_device_is_one_clear_message(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(CheckpointError, match="No space left on device"):
         RunLog(tmp_path).metrics(1, {"reward": 0.5})
+
+
+def test_environment_names_versions(tmp_path):
+    assert read_environment(tmp_path) == {}
+    RunLog(tmp_path).environment()
+    found = read_environment(tmp_path)
+    assert found["python"] == platform.python_version()
+    assert found["numpy"] == numpy.__version__
+    (tmp_path / "environment.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"environment\.json: not JSON"):
+        read_environment(tmp_path)

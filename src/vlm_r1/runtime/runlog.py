@@ -4,6 +4,7 @@
     rollouts/step-000012.parquet  one row an answer (`ROLLOUT_COLUMNS`)
     eval.json                     {"before": {split: {n, mean_iou, acc@0.5, ...}}, "after": {...}}
     eval-before.parquet           one row a held-out question (`EVAL_COLUMNS`)
+    environment.json              what the run was made with: versions, system, cores
 
 Everything but `metrics.jsonl` is written aside and renamed, so a killed run leaves whole files; a line of
 `metrics.jsonl` goes out in one write, and a line that was cut all the same is dropped on the next start.
@@ -11,11 +12,14 @@ Everything but `metrics.jsonl` is written aside and renamed, so a killed run lea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import platform
 import re
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +61,10 @@ EVAL_COLUMNS = pa.schema(
     [("split", pa.string()), *_ASKED, *_WRITTEN, ("iou", pa.float64()), ("correct", pa.bool_()), *_DRAWN]
 )
 """As in `ROLLOUT_COLUMNS`; `image` is held for the first pictures of a split only."""
+
+
+PACKAGES = ("vlm-r1", "torch", "transformers", "accelerate", "peft", "datasets", "pillow", "numpy")
+"""The packages whose versions a run records."""
 
 
 class RunLog:
@@ -106,6 +114,15 @@ class RunLog:
         merged = read_eval(self.run_dir)
         merged[phase] = {split: {k: _finite(v) for k, v in values.items()} for split, values in splits.items()}
         write_atomically(self.run_dir / "eval.json", (json.dumps(merged, indent=2) + "\n").encode())
+
+    def environment(self) -> None:
+        """Write `environment.json`: the versions of Python and the packages that matter, system, processor cores."""
+        found = {"python": platform.python_version()}
+        for name in PACKAGES:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                found[name] = metadata.version(name)
+        found |= {"system": f"{platform.system()} {platform.machine()}", "cores": str(os.cpu_count())}
+        write_atomically(self.run_dir / "environment.json", (json.dumps(found, indent=2) + "\n").encode())
 
     def truncate_after(self, step: int) -> None:
         """Forget what later steps wrote: a run resumed from the checkpoint of `step` writes it again."""
@@ -161,19 +178,18 @@ def read_rollouts(run_dir: Path, step: int) -> list[dict[str, Any]]:
 
 def read_eval(run_dir: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """`eval.json` as phase -> split -> metric -> value; empty where there is none. Raises `CheckpointError`."""
-    path = Path(run_dir) / "eval.json"
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); remove it and evaluate again") from None
+    return _read_json(Path(run_dir) / "eval.json", "remove it and evaluate again")
 
 
 def read_eval_samples(run_dir: Path, phase: str) -> list[dict[str, Any]]:
     """The held-out questions of one evaluation, as dicts with `EVAL_COLUMNS`; empty where there are none."""
     path = _eval_path(Path(run_dir), phase)
     return _read_parquet(path) if path.is_file() else []
+
+
+def read_environment(run_dir: Path) -> dict[str, str]:
+    """What `RunLog.environment` wrote; empty where there is none. Raises `CheckpointError`."""
+    return _read_json(Path(run_dir) / "environment.json", "remove it")
 
 
 def boxes_to_json(boxes: Iterable[LabelledBox]) -> str:
@@ -244,6 +260,15 @@ def _write_parquet(path: Path, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error}); {remedy}") from None
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
