@@ -1,0 +1,64 @@
+# Set-up happens once, in .venv: delete that folder to start over.
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --no-input --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
+CODE := src tests $(wildcard benchmarks) $(wildcard examples)
+
+.PHONY: help setup setup-dev setup-bench demo test test-slow lint format bench clean
+
+help:
+	@echo "make demo   set up, train the shipped tiny model with GRPO for a few minutes, show before and after"
+	@echo "make test   the test suite (make test-slow: the slow tests too)"
+	@echo "make lint   ruff, mypy, import-linter"
+	@echo "make bench  one training step beside TRL's"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older or missing. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "Python's venv module is missing. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.setup: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing VLM-R1 and what it needs (once, a few minutes) ..."
+	$(PIP) -e .
+	@touch $@
+
+.venv/.setup-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing VLM-R1 with the development tools (once, a few minutes) ..."
+	$(PIP) -e '.[dev]'
+	@touch $@ .venv/.setup
+
+.venv/.setup-bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[bench]'
+	@touch $@ .venv/.setup
+
+setup: .venv/.setup
+setup-dev: .venv/.setup-dev
+setup-bench: .venv/.setup-bench
+
+demo: setup
+	$(BIN)/vlm-r1 demo
+
+test: setup-dev
+	$(BIN)/pytest -q -m "not slow and not gpu" $(PYTEST_ARGS)
+
+test-slow: setup-dev
+	$(BIN)/pytest -q -m "not gpu" $(PYTEST_ARGS)
+
+lint: setup-dev
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: setup-dev
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: setup-bench
+	$(BIN)/python benchmarks/grpo_step.py
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
