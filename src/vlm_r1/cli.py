@@ -1,0 +1,244 @@
+"""The command line. Each command imports what it runs inside itself: `--help` and a typo answer without torch."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlm_r1.errors import ConfigError, UserError
+
+app = typer.Typer(
+    name="vlm-r1",
+    help="Reinforcement learning with checkable rewards for vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Check, look at and convert data files.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe; examples are under recipes/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings that replace the recipe's: rl.group_size=16"),
+]
+ImageRoot = Annotated[Path | None, typer.Option(help="Folder that relative picture paths start from.")]
+Options = Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="May be given several times.")]
+
+_STATE = {"debug": False}
+
+CONTINUES = {"train", "sft", "demo"}
+"""Commands that go on from their last checkpoint when they are started again."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script: `--debug` may stand anywhere among the arguments."""
+    given = sys.argv[1:] if arguments is None else arguments
+    rest = [argument for argument in given if argument != "--debug"]
+    app(args=["--debug", *rest] if len(rest) < len(given) else rest)
+
+
+def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command whose user errors end as one message and exit code 2, and Ctrl-C as 130."""
+
+    def register(run: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(run)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            try:
+                run(*args, **kwargs)
+            except UserError as error:
+                typer.echo(traceback.format_exc() if _STATE["debug"] else f"error: {error}", err=True)
+                raise typer.Exit(2) from None
+            except KeyboardInterrupt:
+                again = f" To continue from the last checkpoint: {shlex.join(['vlm-r1', *sys.argv[1:]])}"
+                typer.echo(f"\nStopped.{again if name in CONTINUES else ''}", err=True)
+                raise typer.Exit(130) from None
+
+        return group.command(name)(guarded)
+
+    return register
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from vlm_r1 import __version__
+
+        typer.echo(f"vlm-r1 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Options of every command."""
+    _STATE["debug"] = debug
+
+
+@command(app, "train")
+def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Train with reinforcement learning; the same command again continues a run."""
+    settings = _load(recipe, overrides, method="grpo")
+    from vlm_r1.rl.loop import train as run
+
+    run(settings)
+    _report(Path(settings.run.dir))
+
+
+@command(app, "sft")
+def sft(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Train on target answers (supervised); the same command again continues a run."""
+    settings = _load(recipe, overrides, method="sft")
+    from vlm_r1.sft.train import train as run
+
+    run(settings)
+    _report(Path(settings.run.dir))
+
+
+@command(app, "eval")
+def evaluate(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the metrics to this JSON file.")] = None,
+) -> None:
+    """Evaluate a model greedily on the recipe's held-out splits: vlm-r1 eval RECIPE model.path=runs/x/final"""
+    settings = _load(recipe, overrides)
+    if not settings.data.eval:
+        raise ConfigError(f"{recipe}: data.eval is empty; name at least one held-out split to evaluate on")
+    from vlm_r1.eval.run import evaluate_model
+
+    evaluate_model(settings, out)
+
+
+@command(app, "predict")
+def predict(
+    model: Annotated[str, typer.Argument(help='A model folder, a hub id, or "tiny".')],
+    image: Annotated[Path, typer.Argument(help="A picture.")],
+    question: Annotated[str, typer.Argument(help='What to ask, as in "the red circle".')],
+    out: Annotated[Path, typer.Option(help="Where the picture with the answer's boxes goes.")] = Path("prediction.png"),
+    task: Annotated[str, typer.Option(help="What is asked for: rec (one box), ovd (all boxes), ...")] = "rec",
+    template: Annotated[str, typer.Option(help="How the question is put.")] = "r1",
+) -> None:
+    """Ask a model about one picture: prints its thinking and answer, writes the picture with the box."""
+    from vlm_r1.eval.predict import predict as run
+
+    run(model, image, question, out, task, template)
+
+
+@command(app, "demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the data order and of sampling.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: the demo recipe's.")] = None,
+) -> None:
+    """Train the tiny model that comes with the package for a few minutes and show before and after."""
+    from vlm_r1.demo import run_demo
+
+    run_demo(out, seed, steps)
+
+
+@command(app, "report")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_FOLDER...", help="Several: seeds of one recipe.")],
+) -> None:
+    """Write report.html of a run folder, or of several with a band over seeds."""
+    from vlm_r1.report.html import write_report
+
+    typer.echo(f"report: {write_report(runs)}")
+
+
+@command(app, "score")
+def score(
+    file: Annotated[Path, typer.Argument(help="JSONL rows with a sample and the text that a model wrote.")],
+    reward: Annotated[list[str], typer.Option(help="A reward's name; may be given several times.")],
+    out: Annotated[Path | None, typer.Option(help="Write each row with its scores to this JSONL file.")] = None,
+    option: Options = None,
+) -> None:
+    """Score answers from a file with rewards, without a model: --reward iou --option iou.threshold=0.5"""
+    from vlm_r1.rewards.score_file import score_file
+
+    options: dict[str, dict[str, Any]] = {}
+    for key, value in _options(option).items():
+        name, dot, argument = key.rpartition(".")
+        if not dot:
+            raise ConfigError(
+                f'--option {key}: names no reward; write REWARD.ARGUMENT=VALUE, as in "iou.threshold=0.5"'
+            )
+        options.setdefault(name, {})[argument] = value
+    score_file(file, reward, out, options)
+
+
+@command(data_app, "check")
+def data_check(file: Annotated[Path, typer.Argument(help="A data file.")], image_root: ImageRoot = None) -> None:
+    """Read every row and picture of a data file and list what is wrong with it."""
+    from vlm_r1.data.check import check_file
+
+    check_file(file, image_root)
+
+
+@command(data_app, "show")
+def data_show(
+    file: Annotated[Path, typer.Argument(help="A data file.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("samples.html"),
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Rows to draw.")] = 20,
+    image_root: ImageRoot = None,
+    seed: Annotated[int, typer.Option(help="Which rows are drawn.")] = 0,
+) -> None:
+    """Draw some rows of a data file with their questions and true boxes."""
+    from vlm_r1.data.show import show_file
+
+    show_file(file, out, n, image_root, seed)
+
+
+@command(data_app, "convert")
+def data_convert(
+    name: Annotated[str, typer.Argument(help="The format that the inputs are in.")],
+    inputs: Annotated[list[Path], typer.Argument(help="The files to convert.")],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
+    option: Options = None,
+) -> None:
+    """Convert published annotation files to this package's JSONL."""
+    from vlm_r1.data.convert import convert
+
+    convert(name, inputs, out, **_options(option))
+
+
+def _load(path: Path, overrides: list[str] | None, method: str | None = None) -> Any:
+    """The recipe, refused where its method is another command's."""
+    from vlm_r1.config_file import load_config
+
+    recipe = load_config(path, overrides or [])
+    if method is not None and recipe.method != method:
+        other = "sft" if recipe.method == "sft" else "train"
+        raise ConfigError(f"{path}: has method: {recipe.method}; use: vlm-r1 {other} {path}")
+    return recipe
+
+
+def _options(pairs: list[str] | None) -> dict[str, Any]:
+    """`--option key=value` as a mapping; values are YAML."""
+    from vlm_r1.config_file import parse_value
+
+    options = {}
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f'--option "{pair}": write KEY=VALUE')
+        options[key] = parse_value(text)
+    return options
+
+
+def _report(run: Path) -> None:
+    """Write the report of a finished run, in the first of several processes only."""
+    if os.environ.get("RANK", "0") == "0":
+        from vlm_r1.report.html import write_report
+
+        typer.echo(f"report: {write_report([run])}")
