@@ -1,0 +1,74 @@
+"""What can be wrong with a row, as records: the loader raises them, `data check` lists them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlm_r1.errors import DataError
+
+FAULT_KINDS: dict[str, str] = {
+    "encoding": "the file is not UTF-8",
+    "json": "the line is not JSON",
+    "not_object": "the line is JSON but no object",
+    "empty_file": "the file has no rows",
+    "question": "the row has no question, or not as text",
+    "turns": "the conversation is not one question and at most one answer",
+    "solution_missing": "the row has no solution",
+    "solution_type": "the solution is not what the task asks for",
+    "box_shape": "a box is not four numbers",
+    "box_number": "a side of a box is not a finite number",
+    "box_reversed": "a box has its far edge before its near edge",
+    "box_empty": "a box has no width or no height",
+    "box_outside": "a box reaches out of its picture",
+    "label": "a label is not text",
+    "image_type": "the picture is neither a path nor encoded bytes",
+    "image_missing": "the picture file does not exist",
+    "image_outside_root": "the picture's path leaves the image root",
+    "image_url": "the picture is a web address",
+    "image_data": "the encoded bytes of the picture cannot be decoded",
+    "image_unreadable": "the picture cannot be opened",
+    "image_truncated": "the picture ends before its last line",
+    "image_too_large": "the picture has more pixels than the limit",
+    "image_tags": "the question has more <image> tags than the row has pictures",
+    "task": "the task is unknown",
+    "reward": "the reward is not a name",
+    "field": "a further field has the wrong type",
+    "duplicate_id": "two rows have the same id",
+}
+"""Fault kind -> what it means."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that is wrong with a row: the kind, what was found, and what to do about it.
+
+    Example: `Fault(kind="box_reversed", what="box [9, 0, 1, 5] is reversed", remedy="Write [x1, y1, x2, y2]")`.
+    """
+
+    kind: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.remedy}"
+
+
+class RowError(DataError):
+    """The faults of one row or value, raised as one message."""
+
+    def __init__(self, faults: Sequence[Fault], where: str = "") -> None:
+        self.faults = tuple(faults)
+        prefix = f"{where}: " if where else ""
+        super().__init__(prefix + "; ".join(str(fault) for fault in faults))
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value as it appears in a message: JSON-like and cut at `limit` characters."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except RecursionError:
+        text = "a deeply nested value"
+    text = " ".join(text.split())
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return f'"{text}"' if isinstance(value, str) else text

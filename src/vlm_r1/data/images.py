@@ -1,0 +1,125 @@
+"""A row's picture values as `Picture`s: paths that stay under a root, or encoded bytes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+from vlm_r1.data.faults import Fault, RowError, shown
+from vlm_r1.records import MAX_PIXELS, Picture
+
+_DATA_URL = re.compile(r"^data:[\w/+.-]*;base64,", re.IGNORECASE)
+# The first bytes of PNG, JPEG, GIF, WebP and BMP files as base64 shows them.
+_BASE64_HEADS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk")
+
+
+class PictureFinder:
+    """Turns the picture values of rows into `Picture`s; remembers what it has found out about each path.
+
+    `root` is the folder relative paths start from and none may leave, by `..`, as an absolute path or through a
+    symbolic link.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._resolved = root.resolve()
+        self._paths: dict[str, Path | Fault] = {}
+        self._sizes: dict[Path, tuple[int, int] | Fault] = {}
+
+    def find(self, value: Any) -> Picture:
+        """The picture a value stands for, undecoded. Raises `RowError`.
+
+        Values: a path, a `file://` path, a base64 data URL or bare base64, bytes, a PIL image, or an object with
+        `bytes`, `path` or `image`.
+        """
+        if isinstance(value, dict):
+            for key in ("bytes", "path", "image"):
+                if value.get(key) is not None:
+                    return self.find(value[key])
+        if isinstance(value, (bytes, bytearray)):
+            if not value:
+                raise RowError([Fault(kind="image_data", what="picture bytes are empty", remedy="Fill them in")])
+            return Picture(data=bytes(value))
+        if isinstance(value, str) and value.strip():
+            return self._from_text(value.strip())
+        if hasattr(value, "convert") and hasattr(value, "tobytes"):
+            return Picture(image=value)
+        what = f"image {shown(value)} is neither a path nor encoded bytes"
+        raise RowError([Fault(kind="image_type", what=what, remedy="Write a path, or leave the key out")])
+
+    def _from_text(self, text: str) -> Picture:
+        header = _DATA_URL.match(text)
+        if header or (len(text) > 100 and text.startswith(_BASE64_HEADS) and "." not in text):
+            try:
+                data = base64.b64decode(text[header.end() if header else 0 :], validate=True)
+            except (binascii.Error, ValueError) as error:
+                what = f"image {shown(text, 40)} is not base64 ({error})"
+                raise RowError([Fault(kind="image_data", what=what, remedy="Encode it again")]) from None
+            return Picture(data=data)
+        if text.startswith(("http://", "https://")):
+            what = f"image {shown(text)} is a web address"
+            raise RowError([Fault(kind="image_url", what=what, remedy="Download it and write its path")])
+        if text not in self._paths:
+            self._paths[text] = self._locate(text.removeprefix("file://"))
+        found = self._paths[text]
+        if isinstance(found, Fault):
+            raise RowError([found])
+        return Picture(path=found)
+
+    def _locate(self, text: str) -> Path | Fault:
+        path = self.root / text
+        try:
+            resolved = path.resolve()
+            inside = resolved.is_relative_to(self._resolved)
+            exists = inside and resolved.is_file()
+        except (OSError, ValueError) as error:
+            return Fault(kind="image_type", what=f"image {shown(text)} is no path ({error})", remedy="Correct the path")
+        if not inside:
+            what = f"image {shown(text)} leaves the image root {self.root}/"
+            return Fault(kind="image_outside_root", what=what, remedy="Set image_root to a folder that contains it")
+        if not exists:
+            what = f"image {shown(text)} does not exist (looked in {self.root}/)"
+            return Fault(kind="image_missing", what=what, remedy="Set image_root, or drop the row")
+        return path
+
+    def size(self, picture: Picture) -> tuple[int, int]:
+        """Width and height in pixels as the picture will be shown, from its header alone. Raises `RowError`."""
+        if picture.image is not None:
+            return picture.image.size
+        if picture.path is None:
+            size = _header_size(picture)
+        else:
+            if picture.path not in self._sizes:
+                self._sizes[picture.path] = _header_size(picture)
+            size = self._sizes[picture.path]
+        if isinstance(size, Fault):
+            raise RowError([size])
+        return size
+
+
+def _header_size(picture: Picture) -> tuple[int, int] | Fault:
+    from PIL import Image, UnidentifiedImageError
+
+    name = shown(str(picture.path)) if picture.path is not None else "of bytes"
+    try:
+        with Image.open(picture.path if picture.data is None else io.BytesIO(picture.data)) as opened:  # type: ignore[arg-type]
+            width, height = opened.size
+            # Orientations 5 to 8 turn the picture by a quarter when it is opened.
+            turned = opened.format in ("JPEG", "MPO", "WEBP", "PNG", "TIFF") and opened.getexif().get(0x0112, 1) >= 5
+    except Image.DecompressionBombError:
+        width = height = MAX_PIXELS
+        turned = False
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        return Fault(
+            kind="image_unreadable",
+            what=f"image {name} cannot be opened ({type(error).__name__}: {error})",
+            remedy="Replace the file, or drop the row",
+        )
+    if width * height > MAX_PIXELS:
+        what = f"image {name} is over the limit of {MAX_PIXELS} pixels"
+        return Fault(kind="image_too_large", what=what, remedy="Make it smaller (boxes too), or drop the row")
+    return (height, width) if turned else (width, height)

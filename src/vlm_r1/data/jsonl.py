@@ -1,0 +1,96 @@
+"""Rows of a file: JSONL, JSON or Parquet, numbered as a person finds them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlm_r1.data.faults import Fault, shown
+from vlm_r1.errors import DataError
+
+ENDINGS = (".jsonl", ".json", ".parquet")
+"""File endings that can be read."""
+
+MAX_FAULTS_SHOWN = 5
+"""Faults in one message of the loader; `data check` lists all."""
+
+
+def iter_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Rows of a data file as `(line, value)`, or `(line, Fault)` where a line cannot be read.
+
+    The number is the line of a JSONL file and the row of a JSON list or a Parquet file, from 1. Raises `DataError`
+    for a file that does not exist, has another ending, or cannot be read as a whole.
+    """
+    if path.suffix not in ENDINGS:
+        raise DataError(f'data file "{path}" ends in "{path.suffix}"; it must be one of {", ".join(ENDINGS)}')
+    if not path.is_file():
+        raise DataError(f'data file "{path}" does not exist; correct the path (relative paths start from the recipe)')
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+        return
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f'data file "{path}" cannot be read ({error}); check its permissions') from None
+    yield from _jsonl_rows(data) if path.suffix == ".jsonl" else _json_rows(path, data)
+
+
+def row_name(path: Path, number: int) -> str:
+    """How messages name a row: `file.jsonl:17`, or `file.parquet row 17` where there are no lines."""
+    return f"{path}:{number}" if path.suffix == ".jsonl" else f"{path} row {number}"
+
+
+def empty_file(path: Path) -> DataError:
+    """The error for a data file without a row."""
+    return DataError(f'data file "{path}" is empty; write one JSON object a line, each with a problem and a solution')
+
+
+def _jsonl_rows(data: bytes) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if line.strip():
+            yield number, _parse(line)
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        what = f"byte {error.start + 1} of the line is not UTF-8"
+        return Fault(kind="encoding", what=what, remedy="Save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        text = line.decode("utf-8")
+        near = text[max(0, error.pos - 20) : error.pos + 20]
+        what = f"not JSON: {error.msg} at column {error.colno}, near {shown(near)}"
+        return Fault(kind="json", what=what, remedy="Correct the line; each holds one JSON object")
+    except (ValueError, RecursionError) as error:
+        return Fault(kind="json", what=f"not JSON: {error}", remedy="Correct the line; each holds one JSON object")
+
+
+def _json_rows(path: Path, data: bytes) -> Iterator[tuple[int, Any]]:
+    if not data.strip():
+        return
+    value = _parse(data.removeprefix(b"\xef\xbb\xbf"))
+    if isinstance(value, Fault):
+        raise DataError(f"{path}: {value.what}. A .json file holds one list of objects; use .jsonl for one a line")
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        value = value["data"]
+    if not isinstance(value, list):
+        raise DataError(f"{path}: the file holds {shown(value)}, not a list of objects; use .jsonl for one a line")
+    yield from enumerate(value, start=1)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        number = 0
+        for batch in file.iter_batches(batch_size=64):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file that can be read ({error}); write it again") from None

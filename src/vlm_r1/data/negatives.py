@@ -1,0 +1,102 @@
+"""Absent descriptions added to detection questions, so that "not there" is learned too (VLM-R1 adds 1 to 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+import numpy as np
+
+from vlm_r1.errors import DataError
+from vlm_r1.prompts.templates import TASKS
+from vlm_r1.records import Picture, Sample
+
+_ASKED = re.compile(
+    re.escape(TASKS["ovd"].question).replace(re.escape("{question}"), r"(?P<asked>[^\[\]{}]+?)") + r"$|"
+    r"^(?:detect|find)\s+(?P<bare>[^.\[\]{}]+)\.?$",
+    re.IGNORECASE,
+)
+
+
+def draw_absent(
+    present: Iterable[str], asked: Iterable[str], pool: Sequence[str], n: int, rng: np.random.Generator
+) -> list[str]:
+    """Up to `n` names of the sorted `pool` that are neither in the picture nor asked for, compared without case."""
+    taken = {name.casefold().strip() for name in (*present, *asked)}
+    free = [name for name in pool if name.casefold().strip() not in taken]
+    picked = rng.permutation(len(free))[:n]
+    return [free[int(index)] for index in picked]
+
+
+def asked_names(sample: Sample) -> list[str]:
+    """The names a detection question asks for: its `categories` column, else read from the known wordings.
+
+    Raises `DataError` where neither gives them.
+    """
+    names = sample.columns.get("categories")
+    if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+        return list(names)
+    match = _ASKED.search(sample.question)
+    if match is None:
+        raise DataError(
+            f"sample {sample.id}: negatives cannot be added, as the names it asks for are unknown; "
+            'add "categories": ["...", ...] to the row, or set negatives to 0'
+        )
+    return [name.strip() for name in (match["asked"] or match["bare"]).split(",") if name.strip()]
+
+
+class WithNegatives(Sequence[Sample]):
+    """Samples whose detection questions also ask for `n` names that are not in the picture.
+
+    The names come from the labels of the other samples, and from none that is true of the same picture in any of
+    them; which, and where in the question, the seed decides. Added names are kept in the column `negatives`. Samples
+    of other tasks are left as they are. Raises `DataError` where a question's names cannot be found.
+    """
+
+    def __init__(self, samples: Sequence[Sample], n: int, seed: int) -> None:
+        self._samples, self._n, self._seed = samples, n, seed
+        self._present: dict[str, set[str]] = {}
+        pool: set[str] = set()
+        for sample in samples:
+            if sample.task == "ovd":
+                labels = {item.label for item in sample.truth.boxes or () if item.label}
+                pool |= labels
+                for picture in sample.images:
+                    self._present.setdefault(_picture_key(picture), set()).update(labels)
+        if not pool:
+            raise DataError("negatives were asked for, but no sample is a detection question with labels; set it to 0")
+        self._pool = sorted(pool)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        sample = self._samples[index]
+        if sample.task != "ovd":
+            return sample
+        asked = asked_names(sample)
+        present = [name for picture in sample.images for name in self._present[_picture_key(picture)]]
+        rng = np.random.default_rng([self._seed, 2, index % len(self)])
+        added = draw_absent(present, asked, self._pool, self._n, rng)
+        names = asked + added
+        joined = ", ".join(names[int(i)] for i in rng.permutation(len(names)))
+        old = ", ".join(asked)
+        if old not in sample.question:
+            raise DataError(
+                f'sample {sample.id}: its question does not hold its categories as "{old}"; '
+                "write them so, or set negatives to 0"
+            )
+        question = sample.question.replace(old, joined, 1)
+        return dataclasses.replace(sample, question=question, columns={**sample.columns, "negatives": added})
+
+
+def _picture_key(picture: Picture) -> str:
+    return str(picture.path) if picture.path is not None else picture.key

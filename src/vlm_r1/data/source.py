@@ -1,0 +1,164 @@
+"""A source of a recipe as a sequence of samples: generated scenes, a file, or a data set on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from vlm_r1.config import DataSource
+from vlm_r1.data.faults import Fault, RowError
+from vlm_r1.data.images import PictureFinder
+from vlm_r1.data.jsonl import empty_file, iter_rows, row_name
+from vlm_r1.data.negatives import WithNegatives
+from vlm_r1.data.rows import RowContext, read_row
+from vlm_r1.data.sampling import sampled_indices
+from vlm_r1.errors import ConfigError, DataError
+from vlm_r1.records import Sample
+
+
+def load_source(source: DataSource, *, base: Path | None = None, seed: int = 0) -> Sequence[Sample]:
+    """The samples of a source, in file order; pictures stay undecoded.
+
+    Relative paths start from `base` (default: the working folder), picture paths from `image_root` (default: the
+    data file's folder). All rows that `sampling` picks are checked before the first is used. Raises `DataError`
+    naming file, line and remedy, and `ConfigError` for a wrong `sampling`.
+    """
+    samples: Sequence[Sample]
+    if source.scenes is not None:
+        # Only here: a run on files does not need the generator.
+        from vlm_r1.data.scenes import load_scenes
+
+        if source.negatives:
+            raise ConfigError("negatives are for files and hub data sets; scenes have the question kind detect")
+        samples = load_scenes(source.scenes)
+        return samples if source.sampling == "all" else _Picked(samples, source.sampling, seed)
+    folder = base if base is not None else Path()
+    if source.path is not None:
+        samples = _load_file(folder / source.path, source, folder, seed)
+    else:
+        samples = _load_hub(source, folder, seed)
+    return WithNegatives(samples, source.negatives, seed) if source.negatives else samples
+
+
+class LazySamples(Sequence[Sample]):
+    """Rows of a table, read into samples when asked for. `get_row` takes a row's index from 0."""
+
+    def __init__(self, get_row: Callable[[int], Mapping[str, Any]], indices: Sequence[int], context: RowContext):
+        self._get_row, self._indices, self._context = get_row, indices, context
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = self._indices[index]
+        sample, faults = read_row(self._get_row(row), self._context, row + 1)
+        if sample is None:
+            raise RowError(faults, f"{self._context.name} row {row + 1}")
+        return sample
+
+
+class _Picked(Sequence[Sample]):
+    """The part of a sequence that a sampling string picks."""
+
+    def __init__(self, samples: Sequence[Sample], sampling: str, seed: int) -> None:
+        self._samples = samples
+        self._indices = sampled_indices(sampling, len(samples), seed)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self._samples[i] for i in self._indices[index]]
+        return self._samples[self._indices[index]]
+
+
+def _load_file(path: Path, source: DataSource, folder: Path, seed: int) -> Sequence[Sample]:
+    root = folder / source.image_root if source.image_root is not None else path.parent
+    if not root.is_dir():
+        raise DataError(f'image_root "{root}" is not a folder; correct it (relative paths start from the recipe)')
+    context = RowContext(name=str(path), finder=PictureFinder(root), task=source.task)
+    if path.suffix == ".parquet":
+        return _load_parquet(path, source.sampling, context, seed)
+    rows = list(iter_rows(path))
+    if not rows:
+        raise empty_file(path)
+    picked = [rows[index] for index in sampled_indices(source.sampling, len(rows), seed)]
+    samples, errors = [], []
+    for number, row in picked:
+        sample, faults = (None, [row]) if isinstance(row, Fault) else read_row(row, context, number)
+        if sample is None:
+            errors.append(str(RowError(faults, row_name(path, number))))
+        else:
+            samples.append(sample)
+    _raise_first(errors, str(path))
+    return samples
+
+
+def _load_parquet(path: Path, sampling: str, context: RowContext, seed: int) -> Sequence[Sample]:
+    # The first row (or an error for a file that is none) before the whole is mapped into memory.
+    if next(iter_rows(path), None) is None:
+        raise empty_file(path)
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path, memory_map=True)
+    indices = sampled_indices(sampling, table.num_rows, seed)
+    texts = table.drop_columns([name for name in ("image", "images") if name in table.column_names])
+    samples = LazySamples(lambda index: table.slice(index, 1).to_pylist()[0], indices, context)
+    _check_texts(lambda index: texts.slice(index, 1).to_pylist()[0], indices, context)
+    return samples
+
+
+def _load_hub(source: DataSource, folder: Path, seed: int) -> Sequence[Sample]:
+    import datasets
+
+    assert source.hub is not None
+    root = folder / source.image_root if source.image_root is not None else folder
+    context = RowContext(name=source.hub, finder=PictureFinder(root), task=source.task)
+    try:
+        table = datasets.load_dataset(source.hub, split=source.hub_split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f'data set "{source.hub}", split "{source.hub_split}" cannot be loaded ({error}); '
+            "check the name, the split and the connection, or download it and set path"
+        ) from None
+    if len(table) == 0:
+        raise DataError(f'data set "{source.hub}", split "{source.hub_split}" is empty; name another split')
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
+            table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
+    indices = sampled_indices(source.sampling, len(table), seed)
+    texts = table.remove_columns([name for name in ("image", "images") if name in table.column_names])
+    _check_texts(texts.__getitem__, indices, context)
+    return LazySamples(table.__getitem__, indices, context)
+
+
+def _check_texts(get_row: Callable[[int], Mapping[str, Any]], indices: Sequence[int], context: RowContext) -> None:
+    """Check every row without its pictures: copying embedded pictures once to look at them would be slow."""
+    without = RowContext(name=context.name, finder=context.finder, task=context.task, pictures=False)
+    errors: Iterator[str] = (
+        str(RowError(faults, f"{context.name} row {index + 1}"))
+        for index in indices
+        for faults in (read_row(get_row(index), without, index + 1)[1],)
+        if faults
+    )
+    _raise_first(list(errors), context.name)
+
+
+def _raise_first(errors: list[str], name: str) -> None:
+    if errors:
+        more = f" ({len(errors) - 1} more rows have faults.)" if len(errors) > 1 else ""
+        raise DataError(f"{errors[0]}{more} For all faults run: vlm-r1 data check {name}")
