@@ -62,11 +62,11 @@ class RawRow:
 
 def read_shape(row: Mapping[str, Any]) -> RawRow:
     """Bring a row of any accepted shape to a `RawRow`. Raises `RowError` where it has none of the shapes."""
-    if "conversations" in row:
+    if row.get("conversations") is not None:
         raw = _llava(row)
-    elif "messages" in row:
+    elif row.get("messages") is not None:
         raw = _swift(row)
-    elif "prompt" in row:
+    elif row.get("prompt") is not None:
         raw = _chat_prompt(row)
     else:
         raw = _plain(row)
@@ -181,10 +181,11 @@ def _llava(row: Mapping[str, Any]) -> RawRow:
 def _chat_prompt(row: Mapping[str, Any]) -> RawRow:
     prompt = row["prompt"]
     if isinstance(prompt, str):
-        question, answer, system, images = prompt, MISSING, None, []
+        answer, system = MISSING, None
+        raw = RawRow(question=prompt, solution=_solution(row))
     else:
         question, answer, system, images = _turns(prompt, "prompt")
-    raw = RawRow(question=question, images=images, solution=_solution(row))
+        raw = RawRow(question=question, images=images, solution=_solution(row))
     model = row.get("reward_model")
     if isinstance(model, Mapping) and "ground_truth" in model:
         raw.solution = model["ground_truth"]

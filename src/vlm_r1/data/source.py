@@ -88,7 +88,7 @@ def _load_file(path: Path, source: DataSource, folder: Path, seed: int) -> Seque
     root = folder / source.image_root if source.image_root is not None else path.parent
     if not root.is_dir():
         raise DataError(f'image_root "{root}" is not a folder; correct it (relative paths start from the recipe)')
-    context = RowContext(name=str(path), finder=PictureFinder(root), task=source.task)
+    context = RowContext(name=path.name, finder=PictureFinder(root), task=source.task)
     if path.suffix == ".parquet":
         return _load_parquet(path, source.sampling, context, seed)
     rows = list(iter_rows(path))
@@ -115,9 +115,8 @@ def _load_parquet(path: Path, sampling: str, context: RowContext, seed: int) -> 
     table = pyarrow.parquet.read_table(path, memory_map=True)
     indices = sampled_indices(sampling, table.num_rows, seed)
     texts = table.drop_columns([name for name in ("image", "images") if name in table.column_names])
-    samples = LazySamples(lambda index: table.slice(index, 1).to_pylist()[0], indices, context)
-    _check_texts(lambda index: texts.slice(index, 1).to_pylist()[0], indices, context)
-    return samples
+    _check_texts(lambda index: texts.slice(index, 1).to_pylist()[0], indices, context, str(path))
+    return LazySamples(lambda index: table.slice(index, 1).to_pylist()[0], indices, context)
 
 
 def _load_hub(source: DataSource, folder: Path, seed: int) -> Sequence[Sample]:
@@ -142,23 +141,25 @@ def _load_hub(source: DataSource, folder: Path, seed: int) -> Sequence[Sample]:
             table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
     indices = sampled_indices(source.sampling, len(table), seed)
     texts = table.remove_columns([name for name in ("image", "images") if name in table.column_names])
-    _check_texts(texts.__getitem__, indices, context)
+    _check_texts(texts.__getitem__, indices, context, source.hub)
     return LazySamples(table.__getitem__, indices, context)
 
 
-def _check_texts(get_row: Callable[[int], Mapping[str, Any]], indices: Sequence[int], context: RowContext) -> None:
+def _check_texts(
+    get_row: Callable[[int], Mapping[str, Any]], indices: Sequence[int], context: RowContext, name: str
+) -> None:
     """Check every row without its pictures: copying embedded pictures once to look at them would be slow."""
     without = RowContext(name=context.name, finder=context.finder, task=context.task, pictures=False)
     errors: Iterator[str] = (
-        str(RowError(faults, f"{context.name} row {index + 1}"))
+        str(RowError(faults, f"{name} row {index + 1}"))
         for index in indices
         for faults in (read_row(get_row(index), without, index + 1)[1],)
         if faults
     )
-    _raise_first(list(errors), context.name)
+    _raise_first(list(errors), name)
 
 
 def _raise_first(errors: list[str], name: str) -> None:
     if errors:
-        more = f" ({len(errors) - 1} more rows have faults.)" if len(errors) > 1 else ""
-        raise DataError(f"{errors[0]}{more} For all faults run: vlm-r1 data check {name}")
+        more = f"{len(errors) - 1} more with faults. " if len(errors) > 1 else ""
+        raise DataError(f"{errors[0]}. {more}List all faults with: vlm-r1 data check {name}")

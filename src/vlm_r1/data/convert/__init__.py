@@ -1,0 +1,1 @@
+"""Annotation files in their original layouts become JSONL: one file a format."""
