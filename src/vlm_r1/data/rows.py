@@ -35,8 +35,8 @@ class RowContext:
 def read_row(row: Any, context: RowContext, number: int) -> tuple[Sample | None, list[Fault]]:
     """A row as a sample and `[]`, or None and every fault that can be found without decoding the pictures.
 
-    `number` is the line (or row) number, from 1; it makes the id of rows without one. Boxes must lie within the
-    first picture, whose size is read from its header.
+    `number` is the line (or row) number, from 1; it makes the id of rows without one. Boxes must lie within one
+    of the row's pictures, whose sizes are read from their headers.
     """
     if not isinstance(row, Mapping):
         what = f"the row is {shown(row)}, not an object"
