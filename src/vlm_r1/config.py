@@ -38,7 +38,9 @@ class DataSource(Section):
     hub_split: str = "train"
     image_root: str | None = Field(None, description="folder that relative picture paths start from")
     task: str | None = Field(None, description="the task of rows that do not name one: rec, ovd, count, choice, ...")
-    sampling: str = Field("all", description='"all", "first:N", "end:N", "random:N", or with a percentage: "random:10%"')
+    sampling: str = Field(
+        "all", description='"all", "first:N", "end:N", "random:N", or with a percentage: "random:10%"'
+    )
     negatives: int = Field(0, ge=0, description="absent descriptions to add to each detection question")
     weight: float = Field(1.0, gt=0, description="share of this source in a mixture")
 
