@@ -14,6 +14,7 @@ from vlm_r1.config import RewardConfig
 from vlm_r1.errors import ConfigError, RewardError, UserError, nearest
 from vlm_r1.records import Answer, Sample, Score
 from vlm_r1.rewards.limit import call_limited
+from vlm_r1.rewards.plugins import adapt, load_plugin
 from vlm_r1.rewards.registry import BATCHED, REWARDS
 
 
@@ -38,7 +39,8 @@ class Bound:
                 scores += self._guard([sample], partial(self._alone, sample, answer))
         else:
             scores = self._guard(samples, partial(self.many, samples, answers))
-        self.counts[f"not_scorable/{self.name}"] += sum(score.total is None for score in scores)
+        if left_out := sum(score.total is None for score in scores):
+            self.counts[f"not_scorable/{self.name}"] += left_out
         return scores
 
     def _alone(self, sample: Sample, answer: Answer) -> list[Score]:
@@ -82,13 +84,20 @@ def bind(name: str, config: RewardConfig, counts: Counter[str]) -> Bound:
     options = dict(config.options.get(name, {}))
     limits: dict[str, Any] = {"on_error": config.on_error, "counts": counts, "name": name}
     if name in REWARDS:
-        _check_options(name, REWARDS[name], options)
+        _check_options(name, BATCHED.get(name, REWARDS[name]), options)
         many = partial(BATCHED[name], **options) if name in BATCHED else None
         # A built-in batch reward keeps its own time: one limit per request, not one for the whole batch.
         return Bound(
             one=partial(REWARDS[name], **options), many=many, timeout_s=None if many else config.timeout_s, **limits
         )
-    raise ConfigError(f'rewards: unknown reward "{name}": {nearest(name, REWARDS)}')
+    plugin = load_plugin(name)
+    if plugin is None:
+        raise ConfigError(
+            f'rewards: unknown reward "{name}": {nearest(name, REWARDS)}; '
+            "or name a function of yours as path.py:function"
+        )
+    one, many_of_plugin = adapt(name, plugin, options)
+    return Bound(one=one, many=many_of_plugin, timeout_s=config.timeout_s, **limits)
 
 
 def _check_options(name: str, function: Callable[..., Any], options: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ def call_limited(call: Callable[[], T], seconds: float) -> T:
     call runs in a thread of its own, which is left behind if it does not end in time. An outer timer keeps running.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        return _call_in_thread(call, seconds)
+        return call_in_thread(call, seconds)
 
     def ring(signum: int, frame: object) -> None:
         raise _TimeUp
@@ -44,7 +44,8 @@ def call_limited(call: Callable[[], T], seconds: float) -> T:
             signal.setitimer(signal.ITIMER_REAL, max(1e-6, outer - (time.monotonic() - start)), interval)
 
 
-def _call_in_thread(call: Callable[[], T], seconds: float) -> T:
+def call_in_thread(call: Callable[[], T], seconds: float) -> T:
+    """As `call_limited`, in a thread of its own, so that calls which wait in system code are left behind too."""
     result: list[T] = []
     error: list[BaseException] = []
 

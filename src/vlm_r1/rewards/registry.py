@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from vlm_r1.records import Score
+from vlm_r1.rewards.detection import count, od_ap50, od_length, od_map, weighted_detection
 from vlm_r1.rewards.format import format_reward
 from vlm_r1.rewards.grounding import giou, iou, iou_threshold, point_in_box
+from vlm_r1.rewards.llm_judge import llm_judge, llm_judge_all
+from vlm_r1.rewards.shaping import length_cosine, repetition
+from vlm_r1.rewards.text import choice, edit_similarity, exact_text, math, number, yes_no
 
 REWARDS: dict[str, Callable[..., Score]] = {
     "format": format_reward,
@@ -15,13 +18,45 @@ REWARDS: dict[str, Callable[..., Score]] = {
     "giou": giou,
     "iou_threshold": iou_threshold,
     "point_in_box": point_in_box,
+    "od_map": od_map,
+    "od_ap50": od_ap50,
+    "od_length": od_length,
+    "weighted_detection": weighted_detection,
+    "count": count,
+    "choice": choice,
+    "yes_no": yes_no,
+    "number": number,
+    "math": math,
+    "exact_text": exact_text,
+    "edit_similarity": edit_similarity,
+    "length_cosine": length_cosine,
+    "repetition": repetition,
+    "llm_judge": llm_judge,
 }
 """Reward name -> function `(sample, answer, **options) -> Score`."""
 
-BATCHED: dict[str, Callable[..., list[Score]]] = {}
+BATCHED: dict[str, Callable[..., list[Score]]] = {"llm_judge": llm_judge_all}
 """Rewards that score many answers at once (they wait for a server): `(samples, answers, **options) -> scores`."""
 
 ABOUT_THE_TEXT = frozenset({"format", "length_cosine", "repetition"})
 """Rewards that judge how an answer is written; a sample's `reward` field replaces the others."""
 
-Options = dict[str, Any]
+TASK_OF_REWARD: dict[str, str] = {
+    "iou": "rec",
+    "giou": "rec",
+    "iou_threshold": "rec",
+    "point_in_box": "gui",
+    "od_map": "ovd",
+    "od_ap50": "ovd",
+    "od_length": "ovd",
+    "weighted_detection": "ovd",
+    "count": "count",
+    "choice": "choice",
+    "yes_no": "yes_no",
+    "number": "number",
+    "math": "math",
+    "exact_text": "text",
+    "edit_similarity": "text",
+    "llm_judge": "text",
+}
+"""Reward name -> the task whose answers it reads, where a row does not name its task."""

@@ -1,0 +1,131 @@
+"""Is the policy cheating? Counters for every step, and a watch on rewards that are measured but not trained on."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+
+from vlm_r1.boxes import pairwise_iou
+from vlm_r1.prompts.parse import FAILURE_KINDS, extract_blocks
+from vlm_r1.records import Answer, Sample, Score
+from vlm_r1.rewards.common import fold_label
+
+DUPLICATE_IOU = 0.9
+"""A box that overlaps an earlier one of the same label by this much repeats it."""
+
+
+def step_diagnostics(rows: Sequence[tuple[Sample, Answer, Score]]) -> dict[str, float]:
+    """One step's answers as a flat dict of floats for `metrics.jsonl`; empty for no answers.
+
+    - `boxes/pred_per_true`: predicted boxes over true boxes, summed over the answers that hold boxes
+    - `boxes/duplicate_share`: predicted boxes that repeat an earlier one of their label (IoU of `DUPLICATE_IOU`)
+    - `boxes/absent_class_share`: predicted boxes whose label is none of the truth's
+    - `boxes/dropped_per_answer`: malformed, reversed and empty boxes left out
+    - `parse/failed`, `parse/KIND`: share of answers that could not be read, in all and by kind
+    - `format/KIND`: share of answers with that fault of format
+    - `score/not_scorable`: share of answers without a score
+    - `answers/truncated`: share cut at the token limit
+    """
+    if not rows:
+        return {}
+    n = len(rows)
+    failures = Counter(answer.failure.kind for _, answer, _ in rows if answer.failure)
+    faults = Counter(extract_blocks(answer.raw).fault for _, answer, _ in rows if not answer.well_formed)
+    out = {
+        "parse/failed": sum(failures.values()) / n,
+        "score/not_scorable": sum(score.total is None for _, _, score in rows) / n,
+        "answers/truncated": sum(answer.truncated for _, answer, _ in rows) / n,
+    }
+    out |= {f"parse/{kind}": failures[kind] / n for kind in FAILURE_KINDS if failures[kind]}
+    out |= {f"format/{kind}": faults[kind] / n for kind in FAILURE_KINDS if faults[kind]}
+    return out | _box_diagnostics([(sample, answer) for sample, answer, _ in rows if sample.truth.boxes is not None])
+
+
+def _box_diagnostics(rows: Sequence[tuple[Sample, Answer]]) -> dict[str, float]:
+    if not rows:
+        return {}
+    n_true = n_pred = duplicates = absent = dropped = 0
+    for sample, answer in rows:
+        dropped += answer.dropped
+        if not isinstance(answer.value, tuple):
+            continue
+        true_labels = {fold_label(item.label) for item in sample.truth.boxes or ()}
+        labels = [fold_label(item.label) for item in answer.value]
+        n_true += len(sample.truth.boxes or ())
+        n_pred += len(labels)
+        # A truth without labels (REC) has no classes that a box could miss.
+        if true_labels != {""}:
+            absent += sum(label not in true_labels for label in labels)
+        if len(labels) > 1:
+            iou_NN = pairwise_iou([i.box for i in answer.value], [i.box for i in answer.value]).tolist()
+            duplicates += sum(
+                any(labels[j] == labels[i] and iou_NN[i][j] >= DUPLICATE_IOU for j in range(i))
+                for i in range(len(labels))
+            )
+    out = {"boxes/dropped_per_answer": dropped / len(rows)}
+    if n_true:
+        out["boxes/pred_per_true"] = n_pred / n_true
+    if n_pred:
+        out |= {"boxes/duplicate_share": duplicates / n_pred, "boxes/absent_class_share": absent / n_pred}
+    return out
+
+
+class ShadowWatch:
+    """Warns, in words and with the step, when the trained reward rises while a shadow metric falls.
+
+    Example: `ShadowWatch(window=20).update(step, 0.7, {"od_length": 0.3})` is a list of sentences, mostly empty.
+    """
+
+    def __init__(self, *, window: int = 20, min_change: float = 0.02) -> None:
+        """`window`: steps looked back over; `min_change`: least rise, and least fall, between its two halves."""
+        if window < 2:
+            raise ValueError("window must be at least 2 steps")
+        self.window, self.min_change = window, min_change
+        self._history: dict[str, deque[tuple[float, float]]] = {}
+        self._warned: dict[str, int] = {}
+
+    def update(self, step: int, reward: float | None, shadow: Mapping[str, float | None]) -> list[str]:
+        """Take one step's means; return the warnings that are due: at most one per metric and window.
+
+        Compared are the means of the two halves of the window. Steps without a value (None, NaN) are passed over.
+        """
+        warnings = []
+        for name, value in shadow.items():
+            if reward is None or value is None or not (math.isfinite(reward) and math.isfinite(value)):
+                continue
+            history = self._history.setdefault(name, deque(maxlen=self.window))
+            history.append((reward, value))
+            if len(history) < self.window or step - self._warned.get(name, step - self.window) < self.window:
+                continue
+            half = self.window // 2
+            early, late = list(history)[:half], list(history)[-half:]
+            rise = _mean([r for r, _ in late]) - _mean([r for r, _ in early])
+            fall = _mean([v for _, v in early]) - _mean([v for _, v in late])
+            if rise >= self.min_change and fall >= self.min_change:
+                self._warned[name] = step
+                warnings.append(
+                    f"step {step}: over the last {self.window} steps the trained reward rose by {rise:.3f} while the "
+                    f"shadow metric {name} fell by {fall:.3f}: the policy may be exploiting the reward. "
+                    "Look at the rollouts of these steps, or train on a reward that charges for it"
+                )
+        return warnings
+
+    def state(self) -> dict[str, object]:
+        """What `restore` needs for an exact resume, as plain JSON values."""
+        return {
+            "history": {name: [list(pair) for pair in rows] for name, rows in self._history.items()},
+            "warned": dict(self._warned),
+        }
+
+    def restore(self, state: Mapping[str, Mapping[str, object]]) -> None:
+        """Continue from `state()`."""
+        self._history = {
+            name: deque(((float(r), float(v)) for r, v in rows), maxlen=self.window)  # type: ignore[attr-defined]
+            for name, rows in state["history"].items()
+        }
+        self._warned = {name: int(step) for name, step in state["warned"].items()}  # type: ignore[call-overload]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
