@@ -1,0 +1,246 @@
+"""Training curves as inline SVG that takes its colours from the page, so that it suits light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vlm_r1.report.findings import split_name
+
+Points = list[tuple[int, float]]
+Metrics = Sequence[Mapping[str, Any]]
+
+MOST_POINTS = 240
+"""A longer curve is averaged in this many bins: a screen shows no more, and the page stays small."""
+
+_INK, _GRID, _SERIES = "#010203", "#010204", [f"#01020{digit}" for digit in "5678abcd"]
+_VARIABLES = {_INK: "currentColor", _GRID: "var(--grid)"} | {c: f"var(--s{i})" for i, c in enumerate(_SERIES)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One named quantity; `runs` holds one curve for each run that logged it."""
+
+    label: str
+    runs: list[Points]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """A drawn chart: `svg` is markup made here from numbers and escaped names, safe to put in a page."""
+
+    title: str
+    note: str
+    svg: str
+
+
+def charts(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """The curves that the runs have data for, each run given by its metrics lines and its `eval.json`."""
+    return [chart for chart in (_chart(runs, evals, *plan) for plan in _PLANS) if chart is not None]
+
+
+def is_smoothed(runs: Sequence[Metrics]) -> bool:
+    """Whether curves are drawn faint with their moving average in bold: one run, long enough."""
+    return len(runs) == 1 and len(runs[0]) >= 40
+
+
+def curve(metrics: Metrics, name: str) -> Points:
+    """One metric of one run as (step, value), without the steps that lack it."""
+    return [(row["step"], float(row[name])) for row in metrics if isinstance(row.get(name), int | float)]
+
+
+def held_out(metrics: Metrics, evaluation: Mapping[str, Any], split: str, metric: str) -> Points:
+    """A held-out metric during training, with the evaluations before (step 0) and after (the last step)."""
+    points = dict(curve(metrics, f"eval/{split}/{metric}"))
+    last = max((row["step"] for row in metrics), default=1)
+    for phase, step in (("before", 0), ("after", last)):
+        value = evaluation.get(phase, {}).get(split, {}).get(metric)
+        if isinstance(value, int | float):
+            points.setdefault(step, float(value))
+    return sorted(points.items())
+
+
+def _named(*names: str, **labels: str) -> Callable[..., list[Line]]:
+    def lines(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) -> list[Line]:
+        return [Line(label=labels.get(name, name), runs=[curve(run, name) for run in runs]) for name in names]
+
+    return lines
+
+
+def _matching(pattern: str) -> Callable[..., list[Line]]:
+    def lines(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) -> list[Line]:
+        names = {name: re.fullmatch(pattern, name) for run in runs for row in run for name in row}
+        return [Line(label=match[1], runs=[curve(run, name) for run in runs]) for name, match in names.items() if match]
+
+    return lines
+
+
+def _held_out(metric: str) -> Callable[..., list[Line]]:
+    def lines(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) -> list[Line]:
+        logged = [
+            m[1]
+            for run in runs
+            for row in run
+            for m in [re.fullmatch(f"eval/(.+)/{metric}", name) for name in row]
+            if m
+        ]
+        splits = dict.fromkeys([s for e in evals for phase in ("before", "after") for s in e.get(phase, {})] + logged)
+        return [
+            Line(label=split_name(s), runs=[held_out(r, e, s, metric) for r, e in zip(runs, evals, strict=True)])
+            for s in splits
+        ]
+
+    return lines
+
+
+def _phase_times(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) -> list[Line]:
+    names = {"time/rollout_s": "rollout", "time/reward_s": "reward", "time/update_s": "update", "time/step_s": "step"}
+    return [Line(label=label, runs=[curve(run, name) for run in runs]) for name, label in names.items()]
+
+
+_PLANS: list[tuple[str, str, Callable[..., list[Line]]]] = [
+    ("Reward", "mean over the answers of a step", _named("reward")),
+    ("Reward parts", "mean over the answers of a step, before weights", _matching("rewards/(.+)/mean")),
+    ("Held-out Acc@0.5", "greedy answers; share with IoU of at least 0.5", _held_out("acc@0.5")),
+    ("Held-out mean IoU", "greedy answers", _held_out("mean_iou")),
+    ("Held-out accuracy", "greedy answers", _held_out("accuracy")),
+    ("Answer length", "tokens, mean over the answers of a step", _named("completions/mean_length")),
+    ("Groups without a signal", "share of groups whose rewards are all equal", _named("frac_reward_zero_std")),
+    ("Spread of rewards", "standard deviation of the reward", _named("reward_std")),
+    ("Loss", "", _named("loss")),
+    ("Gradient norm", "before clipping", _named("grad_norm")),
+    ("KL to the reference model", "nats a token", _named("kl")),
+    (
+        "Clipped tokens",
+        "share of tokens beyond the clip range",
+        _named(
+            "clip_ratio/low_mean",
+            "clip_ratio/high_mean",
+            **{"clip_ratio/low_mean": "low", "clip_ratio/high_mean": "high"},
+        ),
+    ),
+    ("Learning rate", "", _named("lr")),
+    ("Time of a step", "seconds", _phase_times),
+]
+
+_FREE = ("Reward", "Reward parts", "Loss", "KL to the reference model")
+"""Charts of quantities that may be negative or far from zero; the others begin at zero."""
+
+
+def _chart(
+    runs: Sequence[Metrics],
+    evals: Sequence[Mapping[str, Any]],
+    title: str,
+    note: str,
+    plan: Callable[..., list[Line]],
+) -> Chart | None:
+    lines = [Line(label=line.label, runs=[p for p in line.runs if p]) for line in plan(runs, evals)]
+    lines = [line for line in lines if any(line.runs)]
+    if not lines or (title.startswith(("KL", "Clipped")) and not any(y for li in lines for p in li.runs for _, y in p)):
+        return None
+    smooth = is_smoothed(runs) and title != "Learning rate"
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False}):
+        figure = Figure(figsize=(4.4, 2.5), layout="constrained")
+        axes = figure.add_subplot()
+        for place, line in enumerate(lines):
+            _draw(axes, line, _SERIES[place % len(_SERIES)], smooth)
+        _dress(axes, several=len(lines) > 1, from_zero=title not in _FREE)
+        svg = to_svg(figure)
+    return Chart(title=title, note=note, svg=svg)
+
+
+def _draw(axes: Axes, line: Line, color: str, smooth: bool) -> None:
+    if len(line.runs) > 1:
+        steps, low, mean, high = band(line.runs)
+        axes.fill_between(steps, low, high, color=color, alpha=0.22, linewidth=0)
+        axes.plot(steps, mean, color=color, linewidth=1.8, label=line.label, marker="o" if len(steps) < 3 else None)
+        return
+    x, y = (np.asarray(column, dtype=np.float64) for column in zip(*line.runs[0], strict=True))
+    if smooth and len(y) >= 40:
+        average = moving_average(y, max(3, len(y) // 12))
+        axes.plot(*binned(x, y), color=color, linewidth=0.8, alpha=0.35)
+        axes.plot(*binned(x, average), color=color, linewidth=1.8, label=line.label)
+    else:
+        axes.plot(
+            *binned(x, y),
+            color=color,
+            linewidth=1.8,
+            label=line.label,
+            marker="o" if len(x) < 16 else None,
+            markersize=4,
+        )
+
+
+def band(runs: Sequence[Points]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, lowest, mean and highest value over the runs; a step that some runs lack counts those that have it."""
+    by_step: dict[int, list[float]] = {}
+    for points in runs:
+        for step, value in points:
+            by_step.setdefault(step, []).append(value)
+    steps = np.asarray(sorted(by_step), dtype=np.float64)
+    values = [by_step[int(step)] for step in steps]
+    low, mean, high = (np.asarray([f(v) for v in values]) for f in (np.min, np.mean, np.max))
+    return binned(steps, steps)[0], binned(steps, low)[1], binned(steps, mean)[1], binned(steps, high)[1]
+
+
+def binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most `MOST_POINTS` points: consecutive ones are averaged."""
+    if len(x) <= MOST_POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), MOST_POINTS)
+    return np.asarray([x[p].mean() for p in parts]), np.asarray([y[p].mean() for p in parts])
+
+
+def moving_average(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred mean over `window` values, over fewer at the two ends."""
+    half = window // 2
+    return np.asarray([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
+
+
+def _dress(axes: Axes, several: bool, from_zero: bool) -> None:
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_GRID)
+    axes.tick_params(colors=_INK, length=0, labelsize=10)
+    axes.set_xlabel("step", color=_INK, fontsize=10)
+    axes.margins(x=0.02)
+    if from_zero:
+        axes.set_ylim(0, axes.get_ylim()[1] or 1)
+    axes.locator_params(axis="y", nbins=5)
+    axes.yaxis.set_major_formatter("{x:g}")
+    if several:
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=4,
+            frameon=False,
+            fontsize=10,
+            labelcolor=_INK,
+            handlelength=1.2,
+            borderaxespad=0.2,
+            columnspacing=1.2,
+        )
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as inline SVG: real text, colours from the page's variables, no reference to anything outside."""
+    sink = io.StringIO()
+    figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = sink.getvalue()
+    head, body = svg[svg.index("<svg") :].split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', head)
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<(g|text) id="[^"]*"', r"<\1", body).replace("xlink:href", "href")
+    body = re.sub(r" font-family: [^;\"]*;", "", body)
+    for sentinel, variable in _VARIABLES.items():
+        body = body.replace(sentinel, variable)
+    return f'<svg role="img" aria-hidden="true" {box[0] if box else ""}>{body}'

@@ -1,0 +1,175 @@
+"""Which held-out questions and which rollouts the report shows, and what each card says."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_r1.report.findings import number, signed
+from vlm_r1.report.pairs import Pair, Row
+from vlm_r1.report.pictures import Album, View
+from vlm_r1.runtime.runlog import boxes_from_json, read_rollouts, rollout_steps
+
+MOST_TEXT = 1500
+"""Characters of a think or answer text that a card shows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One evaluation's half of a card."""
+
+    phase: str
+    view: View
+    score: str
+    text: str
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A held-out question with what was answered before and after."""
+
+    question: str
+    change: str
+    tone: str
+    sides: tuple[Side, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shelf:
+    """Cards chosen for one reason, such as "biggest gains"."""
+
+    title: str
+    cards: tuple[Card, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutCard:
+    """One answer of a training step. `parts` holds (name, value as text, share of the bar from 0 to 100)."""
+
+    question: str
+    view: View
+    reward: str
+    advantage: str
+    group: str
+    parts: tuple[tuple[str, str, float], ...]
+    think: str
+    answer: str
+    failure: str | None
+    facts: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCards:
+    """The best and the worst answers of one step."""
+
+    step: int
+    n: int
+    best: tuple[RolloutCard, ...]
+    worst: tuple[RolloutCard, ...]
+
+
+def shelves(pairs: Sequence[Pair], album: Album, each: int = 3, seed: int = 0) -> list[Shelf]:
+    """Biggest gains, biggest losses and random ones among the questions of a split whose picture was kept.
+
+    Random ones are drawn from all of them, so they tell how typical the extremes are.
+    """
+    kept = [pair for pair in pairs if pair.image is not None]
+    ranked = sorted((pair for pair in kept if pair.gain is not None), key=lambda pair: pair.gain or 0.0)
+    gains = [pair for pair in reversed(ranked) if (pair.gain or 0.0) > 0][:each]
+    losses = [pair for pair in ranked if (pair.gain or 0.0) < 0][:each]
+    drawn = random.Random(seed).sample(kept, min(each, len(kept)))
+    chosen = [("Biggest gains", gains), ("Biggest losses", losses), ("Drawn at random", drawn)]
+    return [Shelf(title=title, cards=tuple(_card(pair, album) for pair in found)) for title, found in chosen if found]
+
+
+def _card(pair: Pair, album: Album) -> Card:
+    gain = pair.gain
+    return Card(
+        question=pair.row.get("question") or "",
+        change="" if gain is None else signed(gain),
+        tone="" if not gain else "up" if gain > 0 else "down",
+        sides=tuple(
+            _side(phase, row, pair, album) for phase, row in (("before", pair.before), ("after", pair.after)) if row
+        ),
+    )
+
+
+def _side(phase: str, row: Row, pair: Pair, album: Album) -> Side:
+    true, predicted = boxes_from_json(row.get("true_boxes")), boxes_from_json(row.get("pred_boxes"))
+    if row.get("iou") is not None:
+        score = f"IoU {number(row['iou'])}"
+    elif row.get("correct") is not None:
+        score = "correct" if row["correct"] else "wrong"
+    else:
+        score = "no score"
+    return Side(
+        phase=phase,
+        view=album.view(pair.image, (row.get("image_width"), row.get("image_height")), true, predicted),
+        score=score,
+        text=_cut(row.get("completion")),
+        failure=row.get("failure"),
+    )
+
+
+def step_cards(run_dir: Path, album: Album, steps: int = 4, each: int = 2) -> list[StepCards]:
+    """The best and worst answers by reward of up to `steps` steps, spread evenly from the first kept to the last."""
+    kept = rollout_steps(run_dir)
+    if len(kept) > steps:
+        kept = [kept[round(i * (len(kept) - 1) / (steps - 1))] for i in range(steps)] if steps > 1 else kept[-1:]
+    found = []
+    for step in kept:
+        rows = read_rollouts(run_dir, step)
+        scored = sorted((row for row in rows if row["reward"] is not None), key=lambda row: row["reward"])
+        best = _of_different_groups(list(reversed(scored)), each)
+        worst = _of_different_groups([row for row in scored if not any(row is b for b in best)], each)
+        cards = [tuple(_rollout_card(row, rows, album) for row in chosen) for chosen in (best, worst)]
+        if best:
+            found.append(StepCards(step=step, n=len(rows), best=cards[0], worst=cards[1]))
+    return found
+
+
+def _of_different_groups(rows: Sequence[Row], each: int) -> list[Row]:
+    chosen: dict[Any, Row] = {}
+    for row in rows:
+        if len(chosen) < each:
+            chosen.setdefault(row["group"], row)
+    return list(chosen.values())
+
+
+def _rollout_card(row: Row, rows: Sequence[Row], album: Album) -> RolloutCard:
+    group = [other for other in rows if other["group"] == row["group"]]
+    image = next((other["image"] for other in group if other["image"] is not None), None)
+    rewards = [other["reward"] for other in group if other["reward"] is not None]
+    true, predicted = boxes_from_json(row["true_boxes"]), boxes_from_json(row["pred_boxes"])
+    facts = [f"{row['n_tokens']} tokens" if row["n_tokens"] is not None else "", row["task"] or "", row["source"] or ""]
+    facts += ["cut at the token limit"] if row["finish"] == "length" else []
+    spread = f"{number(min(rewards))} to {number(max(rewards))}"
+    return RolloutCard(
+        question=row["question"] or "",
+        view=album.view(image, (row["image_width"], row["image_height"]), true, predicted),
+        reward=number(row["reward"]),
+        advantage="" if row["advantage"] is None else signed(row["advantage"]),
+        group=f"group of {len(group)}: rewards {spread}, mean {number(sum(rewards) / len(rewards))}",
+        parts=_bars(json.loads(row["parts"]) if row["parts"] else {}),
+        think=_cut(row["think"]),
+        answer=_cut(row["answer"] if row["answer"] is not None else row["completion"]),
+        failure=row["failure"],
+        facts=", ".join(fact for fact in facts if fact),
+    )
+
+
+def _bars(parts: Mapping[str, float | None]) -> tuple[tuple[str, str, float], ...]:
+    known = [(name, value) for name, value in parts.items() if value is not None]
+    full = max([1.0, *(abs(value) for _, value in known)])
+    bars = [(name, number(value), round(100 * max(0.0, value) / full, 1)) for name, value in known]
+    return (*bars, *((name, "not scored", 0.0) for name, value in parts.items() if value is None))
+
+
+def _cut(text: str | None) -> str:
+    text = text or ""
+    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}… ({len(text) - MOST_TEXT} more characters)"

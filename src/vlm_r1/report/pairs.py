@@ -1,0 +1,69 @@
+"""Held-out questions before and after training, joined question by question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_r1.runtime.runlog import read_eval_samples
+
+Row = Mapping[str, Any]
+
+SAMPLE_COLUMN = {"mean_iou": "iou", "acc@0.5": "correct", "accuracy": "correct"}
+"""The column of `eval-<phase>.parquet` whose mean a metric of `eval.json` is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One held-out question with its rows (`EVAL_COLUMNS`) of the two evaluations; one may be None.
+
+    Example: `Pair(before={"iou": 0.25, ...}, after={"iou": 0.75, ...}).gain` is 0.5.
+    """
+
+    before: Row | None
+    after: Row | None
+
+    @property
+    def row(self) -> Row:
+        """What does not depend on the evaluation: question, truth, picture."""
+        return self.after if self.after is not None else self.before or {}
+
+    @property
+    def image(self) -> bytes | None:
+        """The picture's encoded bytes, from whichever evaluation kept them."""
+        return next((row["image"] for row in (self.after, self.before) if row and row.get("image")), None)
+
+    @property
+    def gain(self) -> float | None:
+        """The rise in IoU, or in correctness where the task has no boxes; None where one side is not known."""
+        if self.before is None or self.after is None:
+            return None
+        return next((d for d in (difference(self, "iou"), difference(self, "correct")) if d is not None), None)
+
+
+def difference(pair: Pair, column: str) -> float | None:
+    """After minus before in one column; None where either is not known."""
+    if pair.before is None or pair.after is None:
+        return None
+    old, new = pair.before.get(column), pair.after.get(column)
+    return None if old is None or new is None else float(new) - float(old)
+
+
+def read_pairs(run_dir: Path) -> dict[str, list[Pair]]:
+    """Split -> its questions, in the order they were asked; empty for a run without held-out rows."""
+    return join(read_eval_samples(run_dir, "before"), read_eval_samples(run_dir, "after"))
+
+
+def join(before: Iterable[Row], after: Iterable[Row]) -> dict[str, list[Pair]]:
+    """Split -> pairs; rows belong together where split, sample id and question are equal."""
+    old, new = {_key(row): row for row in before}, {_key(row): row for row in after}
+    pairs: dict[str, list[Pair]] = {}
+    for key in [*old, *(key for key in new if key not in old)]:
+        pairs.setdefault(key[0], []).append(Pair(before=old.get(key), after=new.get(key)))
+    return pairs
+
+
+def _key(row: Row) -> tuple[str, Any, Any]:
+    return (row["split"] or "", row.get("sample_id"), row.get("question"))

@@ -1,0 +1,113 @@
+"""Pictures inside the page: each embedded once, small, with boxes drawn over it as vector graphics."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from vlm_r1.errors import DataError
+from vlm_r1.records import LabelledBox, Picture
+
+LONGEST_SIDE = 448
+"""Larger pictures are shrunk to this many pixels: a phone or a card shows no more."""
+
+KEPT_AS_THEY_ARE = 24_000
+"""Bytes up to which a small picture is embedded unchanged; a larger one becomes JPEG."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stroke:
+    """A box as SVG attributes, in pixels of the original picture; `kind` is "true" or "pred"."""
+
+    kind: str
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One showing of a picture. `uri` is its data URI where it is shown first, empty where `anchor` refers back.
+
+    Both are empty where the picture was not kept or the page is full.
+    """
+
+    width: int
+    height: int
+    anchor: str = ""
+    uri: str = ""
+    strokes: tuple[Stroke, ...] = ()
+
+
+@dataclass(slots=True)
+class Album:
+    """Hands out views and keeps the page under `budget` bytes of pictures.
+
+    Example: `Album().view(png_bytes, (96, 96), true=boxes).uri` begins with "data:image/png;base64,".
+    """
+
+    budget: int = 3_200_000
+    left_out: int = 0
+    _seen: dict[bytes, str] = field(default_factory=dict)
+
+    def view(
+        self,
+        image: bytes | None,
+        size: tuple[int | None, int | None],
+        true: Sequence[LabelledBox] = (),
+        predicted: Sequence[LabelledBox] = (),
+    ) -> View:
+        """A picture of `size` (width, height; original pixels) with its boxes; labels only where there are several."""
+        width, height = size[0] or 1, size[1] or 1
+        named = len(true) > 1 or len(predicted) > 1
+        strokes = [_stroke("true", item, width, height, named) for item in true]
+        strokes += [_stroke("pred", item, width, height, named) for item in predicted]
+        drawn = tuple(stroke for stroke in strokes if stroke is not None)
+        if image is None:
+            return View(width=width, height=height, strokes=drawn)
+        anchor = self._seen.get(image)
+        if anchor is not None:
+            return View(width=width, height=height, anchor=anchor, strokes=drawn)
+        uri = _data_uri(image)
+        if uri is None or len(uri) > self.budget:
+            self.left_out += 1
+            return View(width=width, height=height, strokes=drawn)
+        self.budget -= len(uri)
+        anchor = self._seen.setdefault(image, f"picture-{len(self._seen)}")
+        return View(width=width, height=height, anchor=anchor, uri=uri, strokes=drawn)
+
+
+def _data_uri(image: bytes) -> str | None:
+    try:
+        opened = Picture(data=image).open()
+    except DataError:
+        return None
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg" if image.startswith(b"\xff\xd8") else ""
+    if not kind or len(image) > KEPT_AS_THEY_ARE or max(opened.size) > LONGEST_SIDE:
+        opened.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+        sink = io.BytesIO()
+        opened.save(sink, "JPEG", quality=82)
+        image, kind = sink.getvalue(), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def _stroke(kind: str, item: LabelledBox, width: int, height: int, named: bool) -> Stroke | None:
+    if not all(math.isfinite(x) for x in item.box):
+        return None
+    xs = sorted(min(max(x, 0.0), float(width)) for x in (item.box[0], item.box[2]))
+    ys = sorted(min(max(y, 0.0), float(height)) for y in (item.box[1], item.box[3]))
+    return Stroke(
+        kind=kind,
+        x=round(xs[0], 2),
+        y=round(ys[0], 2),
+        width=round(xs[1] - xs[0], 2),
+        height=round(ys[1] - ys[0], 2),
+        label=item.label[:28] if named else "",
+    )

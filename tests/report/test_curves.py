@@ -1,0 +1,44 @@
+import numpy as np
+
+from vlm_r1.report.curves import MOST_POINTS, band, binned, charts, curve, held_out, moving_average
+
+
+def test_band_is_lowest_mean_and_highest_by_step():
+    steps, low, mean, high = band([[(1, 0.0), (2, 1.0)], [(1, 4.0), (2, 3.0)], [(1, 2.0)]])
+    assert steps.tolist() == [1, 2]
+    assert (low.tolist(), mean.tolist(), high.tolist()) == ([0.0, 1.0], [2.0, 2.0], [4.0, 3.0])
+
+
+def test_moving_average_shrinks_at_the_ends():
+    assert moving_average(np.array([0.0, 3.0, 6.0, 0.0]), 3).tolist() == [1.5, 3.0, 3.0, 3.0]
+
+
+def test_long_curves_are_averaged_in_bins():
+    x, y = binned(np.arange(10 * MOST_POINTS), np.arange(10 * MOST_POINTS) * 2.0)
+    assert len(x) == MOST_POINTS and (x[0], y[0], y[-1]) == (4.5, 9.0, 2 * (10 * MOST_POINTS - 5.5))
+
+
+def test_missing_values_are_skipped():
+    assert curve([{"step": 1, "kl": None}, {"step": 2, "kl": 0.5}, {"step": 3}], "kl") == [(2, 0.5)]
+
+
+def test_held_out_curve_starts_before_and_ends_after_training():
+    metrics = [{"step": 1}, {"step": 2, "eval/a/acc@0.5": 0.4}, {"step": 4}]
+    evaluation = {"before": {"a": {"acc@0.5": 0.25}}, "after": {"a": {"acc@0.5": 0.5}}}
+    assert held_out(metrics, evaluation, "a", "acc@0.5") == [(0, 0.25), (2, 0.4), (4, 0.5)]
+
+
+def test_only_what_was_logged_is_drawn():
+    metrics = [{"step": step, "reward": step / 2, "kl": 0.0, "rewards/iou/mean": 0.5} for step in range(3)]
+    assert [chart.title for chart in charts([metrics], [{}])] == ["Reward", "Reward parts"]
+    metrics[0]["kl"] = 0.1
+    assert "KL to the reference model" in [chart.title for chart in charts([metrics], [{}])]
+    assert charts([[]], [{}]) == []
+
+
+def test_svg_takes_the_colours_of_the_page_and_escapes_names():
+    metrics = [{"step": step, "rewards/$x_<b>$/mean": 0.5, "rewards/y/mean": 0.1} for step in range(50)]
+    (chart,) = charts([metrics], [{}])
+    assert "$x_&lt;b&gt;$" in chart.svg and "<b>" not in chart.svg
+    assert "var(--s0)" in chart.svg and "currentColor" in chart.svg and "#0102" not in chart.svg
+    assert "http" not in chart.svg and chart.svg.startswith("<svg") and chart.svg.rstrip().endswith("</svg>")
