@@ -24,7 +24,11 @@ Keys = tuple[str | int, ...]
 COMMAND_LINE = "command line"
 
 _FLOAT = re.compile(
-    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN)$"
+    r"""[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?$
+    |[-+]?[0-9]+[eE][-+]?[0-9]+$
+    |[-+]?\.(?:inf|Inf|INF)$
+    |\.(?:nan|NaN|NAN)$""",
+    re.VERBOSE,
 )
 _SCALARS = (
     ("bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
@@ -44,6 +48,12 @@ class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper that also quotes a text which `_Loader` would read as a number."""
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    unusual_breaks = any(character in text for character in "\x85\u2028\u2029\ufeff")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if unusual_breaks else None)
+
+
+_Dumper.add_representer(str, _represent_text)
 for _name, _pattern, _first in _SCALARS:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, list(_first))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<$"), ["<"])
@@ -93,8 +103,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
 
 def _parse(text: str, name: str, places: dict[Keys, str] | None = None) -> Any:
     """YAML text to plain values; notes the place of every key in `places`. `name` is what errors call the text."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -105,8 +115,6 @@ def _parse(text: str, name: str, places: dict[Keys, str] | None = None) -> Any:
         raise ConfigError(f"{name}{line}: is not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{name}: is not valid YAML: {error}") from None
-    finally:
-        loader.dispose()
 
 
 def _walk(node: yaml.Node, keys: Keys, name: str, places: dict[Keys, str], above: tuple[yaml.Node, ...]) -> None:

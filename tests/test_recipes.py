@@ -1,0 +1,37 @@
+"""Every recipe parses, and its header says how to run it and what to expect."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vlm_r1.config_file import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+COMMAND = {"grpo": "train", "sft": "sft"}
+
+
+def name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def test_there_are_recipes():
+    assert RECIPES
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=name)
+def test_a_recipe_parses_and_names_its_data(file):
+    recipe = load_config(file)
+    assert recipe.data.train or recipe.data.eval
+    assert recipe.run.dir.startswith("runs/")
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=name)
+def test_the_header_states_the_command_and_the_number(file):
+    header = re.match(r"(?:#.*\n)+", file.read_text(encoding="utf-8"))
+    assert header, "a recipe starts with a comment"
+    command = COMMAND[load_config(file).method]
+    commands = re.findall(r"vlm-r1 (\w+) (\S+)", header[0])
+    assert {(c, path) for c, path in commands} & {(command, name(file)), ("eval", name(file))}, commands
+    assert re.search(r"[Ee]xpect\w*\b[^#]*(?:#[^#]*)?\d", header[0]), "the header states the number to expect"
