@@ -29,3 +29,9 @@ def test_lone_evaluation_stands_under_after():
     (row,) = before_after_rows({"eval": {"val": {"n": 2, "acc@0.5": 1.0, "note": None}}})
     assert row.cells == ("val", "Acc@0.5", "2", "", "1.000", "")
     assert before_after_rows({}) == []
+
+
+def test_a_kind_of_failure_that_vanished_counts_as_zero():
+    before = {"val": {"n": 4, "failures/no_box": 0.25}}
+    (row,) = before_after_rows({"before": before, "after": {"val": {"n": 4}}})
+    assert row.cells == ("val", "failures/no_box", "4", "0.250", "0.000", "\N{MINUS SIGN}0.250")

@@ -71,7 +71,11 @@ def before_after_rows(eval: Evaluation) -> list[TableRow]:
     splits = list(dict.fromkeys(split for split, _ in names))
     rows = []
     for split, metric in sorted(names, key=lambda name: splits.index(name[0])):
-        old, new = ((phase or {}).get(split, {}).get(metric) for phase in (before, after))
+        # A kind of failure that did not happen is not listed by the evaluation: its share is zero.
+        unlisted = 0.0 if metric.startswith("failures/") else None
+        old, new = (
+            phase[split].get(metric, unlisted) if phase and split in phase else None for phase in (before, after)
+        )
         n = next((phase[split]["n"] for phase in reversed(known) if phase.get(split, {}).get("n") is not None), None)
         rows.append(TableRow(split=split, metric=metric, n=None if n is None else int(n), before=old, after=new))
     return rows

@@ -110,7 +110,7 @@ class RunLog:
         `phase` is "before", "after" or any other short name; an evaluation of the same phase is replaced.
         """
         if samples is not None:
-            _write_parquet(_eval_path(self.run_dir, phase), _table(samples, EVAL_COLUMNS))
+            write_eval_samples(_eval_path(self.run_dir, phase), samples)
         merged = read_eval(self.run_dir)
         merged[phase] = {split: {k: _finite(v) for k, v in values.items()} for split, values in splits.items()}
         write_atomically(self.run_dir / "eval.json", (json.dumps(merged, indent=2) + "\n").encode())
@@ -185,6 +185,11 @@ def read_eval_samples(run_dir: Path, phase: str) -> list[dict[str, Any]]:
     """The held-out questions of one evaluation, as dicts with `EVAL_COLUMNS`; empty where there are none."""
     path = _eval_path(Path(run_dir), phase)
     return _read_parquet(path) if path.is_file() else []
+
+
+def write_eval_samples(path: Path, samples: list[dict[str, Any]]) -> None:
+    """Write rows of held-out questions (`EVAL_COLUMNS`) as Parquet. Raises `CheckpointError` on a full disk."""
+    _write_parquet(Path(path), _table(samples, EVAL_COLUMNS))
 
 
 def read_environment(run_dir: Path) -> dict[str, str]:
