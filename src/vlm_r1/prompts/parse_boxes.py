@@ -15,6 +15,9 @@ _BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "box", "bounding_box")
 _POINT_KEYS = ("point_2d", "point", "coordinate", "coordinates", "click")
 _LABEL_KEYS = ("label", "name", "category", "class")
 _NOTHING = ("none", "null", "[]", "none.", "null.", "[].")
+MAX_REPAIRED = 2000
+"""Longest broken JSON, in characters, that is mended as one piece."""
+
 MAX_DEPTH = 6
 """Lists and objects deeper than this hold no boxes: real answers use three levels."""
 
@@ -25,6 +28,7 @@ _PAIR_BOX = re.compile(rf"\(\s*{_NUM},{_NUM}\)\s*,?\s*\({_NUM},{_NUM}\)", re.ASC
 _ROUND_BOX = re.compile(rf"\({_NUM},{_NUM},{_NUM},{_NUM}\)", re.ASCII)
 _BARE_BOX = re.compile(rf"^{_NUM},{_NUM},{_NUM},{_NUM}$", re.ASCII)
 _LOC_BOX = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>([^<;]*)", re.ASCII)
+_FLAT_OBJECT = re.compile(r"\{[^{}]*\}")
 _POINT = re.compile(rf"[\[(]{_NUM},{_NUM}[\])]", re.ASCII)
 
 Found = tuple[list[tuple[Box, str]], int]
@@ -64,15 +68,33 @@ def _load(text: str) -> Any:
 
 
 def _repair(text: str) -> Any:
-    """Broken JSON from its first bracket on, mended where it can be; None where there is none."""
+    """Broken JSON from its first bracket on, mended where it can be; None where there is none.
+
+    The mender's time grows with the square of some texts' length (12 s for 20,000 characters), so a longer text is
+    taken apart into its flat objects first.
+    """
     starts = [index for index in (text.find("["), text.find("{")) if index >= 0]
     if not starts:
         return None
-    # Only here: most answers are clean, and the import costs start-up time.
+    text = text[min(starts) :]
+    if len(text) <= MAX_REPAIRED:
+        return _mend(text)
+    items: list[Any] = []
+    mended = 0
+    for match in _FLAT_OBJECT.finditer(text):
+        item = _load(match.group())
+        if item is None and len(match.group()) <= MAX_REPAIRED // 4 and mended < 32:
+            item, mended = _mend(match.group()), mended + 1
+        items.append(item)
+    return items
+
+
+def _mend(text: str) -> Any:
+    # Imported here: most answers are clean, and start-up stays fast.
     import json_repair
 
     try:
-        return json_repair.loads(text[min(starts) :], skip_json_loads=True)
+        return json_repair.loads(text, skip_json_loads=True)
     except (ValueError, RecursionError, IndexError, KeyError, TypeError, AttributeError):
         # The mender is a heuristic over arbitrary text: where it trips, the answer is unreadable.
         return None
