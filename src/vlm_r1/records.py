@@ -53,6 +53,20 @@ class Picture:
             raise DataError(f'image "{name}" cannot be read ({error}); replace the file or drop the row') from None
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) as shown, read from the header where the picture is a file. Raises `DataError` as `open` does."""
+        from PIL import Image
+
+        if self.image is not None:
+            return self.image.size
+        try:
+            with Image.open(self.path if self.data is None else io.BytesIO(self.data)) as opened:  # type: ignore[arg-type]
+                turned = opened.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 lie on their side
+                return opened.size[::-1] if turned else opened.size
+        except (OSError, SyntaxError, Image.DecompressionBombError):
+            return self.open().size
+
+    @property
     def key(self) -> str:
         """A hash of the content: equal pictures have equal keys, wherever they are stored."""
         if self.image is not None:

@@ -1,0 +1,176 @@
+"""What a generated scene is made of: its objects, how they are placed, and how they are drawn, all from a seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from vlm_r1.boxes import Box
+
+SIZE = 96
+"""Side of a picture in pixels."""
+
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 80, 220),
+    "yellow": (240, 210, 40),
+    "purple": (150, 60, 190),
+    "orange": (245, 140, 30),
+    "cyan": (50, 200, 215),
+    "black": (25, 25, 25),
+}
+SHAPES = ("circle", "square", "triangle", "diamond", "cross")
+BACKGROUNDS = ("plain", "gradient", "stripes", "checks")
+MIN_SIDE, MAX_SIDE = 14, 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thing:
+    """One object of a scene: `Thing(colour="red", shape="circle", box=(10, 12, 34, 36))`."""
+
+    colour: str
+    shape: str
+    box: Box
+
+    @property
+    def name(self) -> str:
+        """Colour and shape: "red circle"."""
+        return f"{self.colour} {self.shape}"
+
+    @property
+    def side(self) -> float:
+        """Side of the object in pixels; every shape is as wide as high."""
+        return self.box[2] - self.box[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """The objects of one picture and the seed that draws it."""
+
+    seed: int
+    things: tuple[Thing, ...]
+
+    def draw(self) -> Image.Image:
+        """The picture, `SIZE` x `SIZE` RGB. Later objects cover earlier ones where they overlap a little."""
+        rng = np.random.default_rng([self.seed, 1])
+        canvas = _background(rng)
+        for thing in self.things:
+            x1, y1, x2, y2 = (int(v) for v in thing.box)
+            colour = np.clip(
+                np.array(COLOURS[thing.colour]) + rng.integers(-18, 19, 3), 0, 255
+            )
+            canvas[y1:y2, x1:x2][shape_mask(thing.shape, x2 - x1)] = colour
+        noise = rng.choice([0, 4, 10])
+        if noise:
+            canvas = canvas + rng.normal(0, noise, canvas.shape)
+        return Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+
+
+def shape_mask(shape: str, side: int) -> np.ndarray:
+    """Which pixels of a `side` x `side` square a shape paints; it touches all four sides. Bool `(side, side)`."""
+    centre = (np.arange(side) + 0.5) / side * 2 - 1
+    x, y = np.meshgrid(centre, centre)
+    if shape == "square":
+        return np.ones((side, side), bool)
+    if shape == "circle":
+        return x**2 + y**2 <= 1
+    if shape == "diamond":
+        return np.abs(x) + np.abs(y) <= 1 + 1 / side
+    if shape == "cross":
+        return (np.abs(x) <= 0.34) | (np.abs(y) <= 0.34)
+    return np.abs(x) <= (y + 1) / 2 + 1 / side  # triangle, point up
+
+
+def _background(rng: np.random.Generator) -> np.ndarray:
+    kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+    base = rng.integers(185, 250, 3).astype(float)
+    other = np.clip(base + rng.integers(-30, 31, 3), 170, 255)
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE]
+    if kind == "plain":
+        blend = np.zeros((SIZE, SIZE))
+    elif kind == "gradient":
+        blend = (rows if rng.integers(2) else columns) / SIZE
+    elif kind == "stripes":
+        blend = ((rows + columns * rng.integers(0, 2)) // rng.integers(4, 12)) % 2
+    else:
+        side = rng.integers(6, 16)
+        blend = (rows // side + columns // side) % 2
+    return base + (other - base) * blend[..., None]
+
+
+def make_scene(seed: int, arrangement: str = "free") -> Scene:
+    """The scene of a seed: 3 to 6 objects, no two sharing more than a small part of their boxes.
+
+    `arrangement` shapes colours and shapes for questions that need it: "free", "odd" (all alike but one) or "pairs"
+    (every colour twice but one).
+    """
+    rng = np.random.default_rng([seed, 0])
+    boxes = _place(rng, int(rng.integers(3, 7)))
+    kinds = _kinds(rng, len(boxes), arrangement)
+    return Scene(
+        seed=seed,
+        things=tuple(
+            Thing(colour=c, shape=s, box=b)
+            for (c, s), b in zip(kinds, boxes, strict=True)
+        ),
+    )
+
+
+def _place(rng: np.random.Generator, count: int) -> list[Box]:
+    placed: list[Box] = []
+    for _ in range(200):
+        if len(placed) == count:
+            break
+        side = int(rng.integers(MIN_SIDE, MAX_SIDE + 1))
+        x, y = (int(v) for v in rng.integers(1, SIZE - side, 2))
+        box = (float(x), float(y), float(x + side), float(y + side))
+        if all(_overlap(box, other) < 0.12 for other in placed):
+            placed.append(box)
+    return placed
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Shared area over the smaller box's area."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    return width * height / min(a[2] - a[0], b[2] - b[0]) ** 2
+
+
+def _kinds(
+    rng: np.random.Generator, count: int, arrangement: str
+) -> list[tuple[str, str]]:
+    colours, shapes = list(COLOURS), list(SHAPES)
+    if arrangement == "odd":
+        c, d = rng.permutation(colours)[:2]
+        s, t = rng.permutation(shapes)[:2]
+        kinds = [(str(c), str(s))] * count
+        kinds[int(rng.integers(count))] = (
+            (str(d), str(s)) if rng.integers(2) else (str(c), str(t))
+        )
+        return kinds
+    if arrangement == "pairs":
+        chosen = [str(c) for c in rng.permutation(colours)]
+        picked = [
+            chosen[i // 2] for i in range(count - (count + 1) % 2)
+        ]  # an odd number: the last colour stands alone
+        picked += [chosen[0]] * (count - len(picked))
+        order = rng.permutation(count)
+        return [(picked[i], str(rng.choice(shapes))) for i in order]
+    return [(str(rng.choice(colours)), str(rng.choice(shapes))) for _ in range(count)]
+
+
+def loosened(box: Box, share: float, rng: np.random.Generator) -> Box:
+    """Push each side of a box outward by a uniform share (0 to `share`) of its extent, kept inside the picture."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    left, top, right, bottom = rng.uniform(0, share, 4)
+    return (
+        max(0.0, box[0] - left * width),
+        max(0.0, box[1] - top * height),
+        min(float(SIZE), box[2] + right * width),
+        min(float(SIZE), box[3] + bottom * height),
+    )

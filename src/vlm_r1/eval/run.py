@@ -1,0 +1,96 @@
+"""Greedy evaluation on held-out questions, split by split, with the parser and the box arithmetic that rewards use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm_r1.config import Recipe, RolloutConfig
+from vlm_r1.data.source import load_source
+from vlm_r1.errors import ConfigError
+from vlm_r1.eval.measures import outcome, summary
+from vlm_r1.models.load import LoadedPolicy, load_policy
+from vlm_r1.prompts.parse import read_answer
+from vlm_r1.records import Answer, Prompt, RolloutGroup, Sample
+from vlm_r1.rollout.native import generate
+from vlm_r1.runtime.rows import answer_row, image_bytes
+from vlm_r1.runtime.runlog import write_atomically
+
+PICTURES_KEPT = 24
+"""Pictures of each split that the table of outcomes keeps, for the report."""
+
+
+def read_rollouts(group: RolloutGroup) -> list[Answer]:
+    """The answers of a group, in pixels of the original picture; the one reader of training and evaluation."""
+    prompt = group.prompt
+    return [
+        read_answer(
+            rollout.text,
+            prompt.sample,
+            prompt.box_map,
+            n_tokens=len(rollout.token_ids),
+            truncated=rollout.finish == "length",
+        )
+        for rollout in group.rollouts
+    ]
+
+
+def evaluate(
+    loaded: LoadedPolicy, splits: Mapping[str, Sequence[Sample]], recipe: Recipe
+) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
+    """Metrics per split, and one row per question (`runtime.runlog.EVAL_COLUMNS`)."""
+    settings = RolloutConfig(max_new_tokens=recipe.eval.max_new_tokens, stop_at_answer=recipe.rollout.stop_at_answer)
+    was_training = loaded.policy.training
+    loaded.policy.eval()
+    metrics: dict[str, dict[str, float]] = {}
+    rows: list[dict[str, Any]] = []
+    for split, samples in splits.items():
+        outcomes = []
+        for start in range(0, len(samples), recipe.eval.batch_size):
+            batch = [samples[i] for i in range(start, min(start + recipe.eval.batch_size, len(samples)))]
+            prompts: list[Prompt] = [loaded.family.encode(sample) for sample in batch]
+            for group in generate(loaded, prompts, 1, settings, seed=None):
+                sample, answer = group.prompt.sample, read_rollouts(group)[0]
+                found = outcome(sample, answer)
+                outcomes.append((sample, answer, found))
+                keep = len(outcomes) <= PICTURES_KEPT
+                rows.append(
+                    {
+                        "split": split,
+                        **answer_row(sample, answer),
+                        "iou": found["iou"],
+                        "correct": bool(found["correct"]),
+                        "image": image_bytes(sample) if keep else None,
+                    }
+                )
+        metrics[split] = summary(outcomes)
+    loaded.policy.train(was_training)
+    return metrics, rows
+
+
+def load_splits(recipe: Recipe) -> dict[str, Sequence[Sample]]:
+    """The held-out splits of a recipe."""
+    return {name: load_source(source, seed=recipe.run.seed) for name, source in recipe.data.eval.items()}
+
+
+def evaluate_model(recipe: Recipe, out: Path | None = None) -> dict[str, dict[str, float]]:
+    """`vlm-r1 eval`: evaluate `model.path` on the splits of `data.eval`; write the metrics as JSON to `out`.
+
+    Beside `out` a Parquet file of the same name keeps every outcome. Raises `ConfigError` without any split.
+    """
+    if not recipe.data.eval:
+        raise ConfigError("data.eval: is empty; name at least one held-out split (a name and a source)")
+    if recipe.run.threads:
+        torch.set_num_threads(recipe.run.threads)
+    loaded = load_policy(recipe.model, recipe.prompt, seed=recipe.run.seed)
+    metrics, rows = evaluate(loaded, load_splits(recipe), recipe)
+    if out is not None:
+        from vlm_r1.runtime.runlog import write_eval_samples
+
+        write_atomically(out, (json.dumps(metrics, indent=2) + "\n").encode())
+        write_eval_samples(out.with_suffix(".parquet"), rows)
+    return metrics

@@ -1,0 +1,87 @@
+"""One door to every model: `load_policy` takes a folder, a hub id, or a configuration to start from scratch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from vlm_r1.config import ModelConfig, PromptConfig
+from vlm_r1.errors import ModelError, nearest
+from vlm_r1.models.family import Family
+from vlm_r1.models.processor import load_processor
+from vlm_r1.models.qwen_vl import Qwen3VL, Qwen25VL
+from vlm_r1.models.scratch import build_scratch
+from vlm_r1.models.shared_prefix import NAME, Policy
+
+FAMILIES: dict[str, type[Family]] = {"qwen3_vl": Qwen3VL, "qwen2_5_vl": Qwen25VL}
+"""`config.model_type` -> family."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedPolicy:
+    """A policy with the family that speaks for it and the processor that encodes for it."""
+
+    policy: Policy
+    family: Family
+    processor: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+
+def resolve_path(path: str) -> str:
+    """A model path; "tiny" is the model shipped with the package."""
+    if path != "tiny":
+        return path
+    return str(resources.files("vlm_r1") / "assets" / "tiny")
+
+
+def load_policy(config: ModelConfig, prompt: PromptConfig | None = None, *, seed: int = 0) -> LoadedPolicy:
+    """Load or build the model of a recipe.
+
+    Raises `ModelError` for a folder without weights, an unknown hub id, or a family that is not supported.
+    """
+    if config.init == "scratch":
+        model, processor = build_scratch(config.scratch, seed)
+        model.to(getattr(torch, config.dtype))
+    else:
+        model, processor = _load_pretrained(config)
+    model_type = model.config.model_type
+    if model_type not in FAMILIES:
+        raise ModelError(f'model.path: family "{model_type}" is not supported; {nearest(model_type, FAMILIES)}')
+    model.set_attn_implementation({"text_config": NAME})
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    prompt = prompt or PromptConfig()
+    family = FAMILIES[model_type](model, processor, prompt, config.min_pixels, config.max_pixels)
+    policy = Policy(model, torch.tensor(family.banned_token_ids()))
+    return LoadedPolicy(policy=policy, family=family, processor=processor)
+
+
+def _load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
+    path = resolve_path(config.path)
+    looks_local = Path(path).exists() or path.startswith((".", "/", "~"))
+    if looks_local and not Path(path, "config.json").is_file():
+        raise ModelError(f'model.path: "{path}" is no model folder (it has no config.json)')
+    try:
+        model_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        if model_config.model_type not in FAMILIES:
+            kind = model_config.model_type
+            raise ModelError(f'model.path: family "{kind}" of "{path}" is not supported; {nearest(kind, FAMILIES)}')
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=getattr(torch, config.dtype),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f'model.path: "{path}" cannot be loaded: {reason}') from error
+    return model, load_processor(path, trust_remote_code=config.trust_remote_code)

@@ -1,0 +1,66 @@
+"""Processors with or without torchvision: the one place that knows why.
+
+The Qwen-VL, InternVL and SmolVLM processors insist on a video processor, which needs torchvision, for which there is
+no CPU build. Without torchvision the processor class that the checkpoint names is subclassed with its video part
+left out; pictures and chat templates work as usual.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoProcessor, ProcessorMixin
+from transformers.utils import cached_file
+
+from vlm_r1.errors import ModelError
+
+
+@cache
+def has_torchvision() -> bool:
+    """True where torchvision is installed (importing it is left to transformers)."""
+    return importlib.util.find_spec("torchvision") is not None
+
+
+@cache
+def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """A subclass of a processor class that has no video processor; same name, so it saves as the original."""
+
+    def get_attributes(cls: type[ProcessorMixin]) -> list[str]:
+        return [a for a in processor_class.get_attributes() if a != "video_processor"]
+
+    return type(processor_class.__name__, (processor_class,), {"get_attributes": classmethod(get_attributes)})
+
+
+def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The processor of a folder or hub id. Raises `ModelError` when there is none."""
+    try:
+        if has_torchvision():
+            return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+        name = _processor_class_name(str(path))
+        processor_class = getattr(transformers, name or "", None)
+        if processor_class is None or not hasattr(processor_class, "get_attributes"):
+            return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if "video_processor" in processor_class.get_attributes():
+            processor_class = without_video(processor_class)
+        return processor_class.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f'model.path: no processor can be loaded from "{path}": {_first_line(error)}') from error
+
+
+def _processor_class_name(path: str) -> str | None:
+    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        found = cached_file(path, file, _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            name = json.loads(Path(found).read_text(encoding="utf-8")).get("processor_class")
+            if name:
+                return str(name)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

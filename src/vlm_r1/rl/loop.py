@@ -1,0 +1,100 @@
+"""GRPO, one call per arrow of the method: samples, prompts, rollouts, answers, scores, advantages, update."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from vlm_r1.config import Recipe
+from vlm_r1.data.mixture import SampleStream
+from vlm_r1.data.source import load_source
+from vlm_r1.errors import ConfigError
+from vlm_r1.eval.run import evaluate, load_splits
+from vlm_r1.models.shared_prefix import Policy
+from vlm_r1.rewards.diagnostics import ShadowWatch
+from vlm_r1.rewards.rubric import build_rubric
+from vlm_r1.rl.algorithms import ALGORITHMS
+from vlm_r1.rl.batch import make_batch
+from vlm_r1.rl.experience import Experience, answer_weights, collect, step_metrics
+from vlm_r1.rl.reference import load_reference
+from vlm_r1.rl.step import Updater
+from vlm_r1.runtime.progress import Progress
+from vlm_r1.runtime.rows import rollout_rows
+from vlm_r1.runtime.session import Session, open_session
+
+SHOWN = ("reward", "completions/mean_length", "frac_reward_zero_std", "time/rollout_s", "time/update_s")
+
+
+def train(recipe: Recipe) -> Path:
+    """Run a recipe with `method: grpo` (or continue it) and return its run folder."""
+    if not recipe.data.train:
+        raise ConfigError("data.train: is empty; name at least one source (path, hub or scenes)")
+    session = open_session(recipe)
+    algorithm = ALGORITHMS[recipe.rl.algorithm]
+    stream = SampleStream(
+        [(s.weight, load_source(s, seed=recipe.run.seed)) for s in recipe.data.train], seed=recipe.run.seed
+    )
+    rubric = build_rubric(recipe.rewards)
+    watch = ShadowWatch()
+    reference: Policy | None = load_reference(session) if recipe.rl.beta else None
+    updater = Updater(session, algorithm, reference)
+    if session.state:
+        stream.load_state_dict(session.state["stream"])
+        watch.restore(session.state["watch"])
+    elif session.accelerator.is_main_process:
+        evaluate_splits(session, "before")
+
+    with Progress(recipe.run.steps, session.start, session.accelerator.is_main_process) as progress:
+        for step in range(session.start, recipe.run.steps):
+            started = time.perf_counter()
+            experience = collect(session, stream, rubric, algorithm, step)
+            batch = make_batch(
+                experience.groups,
+                experience.advantages_PG,
+                answer_weights(session, experience, algorithm),
+                keep_all=reference is not None,
+            )
+            collected = time.perf_counter()
+            update_metrics = updater.update(batch, experience.prefill_for(batch), step)
+            metrics = update_metrics | step_metrics(experience, batch, rubric, recipe)
+            metrics |= {"time/update_s": time.perf_counter() - collected, "time/step_s": time.perf_counter() - started}
+            write_step(session, experience, metrics, watch, step)
+            progress.show(step + 1, metrics, SHOWN)
+            if recipe.eval.every and (step + 1) % recipe.eval.every == 0 and step + 1 < recipe.run.steps:
+                evaluate_splits(session, f"step-{step + 1}")
+            if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
+                session.save(step + 1, {"stream": stream.state_dict(), "watch": watch.state()})
+    session.finish()
+    evaluate_splits(session, "after")
+    return session.run_dir
+
+
+def evaluate_splits(session: Session, phase: str) -> None:
+    """Evaluate the held-out splits and keep the result in the run folder under `phase`."""
+    splits = load_splits(session.recipe)
+    if not splits or not session.accelerator.is_main_process:
+        return
+    with session.accelerator.autocast():
+        metrics, rows = evaluate(session.loaded, splits, session.recipe)
+    session.log.evaluation(phase, metrics, rows)
+
+
+def write_step(
+    session: Session, experience: Experience, metrics: dict[str, float], watch: ShadowWatch, step: int
+) -> None:
+    """One line of metrics, the rollouts where the recipe asks for them, and warnings in words."""
+    if not session.accelerator.is_main_process:
+        return
+    shadow = {name: metrics.get(f"shadow/{name}/mean") for name in session.recipe.rewards.shadow}
+    warnings = watch.update(step + 1, metrics["reward"], shadow)
+    for warning in warnings:
+        session.accelerator.print(f"warning: {warning}")
+    session.log.metrics(step + 1, {**metrics, **({"warnings": warnings} if warnings else {})})
+    every = session.recipe.run.log_rollouts_every
+    if every and (step + 1) % every == 0:
+        advantages = torch.nan_to_num(experience.advantages_PG).tolist()
+        session.log.rollouts(
+            step + 1, rollout_rows(experience.groups, experience.answers, experience.scores, advantages)
+        )

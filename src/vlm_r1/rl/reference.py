@@ -1,0 +1,16 @@
+"""The reference model that a KL term holds on to: a frozen copy of the policy the run started from."""
+
+from __future__ import annotations
+
+from vlm_r1.models.load import load_policy
+from vlm_r1.models.shared_prefix import Policy
+from vlm_r1.runtime.session import Session
+
+
+def load_reference(session: Session) -> Policy:
+    """The model of the recipe, not of a checkpoint, with gradients off."""
+    recipe = session.recipe
+    policy = load_policy(recipe.model, recipe.prompt, seed=recipe.run.seed).policy
+    policy.requires_grad_(False)
+    policy.eval()
+    return policy.to(session.accelerator.device)

@@ -1,0 +1,68 @@
+"""From logits to tokens: temperature, top-k, top-p, min-p, and where an answer ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_r1.config import RolloutConfig
+
+END_OF_ANSWER = "</answer>"
+
+
+def choose(logprobs_BV: Tensor, settings: RolloutConfig, generator: torch.Generator | None) -> Tensor:
+    """One token per row `(B,)`, from log-probs at the sampling temperature; without a generator the likeliest.
+
+    Filters apply in the order top-k, top-p, min-p, as in the common samplers; the log-prob that a rollout records is the
+    unfiltered one, which is what the update computes.
+    """
+    if generator is None:
+        return logprobs_BV.argmax(-1)
+    probs = filtered(logprobs_BV, settings).exp()
+    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+
+def filtered(logprobs_BV: Tensor, settings: RolloutConfig) -> Tensor:
+    """Log-probs with the tokens that top-k, top-p and min-p leave out at minus infinity; the likeliest always stays."""
+    kept = logprobs_BV
+    if 0 < settings.top_k < kept.shape[-1]:
+        smallest = kept.topk(settings.top_k, -1).values[..., -1:]
+        kept = kept.masked_fill(kept < smallest, -torch.inf)
+    if settings.top_p < 1:
+        ordered, order = kept.sort(-1, descending=True)
+        mass = torch.softmax(ordered, -1).cumsum(-1)
+        beyond = torch.cat([torch.zeros_like(mass[..., :1]), mass[..., :-1]], -1) >= settings.top_p
+        kept = kept.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+    if settings.min_p > 0:
+        floor = kept.amax(-1, keepdim=True) + torch.log(torch.tensor(settings.min_p))
+        kept = kept.masked_fill(kept < floor, -torch.inf)
+    return kept
+
+
+class StopRule:
+    """When a row is finished: the end-of-text token, or the text `</answer>`, however it is cut into tokens."""
+
+    def __init__(self, tokenizer: Any, eos_token_ids: list[int], stop_at_answer: bool) -> None:
+        self.tokenizer = tokenizer
+        stops = list(eos_token_ids)
+        self._tail = 0
+        self._may_end: set[int] = set()
+        if stop_at_answer:
+            ids = tokenizer(END_OF_ANSWER, add_special_tokens=False)["input_ids"]
+            if len(ids) == 1:
+                stops += ids
+            else:
+                self._tail = len(END_OF_ANSWER)
+                self._may_end = {i for i in range(len(tokenizer)) if ">" in tokenizer.decode([i])}
+        self.stops = torch.tensor(sorted(set(stops)))
+
+    def finished(self, last_B: Tensor, tokens: list[list[int]]) -> Tensor:
+        """Bool `(B,)`: which rows end with their last token `(B,)`; `tokens` are the rows so far, that one included."""
+        done = torch.isin(last_B, self.stops.to(last_B.device))
+        if self._tail:
+            for row, token in enumerate(last_B.tolist()):
+                if token in self._may_end and END_OF_ANSWER in self.tokenizer.decode(tokens[row][-self._tail :]):
+                    done[row] = True
+        return done

@@ -1,0 +1,139 @@
+"""What every training run starts with: threads, seeds, device, run folder, and where it left off."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from vlm_r1.config import Recipe
+from vlm_r1.config_file import resolved_yaml
+from vlm_r1.errors import CheckpointError
+from vlm_r1.models.load import LoadedPolicy, load_policy
+from vlm_r1.runtime.checkpoint import (
+    list_checkpoints,
+    load_optimizer,
+    read_state,
+    save_checkpoint,
+    save_model,
+    write_folder,
+)
+from vlm_r1.runtime.optim import build_optimizer
+from vlm_r1.runtime.runlog import RunLog
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """A run in progress. `start` is the number of optimiser steps already done; `state` what the checkpoint kept."""
+
+    recipe: Recipe
+    run_dir: Path
+    accelerator: Accelerator
+    loaded: LoadedPolicy
+    policy: Any
+    optimizer: Any
+    log: RunLog
+    start: int
+    state: dict[str, Any]
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write the checkpoint of `step` (on the main process)."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.run_dir,
+                step,
+                model=self.loaded.policy.model,
+                processor=self.loaded.processor,
+                optimizer=self.optimizer,
+                state=state,
+                keep=self.recipe.run.keep,
+            )
+
+    def finish(self) -> Path:
+        """Write `final/` and return it."""
+        final = self.run_dir / "final"
+        if self.accelerator.is_main_process:
+            write_folder(final, lambda folder: save_model(folder, self.loaded.policy.model, self.loaded.processor))
+        return final
+
+
+def open_session(recipe: Recipe) -> Session:
+    """Load the model of a recipe (or of the last checkpoint of its run folder) and prepare everything around it.
+
+    Raises `CheckpointError` where the folder holds another recipe's run or a damaged checkpoint.
+    """
+    if recipe.run.threads:
+        torch.set_num_threads(recipe.run.threads)
+    torch.set_flush_denormal(True)  # tiny weights of a tiny model otherwise cost ten times as much on a CPU
+    accelerator = Accelerator(mixed_precision=recipe.model.autocast)
+    set_seed(recipe.run.seed)
+    run_dir = Path(recipe.run.dir)
+    log = RunLog(run_dir)
+    _claim_folder(recipe, run_dir, accelerator)
+    checkpoints = list_checkpoints(run_dir)
+    state: dict[str, Any] = {}
+    model_config = recipe.model
+    if checkpoints:
+        state = read_state(checkpoints[-1])
+        model_config = model_config.model_copy(update={"path": str(checkpoints[-1]), "init": "pretrained"})
+    loaded = load_policy(model_config, recipe.prompt, seed=recipe.run.seed)
+    optimizer = build_optimizer(loaded.policy, recipe.optim)
+    if checkpoints:
+        load_optimizer(checkpoints[-1], optimizer)
+    policy, optimizer = accelerator.prepare(loaded.policy, optimizer)
+    start = int(state.get("step", 0))
+    if accelerator.is_main_process:
+        log.truncate_after(start)
+    return Session(
+        recipe=recipe,
+        run_dir=run_dir,
+        accelerator=accelerator,
+        loaded=loaded,
+        policy=policy,
+        optimizer=optimizer,
+        log=log,
+        start=start,
+        state=state,
+    )
+
+
+_MAY_CHANGE = {"steps", "save_every", "keep", "threads", "dir", "log_rollouts_every", "trackers"}
+
+
+def _claim_folder(recipe: Recipe, run_dir: Path, accelerator: Accelerator) -> None:
+    """Write config.yaml, or refuse to continue a run under other settings."""
+    file = run_dir / "config.yaml"
+    text = resolved_yaml(recipe)
+    if file.is_file() and list_checkpoints(run_dir):
+        from vlm_r1.config_file import load_config
+
+        old = load_config(file, [])
+        changed = _differences(old.model_dump(), recipe.model_dump())
+        if changed:
+            raise CheckpointError(
+                f"{run_dir}: holds a run with other settings ({', '.join(changed)}); "
+                "give run.dir another folder, or the same settings to continue"
+            )
+    if accelerator.is_main_process:
+        aside = file.with_suffix(".tmp")
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, file)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str]:
+    found = []
+    for key in new:
+        name = f"{at}{key}"
+        if at == "run." and key in _MAY_CHANGE:
+            continue
+        if isinstance(new[key], dict) and isinstance(old.get(key), dict):
+            found += _differences(old[key], new[key], f"{name}.")
+        elif old.get(key) != new[key]:
+            found.append(name)
+    return found

@@ -1,0 +1,81 @@
+"""Samples of one picture as one tree: the picture once for all its questions and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from vlm_r1.models.family import Family
+from vlm_r1.models.packing import Branch, Tree
+from vlm_r1.records import Prompt, Sample
+from vlm_r1.sft.targets import target_ids
+
+
+class ByPicture(Sequence[tuple[Sample, ...]]):
+    """A sequence of samples seen as one of pictures: neighbours that show the same pictures go together."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+        self._stride = getattr(samples, "per_picture", None)
+        self._starts: list[int] = []
+        if self._stride is None:
+            last = None
+            for i, sample in enumerate(samples):
+                shown = tuple(p.path or id(p) for p in sample.images)
+                if shown != last or not shown:
+                    self._starts.append(i)
+                last = shown
+
+    def __len__(self) -> int:
+        return len(self.samples) // self._stride if self._stride else len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Sample, ...]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[Sample, ...]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if self._stride:
+            start, stop = index * self._stride, (index + 1) * self._stride
+        else:
+            start, stop = self._starts[index], [*self._starts, len(self.samples)][index + 1]
+        return tuple(self.samples[i] for i in range(start, stop))
+
+
+def make_tree(samples: Sequence[Sample], family: Family) -> Tree:
+    """The tree of samples that show the same pictures; answers are scored, questions are context."""
+    first = family.encode(samples[0])
+    prompts = [first, *(family.encode(sample) for sample in samples[1:])]
+    shared = _common_prefix([p.token_ids for p in prompts])
+    branches = [_branch(prompt, shared, target_ids(prompt, family.tokenizer)) for prompt in prompts]
+    return Tree(
+        token_ids=torch.tensor(first.token_ids[:shared]),
+        positions=first.positions[:, :shared],
+        vision=first.vision,
+        branches=tuple(branches),
+    )
+
+
+def _common_prefix(rows: Sequence[tuple[int, ...]]) -> int:
+    """Length of the longest common prefix that leaves every row at least one token."""
+    shortest = min(len(row) for row in rows) - 1
+    for i in range(shortest):
+        if any(row[i] != rows[0][i] for row in rows):
+            return i
+    return shortest
+
+
+def _branch(prompt: Prompt, shared: int, answer_ids: list[int]) -> Branch:
+    tail = list(prompt.token_ids[shared:])
+    answer_positions: Tensor = prompt.next_position + torch.arange(len(answer_ids))
+    return Branch(
+        token_ids=torch.tensor(tail + answer_ids),
+        positions=torch.cat([prompt.positions[:, shared:], answer_positions[None].expand(3, -1)], 1),
+        context=len(tail),
+    )

@@ -1,0 +1,43 @@
+"""The text that supervised fine-tuning teaches: the truth in R1 form, in the coordinates the model writes."""
+
+from __future__ import annotations
+
+import json
+
+from vlm_r1.boxes import Box, BoxMap
+from vlm_r1.errors import DataError
+from vlm_r1.records import Prompt, Sample
+
+
+def target_text(sample: Sample, box_map: BoxMap) -> str:
+    """`<think>...</think><answer>...</answer>` for a sample. Raises `DataError` for a sample without a truth."""
+    return f"<think>{sample.think or ''}</think><answer>{answer_text(sample, box_map)}</answer>"
+
+
+def answer_text(sample: Sample, box_map: BoxMap) -> str:
+    """The truth as the inside of an answer tag: one box as `[x1, y1, x2, y2]`, several as JSON, `None` for none."""
+    truth = sample.truth
+    if truth.boxes is not None:
+        if not truth.boxes:
+            return "None"
+        if sample.task not in ("ovd", "list"):
+            return json.dumps(_rounded(truth.boxes[0].box, box_map))
+        rows = [{"bbox_2d": _rounded(b.box, box_map), "label": b.label} for b in truth.boxes]
+        return json.dumps(rows, ensure_ascii=False)
+    if truth.number is not None:
+        return f"{truth.number:g}"
+    text = truth.choice if truth.choice is not None else truth.text
+    if text is None:
+        raise DataError(f"sample {sample.id}: has no truth to learn from")
+    return text
+
+
+def _rounded(box: Box, box_map: BoxMap) -> list[int]:
+    return [round(v) for v in box_map.to_model(box)]
+
+
+def target_ids(prompt: Prompt, tokenizer: object) -> list[int]:
+    """Token ids of the target with the end-of-text token behind it."""
+    text = target_text(prompt.sample, prompt.box_map)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+    return [*ids, tokenizer.eos_token_id]  # type: ignore[attr-defined]
