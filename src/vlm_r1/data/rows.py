@@ -33,20 +33,25 @@ class RowContext:
 
 
 def read_row(row: Any, context: RowContext, number: int) -> tuple[Sample | None, list[Fault]]:
-    """A row as a sample and `[]`, or None and every fault that can be found without decoding the pictures.
+    """A row as a sample and `[]`, or None and every fault that can be found without decoding the pictures."""
+    sample, faults, _ = examine_row(row, context, number)
+    return sample, faults
+
+
+def examine_row(row: Any, context: RowContext, number: int) -> tuple[Sample | None, list[Fault], list[Picture]]:
+    """What `read_row` finds, and the pictures that could be located even where the row has faults.
 
     `number` is the line (or row) number, from 1; it makes the id of rows without one. Boxes must lie within one
     of the row's pictures, whose sizes are read from their headers.
     """
     if not isinstance(row, Mapping):
         what = f"the row is {shown(row)}, not an object"
-        return None, [
-            Fault(kind="not_object", what=what, remedy='Write {"image": ..., "problem": ..., "solution": ...}')
-        ]
+        remedy = 'Write {"image": ..., "problem": ..., "solution": ...}'
+        return None, [Fault(kind="not_object", what=what, remedy=remedy)], []
     try:
         raw = read_shape(row)
     except RowError as error:
-        return None, list(error.faults)
+        return None, list(error.faults), []
     faults = _field_faults(raw)
     images: list[Picture] = []
     for value in raw.images if context.pictures else ():
@@ -65,7 +70,7 @@ def read_row(row: Any, context: RowContext, number: int) -> tuple[Sample | None,
     except RowError as error:
         faults += error.faults
     if faults or truth is None:
-        return None, faults
+        return None, faults, images
     think = raw.think
     if think is None and isinstance(raw.solution, str):
         think = split_answer(raw.solution)[0]
@@ -80,7 +85,7 @@ def read_row(row: Any, context: RowContext, number: int) -> tuple[Sample | None,
         think=think,
         columns=raw.columns,
     )
-    return sample, []
+    return sample, [], images
 
 
 def _field_faults(raw: RawRow) -> list[Fault]:

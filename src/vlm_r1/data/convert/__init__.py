@@ -7,7 +7,9 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+import pydantic
 
 from vlm_r1.data.convert.coco import convert_coco
 from vlm_r1.data.convert.d3 import convert_d3
@@ -40,6 +42,7 @@ def convert(name: str, inputs: Sequence[Path], out: Path, **options: Any) -> int
     for key in options:
         if key not in known:
             raise ConfigError(f'{name} has no option "{key}": {nearest(key, known)}')
+        _check_type(name, key, options[key])
     for path in inputs:
         if not path.exists():
             raise DataError(f'input "{path}" does not exist; correct the path')
@@ -62,3 +65,13 @@ def convert(name: str, inputs: Sequence[Path], out: Path, **options: Any) -> int
         part.unlink(missing_ok=True)
     print(f"{out}: {rows} rows")
     return rows
+
+
+def _check_type(name: str, key: str, value: Any) -> None:
+    """Hold an option to the type its converter declares. Raises `ConfigError`."""
+    hint = get_type_hints(CONVERTERS[name], include_extras=True)[key]
+    try:
+        pydantic.TypeAdapter(hint).validate_python(value, strict=True)
+    except pydantic.ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ConfigError(f"{name}: option {key}={value!r}: {reason[0].lower()}{reason[1:]}") from None

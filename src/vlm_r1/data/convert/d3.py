@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from vlm_r1.data.convert.instances import detection_row, load_instances
 from vlm_r1.data.convert.plain_pickle import load_plain_pickle
@@ -15,7 +16,7 @@ from vlm_r1.errors import ConfigError, DataError
 
 
 def convert_d3(
-    inputs: Sequence[Path], *, negatives: int = 3, seed: int = 0, image_prefix: str = ""
+    inputs: Sequence[Path], *, negatives: Annotated[int, Field(ge=0)] = 3, seed: int = 0, image_prefix: str = ""
 ) -> Iterator[dict[str, Any]]:
     """Detection rows from a d3_*_annotations.json, one a picture.
 

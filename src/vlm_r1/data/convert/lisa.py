@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlm_r1.boxes import Box, is_proper
 from vlm_r1.data.convert.instances import load_json
-from vlm_r1.errors import ConfigError, DataError
+from vlm_r1.errors import DataError
 from vlm_r1.prompts.templates import word_question
-
-_TASKS = ("reasoning", "rec")
 
 
 def convert_lisa(
-    inputs: Sequence[Path], *, task: str = "reasoning", bare: bool = False, image_prefix: str = ""
+    inputs: Sequence[Path],
+    *,
+    task: Literal["reasoning", "rec"] = "reasoning",
+    bare: bool = False,
+    image_prefix: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Grounding rows from ReasonSeg's files (`X.json` beside `X.jpg`) or folders of them, one a question.
 
     The box encloses all polygons labelled as target; "ignore" and "flag" regions are left out. `task` chooses the
-    wording: reasoning or rec. Raises `DataError` for a wrong file, `ConfigError` for a wrong option.
+    wording. Raises `DataError` for a wrong file.
     """
-    if task not in _TASKS:
-        raise ConfigError(f'task is "{task}"; use one of {", ".join(_TASKS)}')
     files: list[Path] = []
     for path in inputs:
         files += sorted(path.glob("*.json")) if path.is_dir() else [path]
