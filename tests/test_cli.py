@@ -127,10 +127,14 @@ def test_training_gets_the_recipe_and_ends_with_the_report(monkeypatch, recipe, 
     replace(monkeypatch, "vlm_r1.sft.train", train=lambda r: seen.append(("sft", r)))
     replace(monkeypatch, "vlm_r1.report.html", write_report=lambda runs: runs[0] / "report.html")
     folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "eval.json").write_text('{"before": {"held": {"mean_iou": 0.25}}, "after": {"held": {"mean_iou": 0.75}}}')
     assert run(command, recipe, f"method={method}", f"run.dir={folder}", "rl.group_size=3") == 0
     [(called, got)] = seen
     assert (called, got.rl.group_size, got.run.dir) == (command, 3, str(folder))
-    assert capsys.readouterr().out == f"report: {folder}/report.html\n"
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"report: {folder}/report.html"
+    assert any("0.250" in line and "0.750" in line for line in said)
 
 
 def test_only_the_first_process_writes_the_report(monkeypatch, recipe):
@@ -144,9 +148,19 @@ def test_only_the_first_process_writes_the_report(monkeypatch, recipe):
 
 def test_eval_needs_a_held_out_split(monkeypatch, recipe, capsys):
     seen = []
-    replace(monkeypatch, "vlm_r1.eval.run", evaluate_model=lambda r, out: seen.append((r.model.path, out)))
+
+    def evaluate_model(settings, out):
+        seen.append((settings.model.path, out))
+        return {"held": {"n": 4, "mean_iou": 0.25}, "far": {"n": 3, "acc@0.5": 1.0}}
+
+    replace(monkeypatch, "vlm_r1.eval.run", evaluate_model=evaluate_model)
     assert run("eval", recipe, "model.path=runs/x/final", "--out", "e.json") == 0
     assert seen == [("runs/x/final", Path("e.json"))]
+    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["held", "far"] in [[word.strip("┃ ") for word in row if word != "┃"] for row in rows]
+    assert ["n", "4", "3"] in rows
+    assert ["mean_iou", "0.2500"] in rows
+    assert ["acc@0.5", "1.0000"] in rows
     assert run("eval", recipe, "data.eval={}") == 2
     assert "data.eval is empty" in capsys.readouterr().err
 
@@ -168,7 +182,7 @@ def test_the_other_commands_pass_their_arguments_on(monkeypatch):
         "predict tiny a.png what",
         "demo --seed 3 --steps 5",
         "report runs/a runs/b",
-        "data check d.jsonl --image-root pics",
+        "data check d.jsonl --image-root pics --task ovd",
         "data show d.jsonl -n 4",
         "data convert coco a.json b.json --out c.jsonl --option split=val --option n=3",
     ):
@@ -177,7 +191,7 @@ def test_the_other_commands_pass_their_arguments_on(monkeypatch):
         ("tiny", Path("a.png"), "what", Path("prediction.png"), "rec", "r1"),
         (Path("runs/demo"), 3, 5),
         ([Path("runs/a"), Path("runs/b")],),
-        (Path("d.jsonl"), Path("pics")),
+        (Path("d.jsonl"), Path("pics"), "ovd"),
         (Path("d.jsonl"), Path("samples.html"), 4, None, 0),
         ("coco", [Path("a.json"), Path("b.json")], Path("c.jsonl"), {"split": "val", "n": 3}),
     ]
@@ -185,12 +199,30 @@ def test_the_other_commands_pass_their_arguments_on(monkeypatch):
 
 def test_score_sorts_options_by_reward(monkeypatch, capsys):
     seen = []
-    replace(monkeypatch, "vlm_r1.rewards.score_file", score_file=lambda *args: seen.append(args))
+    summary = SimpleNamespace(rows=3, means={"iou": 0.5, "f": None}, scorable={"iou": 2, "f": 0}, counts={"late": 1})
+    replace(monkeypatch, "vlm_r1.rewards.score_file", score_file=lambda *args: seen.append(args) or summary)
     line = "score a.jsonl --reward iou --reward my.rewards:f --option iou.threshold=0.5 --option my.rewards:f.x=a"
     assert run(*line.split()) == 0
     options = {"iou": {"threshold": 0.5}, "my.rewards:f": {"x": "a"}}
     assert seen == [(Path("a.jsonl"), ["iou", "my.rewards:f"], None, options)]
+    told = ["iou: mean 0.5000 (2 of 3 rows scored)", "f: no row can be scored (0 of 3 rows scored)", "late: 1"]
+    assert capsys.readouterr().err.splitlines() == told
     assert run("score", "a.jsonl", "--reward", "iou", "--option", "threshold=1") == 2
     assert "names no reward" in capsys.readouterr().err
     assert run("score", "a.jsonl", "--reward", "iou", "--option", "threshold") == 2
     assert "write KEY=VALUE" in capsys.readouterr().err
+
+
+def test_a_data_file_is_checked_for_real(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    good = '{"problem": "the cat", "solution": [1, 2, 3, 4], "image": "none.png"}\n'
+    file.write_text(good * 16 + "{broken\n")
+    assert run("data", "check", str(file)) == 2
+    said = capsys.readouterr()
+    assert "rows.jsonl:17" in said.out + said.err
+    assert "Traceback" not in said.err
+
+
+def test_options_that_are_arguments_are_refused(capsys):
+    assert run("data", "convert", "coco", "a.json", "--out", "b.jsonl", "--option", "out=c.jsonl") == 2
+    assert "--option out: is no option" in capsys.readouterr().err

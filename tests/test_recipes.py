@@ -34,4 +34,8 @@ def test_the_header_states_the_command_and_the_number(file):
     command = COMMAND[load_config(file).method]
     commands = re.findall(r"vlm-r1 (\w+) (\S+)", header[0])
     assert {(c, path) for c, path in commands} & {(command, name(file)), ("eval", name(file))}, commands
-    assert re.search(r"[Ee]xpect\w*\b[^#]*(?:#[^#]*)?\d", header[0]), "the header states the number to expect"
+    expected = re.search(r"\bexpect(?:ed)?\b.*", header[0], flags=re.IGNORECASE | re.DOTALL)
+    assert expected, "the header states what to expect"
+    results = re.findall(r"docs/results/\S+\.json", expected[0])
+    assert re.search(r"\d\.\d|\d ?%", expected[0]) or results, "a measured number, or the file that holds it"
+    assert all((ROOT / result).is_file() for result in results), results

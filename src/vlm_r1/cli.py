@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,7 +116,7 @@ def evaluate(
         raise ConfigError(f"{recipe}: data.eval is empty; name at least one held-out split to evaluate on")
     from vlm_r1.eval.run import evaluate_model
 
-    evaluate_model(settings, out)
+    _show_metrics(evaluate_model(settings, out))
 
 
 @command(app, "predict")
@@ -174,15 +174,24 @@ def score(
                 f'--option {key}: names no reward; write REWARD.ARGUMENT=VALUE, as in "iou.threshold=0.5"'
             )
         options.setdefault(name, {})[argument] = value
-    score_file(file, reward, out, options)
+    summary = score_file(file, reward, out, options)
+    for name, mean in summary.means.items():
+        told = "no row can be scored" if mean is None else f"mean {mean:.4f}"
+        typer.echo(f"{name}: {told} ({summary.scorable[name]} of {summary.rows} rows scored)", err=True)
+    for kind, count in sorted(summary.counts.items()):
+        typer.echo(f"{kind}: {count}", err=True)
 
 
 @command(data_app, "check")
-def data_check(file: Annotated[Path, typer.Argument(help="A data file.")], image_root: ImageRoot = None) -> None:
+def data_check(
+    file: Annotated[Path, typer.Argument(help="A data file.")],
+    image_root: ImageRoot = None,
+    task: Annotated[str | None, typer.Option(help="The task of rows that do not name one.")] = None,
+) -> None:
     """Read every row and picture of a data file and list what is wrong with it."""
     from vlm_r1.data.check import check_file
 
-    check_file(file, image_root)
+    check_file(file, image_root, task)
 
 
 @command(data_app, "show")
@@ -209,7 +218,10 @@ def data_convert(
     """Convert published annotation files to this package's JSONL."""
     from vlm_r1.data.convert import convert
 
-    convert(name, inputs, out, **_options(option))
+    options = _options(option)
+    if taken := {"name", "inputs", "out"} & set(options):
+        raise ConfigError(f"--option {min(taken)}: is no option; it is given as an argument or as --out")
+    convert(name, inputs, out, **options)
 
 
 def _load(path: Path, overrides: list[str] | None, method: str | None = None) -> Any:
@@ -236,9 +248,28 @@ def _options(pairs: list[str] | None) -> dict[str, Any]:
     return options
 
 
-def _report(run: Path) -> None:
-    """Write the report of a finished run, in the first of several processes only."""
-    if os.environ.get("RANK", "0") == "0":
-        from vlm_r1.report.html import write_report
+def _show_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """Split -> metric -> value as a table: one row a metric, one column a split."""
+    from rich.console import Console
+    from rich.table import Table
 
-        typer.echo(f"report: {write_report([run])}")
+    table = Table("", *metrics)
+    for name in dict.fromkeys(name for of_split in metrics.values() for name in of_split):
+        cells = [of_split.get(name, "") for of_split in metrics.values()]
+        table.add_row(name, *(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells))
+    Console().print(table)
+
+
+def _report(run: Path) -> None:
+    """Show and write the results of a finished run, in the first of several processes only."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from rich.console import Console
+
+    from vlm_r1.report.html import write_report
+    from vlm_r1.report.table import before_after_table
+    from vlm_r1.runtime.runlog import read_eval
+
+    if evaluation := read_eval(run):
+        Console().print(before_after_table(evaluation))
+    typer.echo(f"report: {write_report([run])}")
