@@ -17,6 +17,9 @@ _DATA_URL = re.compile(r"^data:[\w/+.-]*;base64,", re.IGNORECASE)
 _BASE64_HEADS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk")
 
 
+_ORIENTATION = 0x0112
+
+
 class PictureFinder:
     """Turns the picture values of rows into `Picture`s; remembers what it has found out about each path.
 
@@ -108,8 +111,10 @@ def _header_size(picture: Picture) -> tuple[int, int] | Fault:
     try:
         with Image.open(picture.path if picture.data is None else io.BytesIO(picture.data)) as opened:  # type: ignore[arg-type]
             width, height = opened.size
-            # Orientations 5 to 8 turn the picture by a quarter when it is opened.
-            turned = opened.format in ("JPEG", "MPO", "WEBP", "PNG", "TIFF") and opened.getexif().get(0x0112, 1) >= 5
+            # Orientations 5 to 8 turn the picture by a quarter when it is opened. Asked for one that its header does
+            # not hold, Pillow decodes a whole PNG to look behind the pixels.
+            look = opened.format != "PNG" or "exif" in opened.info
+            turned = look and opened.getexif().get(_ORIENTATION, 1) >= 5
     except Image.DecompressionBombError:
         width = height = MAX_PIXELS
         turned = False

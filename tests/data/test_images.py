@@ -1,0 +1,80 @@
+import pytest
+from PIL import Image
+
+from vlm_r1.data.faults import RowError
+from vlm_r1.data.images import PictureFinder
+from vlm_r1.records import Picture
+
+
+def kind_of(finder, value):
+    with pytest.raises(RowError) as caught:
+        finder.find(value)
+    return caught.value.faults[0].kind
+
+
+@pytest.fixture
+def finder(folder):
+    root = folder / "root"
+    (root / "sub").mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(root / "in.png")
+    Image.new("RGB", (8, 6)).save(root / "sub" / "deep.png")
+    (root / "out_link.png").symlink_to(folder / "a.png")
+    (root / "in_link.png").symlink_to(root / "in.png")
+    return PictureFinder(root)
+
+
+def test_what_lies_under_the_root_is_found(finder):
+    root = finder.root
+    for name in (
+        "in.png",
+        "sub/deep.png",
+        "sub/../in.png",
+        "in_link.png",
+        str(root / "in.png"),
+        f"file://{root}/in.png",
+    ):
+        assert finder.find(name).open().size == (8, 6)
+
+
+def test_nothing_outside_the_root_is_found(finder, folder):
+    for name in ("../a.png", "sub/../../a.png", str(folder / "a.png"), "out_link.png", "/etc/passwd"):
+        assert kind_of(finder, name) == "image_outside_root"
+
+
+def test_a_wider_root_admits_them(finder, folder):
+    wider = PictureFinder(folder)
+    assert wider.find("root/out_link.png").open().size == (64, 48)
+    assert wider.find(str(folder / "a.png")).open().size == (64, 48)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("nope.png", "image_missing"),
+        ("sub", "image_missing"),
+        ("https://example.org/a.png", "image_url"),
+        ("data:image/png;base64,@@@", "image_data"),
+        ("a\0b.png", "image_type"),
+        ("x" * 5000, "image_type"),
+        ("", "image_type"),
+        (7, "image_type"),
+        ({}, "image_type"),
+        (b"", "image_data"),
+    ],
+)
+def test_values_that_are_no_picture(finder, value, kind):
+    assert kind_of(finder, value) == kind
+
+
+def test_size_comes_from_the_header_and_follows_the_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    finder = PictureFinder(tmp_path)
+    picture = finder.find("turned.jpg")
+    assert finder.size(picture) == picture.open().size == (20, 30)
+
+
+def test_bytes_that_are_no_picture(finder):
+    with pytest.raises(RowError, match="cannot be opened"):
+        finder.size(Picture(data=b"not a picture"))
