@@ -1,3 +1,5 @@
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -208,8 +210,8 @@ WRITTEN = """
 <think> </think> <answer> </answer> ``` ```json [ ] { } "bbox_2d": "label": None null 1 -2.5 1e999 NaN , : ( ) ' "
 A B) yes no or because \\frac{1}{2} $ \\boxed{ <loc0001> é ٣ ² ½
 """
-PIECES = st.sampled_from([*WRITTEN.split(), " ", "\n", "\ud800", "\x00", "9" * 400])
-TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=30).map("".join))
+WORDS = [*WRITTEN.split(), " ", "\n", "\ud800", "\x00", "9" * 400]
+TEXTS = st.one_of(st.text(), st.lists(st.sampled_from(WORDS), max_size=30).map("".join))
 
 
 def check_any_text(text):
@@ -227,10 +229,13 @@ def test_reading_never_raises(text):
 
 
 @pytest.mark.slow
-@settings(max_examples=100_000 // 24, deadline=None)
-@given(TEXTS)
-def test_reading_never_raises_on_100_000_texts(text):
-    check_any_text(text)
+def test_reading_never_raises_on_100_000_texts():
+    rng = random.Random(0)
+    for _ in range(100_000):
+        if rng.random() < 0.2:
+            check_any_text("".join(chr(rng.randrange(0x3000)) for _ in range(rng.randrange(40))))
+        else:
+            check_any_text("".join(rng.choices(WORDS, k=rng.randrange(30))))
 
 
 MONSTERS = [("[", 100_000), ("{", 100_000), ('{"a":', 20_000), ("9", 100_000), ("<answer>", 20_000), ("(1,", 30_000)]
