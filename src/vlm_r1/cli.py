@@ -41,6 +41,8 @@ CONTINUES = {"train", "sft", "demo"}
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script: `--debug` may stand anywhere among the arguments."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     given = sys.argv[1:] if arguments is None else arguments
     rest = [argument for argument in given if argument != "--debug"]
     app(args=["--debug", *rest] if len(rest) < len(given) else rest)
@@ -126,7 +128,9 @@ def predict(
     question: Annotated[str, typer.Argument(help='What to ask, as in "the red circle".')],
     out: Annotated[Path, typer.Option(help="Where the picture with the answer's boxes goes.")] = Path("prediction.png"),
     task: Annotated[str, typer.Option(help="What is asked for: rec (one box), ovd (all boxes), ...")] = "rec",
-    template: Annotated[str, typer.Option(help="How the question is put.")] = "r1",
+    template: Annotated[
+        str | None, typer.Option(help="How the question is put; default: as the model was trained, else r1.")
+    ] = None,
 ) -> None:
     """Ask a model about one picture: prints its thinking and answer, writes the picture with the box."""
     from vlm_r1.eval.predict import predict as run

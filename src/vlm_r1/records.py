@@ -43,7 +43,7 @@ class Picture:
             return self.image.convert("RGB")
         name = str(self.path) if self.path is not None else "picture bytes"
         try:
-            with Image.open(self.path if self.data is None else io.BytesIO(self.data)) as opened:  # type: ignore[arg-type]
+            with Image.open(self._file()) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise DataError(f"{name}: {opened.width}x{opened.height} is over the limit of {MAX_PIXELS} pixels")
                 return ImageOps.exif_transpose(opened).convert("RGB")
@@ -52,15 +52,18 @@ class Picture:
         except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f'image "{name}" cannot be read ({error}); replace the file or drop the row') from None
 
+    def _file(self) -> Any:
+        return self.path if self.data is None else io.BytesIO(self.data)
+
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) as shown, read from the header where the picture is a file. Raises `DataError` as `open` does."""
+        """(width, height) as shown, read from a file's header. Raises `DataError` as `open` does."""
         from PIL import Image
 
         if self.image is not None:
             return self.image.size
         try:
-            with Image.open(self.path if self.data is None else io.BytesIO(self.data)) as opened:  # type: ignore[arg-type]
+            with Image.open(self._file()) as opened:
                 turned = opened.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 lie on their side
                 return opened.size[::-1] if turned else opened.size
         except (OSError, SyntaxError, Image.DecompressionBombError):

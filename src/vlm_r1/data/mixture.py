@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from vlm_r1.errors import CheckpointError, DataError
-from vlm_r1.records import Sample
+
+Item = TypeVar("Item")
 
 
-class SampleStream:
+class SampleStream(Generic[Item]):
     """Samples in an order that the seed decides, forever.
 
     Each draw picks a source by weight, then that source's next sample; a source is shuffled anew each epoch and
     every sample comes once before one comes twice. The state is a few numbers a source: orders are made again from
     the seed. Raises `DataError` where there is no source, or one is empty.
 
+    An item is a sample, or whatever else the sources hold (all samples of a picture).
+
     Example: `SampleStream([(3.0, rec), (1.0, ovd)], seed=0).take(16)`.
     """
 
-    def __init__(self, sources: Sequence[tuple[float, Sequence[Sample]]], seed: int) -> None:
+    def __init__(self, sources: Sequence[tuple[float, Sequence[Item]]], seed: int) -> None:
         if not sources:
             raise DataError("there is nothing to train on; name at least one source under data.train")
         for number, (weight, samples) in enumerate(sources, start=1):
@@ -37,7 +40,7 @@ class SampleStream:
         self._positions = [0] * len(sources)
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
-    def take(self, n: int) -> list[Sample]:
+    def take(self, n: int) -> list[Item]:
         """The next `n` samples."""
         return [self._next() for _ in range(n)]
 
@@ -63,7 +66,7 @@ class SampleStream:
         self._drawn = int(state["drawn"])
         self._positions = [int(position) for position in state["positions"]]
 
-    def _next(self) -> Sample:
+    def _next(self) -> Item:
         source = 0
         if len(self._samples) > 1:
             # A generator for each draw makes the choice a function of the draw's number: no generator state to keep.

@@ -66,11 +66,7 @@ def _expressions(things: Sequence[Thing]) -> list[tuple[str, Thing]]:
         clear = [t for t in things if t.side < 18 or 22 < t.side < 28 or t.side > 32]
         if len(clear) == len(things):
             for shape in sorted(shapes):
-                fits = [
-                    t
-                    for t in things
-                    if t.shape == shape and sides[0] <= t.side <= sides[1]
-                ]
+                fits = [t for t in things if t.shape == shape and sides[0] <= t.side <= sides[1]]
                 if len(fits) == 1 and shapes[shape] > 1:
                     found.append((f"the {size} {shape}", fits[0]))
     return found
@@ -86,18 +82,10 @@ def attribute(things: Sequence[Thing], rng: np.random.Generator) -> Question | N
 
 
 _RELATIONS: dict[str, Callable[[Thing, Thing], float]] = {
-    "left of": lambda t, anchor: (
-        (anchor.box[0] + anchor.box[2] - t.box[0] - t.box[2]) / 2
-    ),
-    "right of": lambda t, anchor: (
-        (t.box[0] + t.box[2] - anchor.box[0] - anchor.box[2]) / 2
-    ),
-    "above": lambda t, anchor: (
-        (anchor.box[1] + anchor.box[3] - t.box[1] - t.box[3]) / 2
-    ),
-    "below": lambda t, anchor: (
-        (t.box[1] + t.box[3] - anchor.box[1] - anchor.box[3]) / 2
-    ),
+    "left of": lambda t, anchor: (anchor.box[0] + anchor.box[2] - t.box[0] - t.box[2]) / 2,
+    "right of": lambda t, anchor: (t.box[0] + t.box[2] - anchor.box[0] - anchor.box[2]) / 2,
+    "above": lambda t, anchor: (anchor.box[1] + anchor.box[3] - t.box[1] - t.box[3]) / 2,
+    "below": lambda t, anchor: (t.box[1] + t.box[3] - anchor.box[1] - anchor.box[3]) / 2,
 }
 
 
@@ -110,16 +98,10 @@ def relation(things: Sequence[Thing], rng: np.random.Generator) -> Question | No
             continue
         for words, distance in _RELATIONS.items():
             for noun in ("object", *sorted({t.shape for t in things})):
-                others = [
-                    t for t in things if t is not anchor and noun in ("object", t.shape)
-                ]
+                others = [t for t in things if t is not anchor and noun in ("object", t.shape)]
                 gaps = [distance(t, anchor) for t in others]
                 fits = [t for t, gap in zip(others, gaps, strict=True) if gap > 0]
-                if (
-                    len(others) > 1
-                    and len(fits) == 1
-                    and min(abs(g) for g in gaps) >= MARGIN
-                ):
+                if len(others) > 1 and len(fits) == 1 and min(abs(g) for g in gaps) >= MARGIN:
                     found.append((noun, words, anchor, fits[0]))
     if not found:
         return None
@@ -152,10 +134,7 @@ def superlative(things: Sequence[Thing], rng: np.random.Generator) -> Question |
         for word, key in _SUPERLATIVES.items():
             first, second = sorted(group, key=key, reverse=True)[:2]
             if word in ("largest", "smallest"):
-                clear = (
-                    max(first.side, second.side) / min(first.side, second.side)
-                    >= SIZE_RATIO
-                )
+                clear = max(first.side, second.side) / min(first.side, second.side) >= SIZE_RATIO
             else:
                 clear = key(first) - key(second) >= MARGIN
             if clear:
@@ -218,20 +197,11 @@ def list_all(things: Sequence[Thing], rng: np.random.Generator) -> Question | No
 def detect(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
     """Named categories, some of which are absent; every instance of the present ones is to be found."""
     present = sorted({t.name for t in things})
-    asked = [
-        str(n)
-        for n in rng.permutation(present)[
-            : int(rng.integers(0, min(3, len(present)) + 1))
-        ]
-    ]
+    asked = [str(n) for n in rng.permutation(present)[: int(rng.integers(0, min(3, len(present)) + 1))]]
     absent = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in present]
-    asked += [
-        str(n) for n in rng.choice(absent, int(rng.integers(1, 3)), replace=False)
-    ]
+    asked += [str(n) for n in rng.choice(absent, int(rng.integers(1, 3)), replace=False)]
     names = [str(n) for n in rng.permutation(asked)]
-    here = sorted(
-        (t for t in things if t.name in names), key=lambda t: (t.box[1], t.box[0])
-    )
+    here = sorted((t for t in things if t.name in names), key=lambda t: (t.box[1], t.box[0]))
     truth = Truth(boxes=tuple(LabelledBox(box=t.box, label=t.name) for t in here))
     think = "present: " + (", ".join(n for n in names if n in present) or "none")
     return Question(
@@ -247,11 +217,7 @@ def count(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
     """How many objects of a colour or shape there are (0 included)."""
     noun = str(rng.choice([*COLOURS, *SHAPES, "object"]))
     fits = [t for t in things if noun in ("object", t.colour, t.shape)]
-    plural = (
-        f"{noun} objects"
-        if noun in COLOURS
-        else ("crosses" if noun == "cross" else f"{noun}s")
-    )
+    plural = f"{noun} objects" if noun in COLOURS else ("crosses" if noun == "cross" else f"{noun}s")
     think = "; ".join(where(t) for t in fits) or "none"
     return Question(
         question=f"how many {plural}",
@@ -279,8 +245,6 @@ def arrangement_for(kind: str) -> str:
     return {"odd_one_out": "odd", "counting": "pairs"}.get(kind, "free")
 
 
-def ask(
-    kind: str, things: Sequence[Thing], rng: np.random.Generator
-) -> Question | None:
+def ask(kind: str, things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
     """A question of a kind about these things, or None where none fits."""
     return KINDS[kind](things, rng)

@@ -59,9 +59,7 @@ class Scene:
         canvas = _background(rng)
         for thing in self.things:
             x1, y1, x2, y2 = (int(v) for v in thing.box)
-            colour = np.clip(
-                np.array(COLOURS[thing.colour]) + rng.integers(-18, 19, 3), 0, 255
-            )
+            colour = np.clip(np.array(COLOURS[thing.colour]) + rng.integers(-18, 19, 3), 0, 255)
             canvas[y1:y2, x1:x2][shape_mask(thing.shape, x2 - x1)] = colour
         noise = rng.choice([0, 4, 10])
         if noise:
@@ -112,10 +110,7 @@ def make_scene(seed: int, arrangement: str = "free") -> Scene:
     kinds = _kinds(rng, len(boxes), arrangement)
     return Scene(
         seed=seed,
-        things=tuple(
-            Thing(colour=c, shape=s, box=b)
-            for (c, s), b in zip(kinds, boxes, strict=True)
-        ),
+        things=tuple(Thing(colour=c, shape=s, box=b) for (c, s), b in zip(kinds, boxes, strict=True)),
     )
 
 
@@ -141,23 +136,17 @@ def _overlap(a: Box, b: Box) -> float:
     return width * height / min(a[2] - a[0], b[2] - b[0]) ** 2
 
 
-def _kinds(
-    rng: np.random.Generator, count: int, arrangement: str
-) -> list[tuple[str, str]]:
+def _kinds(rng: np.random.Generator, count: int, arrangement: str) -> list[tuple[str, str]]:
     colours, shapes = list(COLOURS), list(SHAPES)
     if arrangement == "odd":
         c, d = rng.permutation(colours)[:2]
         s, t = rng.permutation(shapes)[:2]
         kinds = [(str(c), str(s))] * count
-        kinds[int(rng.integers(count))] = (
-            (str(d), str(s)) if rng.integers(2) else (str(c), str(t))
-        )
+        kinds[int(rng.integers(count))] = (str(d), str(s)) if rng.integers(2) else (str(c), str(t))
         return kinds
     if arrangement == "pairs":
         chosen = [str(c) for c in rng.permutation(colours)]
-        picked = [
-            chosen[i // 2] for i in range(count - (count + 1) % 2)
-        ]  # an odd number: the last colour stands alone
+        picked = [chosen[i // 2] for i in range(count - (count + 1) % 2)]  # an odd number: the last colour stands alone
         picked += [chosen[0]] * (count - len(picked))
         order = rng.permutation(count)
         return [(picked[i], str(rng.choice(shapes))) for i in order]

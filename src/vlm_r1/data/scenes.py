@@ -65,14 +65,10 @@ class ScenesSequence(Sequence[Sample]):
         kind = first_kind
         while len(samples) < self.per_picture:
             found = (
-                ask(kind, scene.things, rng)
-                or ask("attribute", scene.things, rng)
-                or ask("list", scene.things, rng)
+                ask(kind, scene.things, rng) or ask("attribute", scene.things, rng) or ask("list", scene.things, rng)
             )
             assert found is not None  # a scene can always be listed
-            if (
-                found.question in asked and rng.uniform() < 0.9
-            ):  # few questions fit a small scene: some repeat
+            if found.question in asked and rng.uniform() < 0.9:  # few questions fit a small scene: some repeat
                 kind = self._pick(rng)
                 continue
             asked.add(found.question)
@@ -102,10 +98,7 @@ class ScenesSequence(Sequence[Sample]):
     def _loose(self, truth: Truth, rng: np.random.Generator) -> Truth:
         if not self.source.loosen or not truth.boxes:
             return truth
-        loose = tuple(
-            LabelledBox(box=loosened(b.box, self.source.loosen, rng), label=b.label)
-            for b in truth.boxes
-        )
+        loose = tuple(LabelledBox(box=loosened(b.box, self.source.loosen, rng), label=b.label) for b in truth.boxes)
         return Truth(boxes=loose)
 
 
@@ -113,7 +106,5 @@ def load_scenes(source: ScenesSource) -> ScenesSequence:
     """The samples of a scenes source. Raises `ConfigError` for an unknown question kind."""
     for kind in source.questions:
         if kind not in KINDS:
-            raise ConfigError(
-                f'scenes.questions: unknown kind "{kind}"; {nearest(kind, KINDS)}'
-            )
+            raise ConfigError(f'scenes.questions: unknown kind "{kind}"; {nearest(kind, KINDS)}')
     return ScenesSequence(source)

@@ -1,7 +1,7 @@
 """What differs between model families, and nothing else. One file per family; `FAMILIES` is the registry.
 
-A family turns a `Sample` into a `Prompt`: chat template, picture tensors, positions, and the map from the coordinates the
-model writes to pixels of the original picture. It also names the tokens a policy must never write.
+A family turns a `Sample` into a `Prompt`: chat template, picture tensors, positions, and the map from the coordinates
+the model writes to pixels of the original picture. It also names the tokens a policy must never write.
 """
 
 from __future__ import annotations

@@ -43,6 +43,21 @@ def resolve_path(path: str) -> str:
     return str(resources.files("vlm_r1") / "assets" / "tiny")
 
 
+PROMPT_FILE = "vlm_r1.json"
+"""In a model folder written by this package: the prompt settings that the model was trained with."""
+
+
+def prompt_of_model(path: str) -> PromptConfig:
+    """The prompt settings a model folder was trained with, or the defaults where it does not say."""
+    file = Path(resolve_path(path), PROMPT_FILE)
+    if not file.is_file():
+        return PromptConfig()
+    try:
+        return PromptConfig.model_validate_json(file.read_bytes())
+    except ValueError as error:
+        raise ModelError(f"{file}: holds no prompt settings ({error.__class__.__name__}); delete it") from None
+
+
 def load_policy(config: ModelConfig, prompt: PromptConfig | None = None, *, seed: int = 0) -> LoadedPolicy:
     """Load or build the model of a recipe.
 

@@ -1,8 +1,9 @@
 """Packed rows: prompts once, answers behind them, no padding in any linear layer.
 
 A `Tree` is one prefix and its branches: a prompt and its G answers, or a picture and its many questions with their
-answers. Several trees become one row of `N` tokens: `[prefix 1 | ... | prefix P | branch 1 | ... | branch B]`. A branch's
-positions go on where its prefix ends, and attention (see `shared_prefix.py`) lets it see its prefix and itself.
+answers. Several trees become one row of `N` tokens: `[prefix 1 | ... | prefix P | branch 1 | ... | branch B]`. A
+branch's positions go on where its prefix ends, and attention (see `shared_prefix.py`) lets it see its prefix and
+itself.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ class Layout:
     """Where prefixes and branches lie in a packed row, as attention needs it.
 
     `prefix_index` `(P, Lmax)` and `branch_index` `(B, Tmax)` point into the row (padding points at the entry's last
-    token); `prefix_unpad` and `branch_unpad` take the flattened padded tensors back to row order; `tree_of_branch` `(B,)`;
-    `mask` `(B, 1, Tmax, Lmax + Tmax)` is True where a branch token may look: its prefix, then itself up to here.
+    token); `prefix_unpad` and `branch_unpad` take the flattened padded tensors back to row order; `tree_of_branch`
+    `(B,)`; `mask` `(B, 1, Tmax, Lmax + Tmax)` is True where a branch token may look: its prefix, then itself up to
+    here.
     """
 
     n_prefix: int
@@ -57,16 +59,16 @@ class Layout:
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on a device."""
-        moved = {name: getattr(self, name) for name in Layout.__slots__}
-        return Layout(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in moved.items()})
+        names = [name for name in Layout.__slots__ if name != "n_prefix"]
+        return Layout(n_prefix=self.n_prefix, **{name: getattr(self, name).to(device) for name in names})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRow:
     """A row of `N` tokens ready for the model, and which of its hidden states predict which scored tokens.
 
-    `predictors` and `targets` are `(S,)`: the hidden state at `predictors[i]` predicts token `targets[i]`, which belongs to
-    branch `branch_of_target[i]` of the row.
+    `predictors` and `targets` are `(S,)`: the hidden state at `predictors[i]` predicts token `targets[i]`, which
+    belongs to branch `branch_of_target[i]` of the row.
     """
 
     token_ids: Tensor
@@ -95,8 +97,8 @@ class PackedRow:
 def pad_index(lengths: Sequence[int], offset: int = 0) -> tuple[Tensor, Tensor]:
     """Index of consecutive runs as a padded matrix, and its inverse.
 
-    `lengths` are the R runs' lengths, laid one after the other from `offset`. Returns `(R, max)` indices (padding repeats the
-    run's last token, so that it stays finite) and the flat positions of the real entries in row order.
+    `lengths` are the R runs' lengths, laid one after the other from `offset`. Returns `(R, max)` indices (padding
+    repeats the run's last token, so that it stays finite) and the flat positions of the real entries in row order.
     """
     lengths_R = torch.tensor(lengths, dtype=torch.long)
     width = int(lengths_R.max()) if len(lengths) else 0
@@ -175,7 +177,8 @@ def merge_vision(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def cut_by_budget(trees: Sequence[Tree], budget: int) -> list[list[Tree]]:
     """Trees into rows of at most `budget` tokens, in order.
 
-    A tree that is over the budget by itself is split into sub-trees that share its prefix (each with at least one branch).
+    A tree that is over the budget by itself is split into sub-trees that share its prefix (each with at least one
+    branch).
     """
     rows: list[list[Tree]] = []
     used = budget

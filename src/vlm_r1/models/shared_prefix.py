@@ -39,8 +39,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: query `(1, H, N, d)`, key and value `(1, h, N, d)` -> `(1, N, H, d)`.
 
-    `layout` (a `Layout`, or an object with `attend`, as rollouts use) reaches here through the model's keyword arguments.
-    Without it this is transformers' own SDPA attention.
+    `layout` (a `Layout`, or an object with `attend`, as rollouts use) reaches here through the model's keyword
+    arguments. Without it this is transformers' own SDPA attention.
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -76,7 +76,10 @@ def attend_branches(
     prompt_v: Tensor,
     scaling: float | None,
 ) -> Tensor:
-    """Attention of the branches over their prefix's keys and values `(P, h, L, d)` and their own: `(N_branch, H, d)`."""
+    """Attention of the branches over their prefix's keys and values and their own.
+
+    `prompt_k` and `prompt_v` are `(P, h, L, d)`, the output `(N_branch, H, d)`.
+    """
     q, k, v = (x[0].transpose(0, 1)[layout.branch_index].transpose(1, 2) for x in (query, key, value))
     k = torch.cat([prompt_k[layout.tree_of_branch], k], 2)
     v = torch.cat([prompt_v[layout.tree_of_branch], v], 2)
@@ -110,10 +113,11 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of `targets` `(S,)` and the entropy at each place, in float32, from hidden states `(S, D)`.
 
-    The distribution is `softmax(logits / temperature)` with banned tokens masked: the one that rollouts sample from. Only
-    `LOGIT_CHUNK` logits exist at a time; with more, each chunk is computed again in the backward pass.
+    The distribution is `softmax(logits / temperature)` with banned tokens masked: the one that rollouts sample from.
+    Only `LOGIT_CHUNK` logits exist at a time; with more, each chunk is computed again in the backward pass.
     """
-    rows = max(1, LOGIT_CHUNK // head.weight.shape[0])  # type: ignore[arg-type,union-attr,index]
+    vocabulary: int = head.weight.shape[0]  # type: ignore[assignment,union-attr,index]
+    rows = max(1, LOGIT_CHUNK // vocabulary)
     if len(targets) <= rows:
         return _score(hidden, targets, head, banned, temperature)
     parts = [
@@ -142,6 +146,8 @@ class Policy(nn.Module):
 
     `model` is the transformers model; `banned` `(K,)` are the token ids it may not write (picture placeholders).
     """
+
+    banned: Tensor
 
     def __init__(self, model: Any, banned: Tensor) -> None:
         super().__init__()

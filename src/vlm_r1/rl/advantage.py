@@ -46,6 +46,6 @@ def zero_variance_share(rewards_PG: Tensor) -> float:
 
 
 def overlong_penalty(lengths: Tensor, limit: int, share: float = 0.2) -> Tensor:
-    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): 0, falling to -1 over the last `share` of the limit."""
+    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): 0, falling to -1 over the last share of the limit."""
     buffer = max(1, int(limit * share))
     return -((lengths - (limit - buffer)) / buffer).clamp(0, 1)

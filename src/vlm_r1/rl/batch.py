@@ -54,7 +54,7 @@ def group_tree(group: RolloutGroup) -> Tree:
 def make_batch(
     groups: Sequence[RolloutGroup], advantages_PG: Tensor, weights_PG: Tensor, *, keep_all: bool
 ) -> TrainBatch:
-    """The batch of a step. Groups whose advantages are all zero are left out unless `keep_all` (a KL term needs them)."""
+    """The batch of a step, without groups whose advantages are all zero unless `keep_all` (a KL term needs them)."""
     kept = [p for p in range(len(groups)) if keep_all or bool(advantages_PG[p].any())]
     return TrainBatch(
         trees=tuple(group_tree(groups[p]) for p in kept),

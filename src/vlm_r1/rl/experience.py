@@ -27,7 +27,8 @@ from vlm_r1.runtime.session import Session
 RESAMPLE_ROUNDS = 3
 """Dynamic sampling asks for prompts at most so many times in a step."""
 REUSE_SHARE = 2 / 3
-"""Least share of a step's groups that must be trained on for the rollout's prompt graph to be worth its backward pass."""
+"""Least share of a step's groups that must be trained on for the rollout's prompt graph to be worth its backward
+pass."""
 
 
 @dataclass(slots=True, kw_only=True)

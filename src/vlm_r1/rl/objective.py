@@ -1,7 +1,7 @@
 """The policy-gradient objective as pure functions over flat tensors of answer tokens.
 
-`S` scored tokens belong to `B` answers (`owner_S` in 0..B-1); `logprobs_S` carry the gradient, `old_S` and `ref_S` do not.
-Every function returns one value per token; `rl.algorithms` says which of them an algorithm uses.
+`S` scored tokens belong to `B` answers (`owner_S` in 0..B-1); `logprobs_S` carry the gradient, `old_S` and `ref_S` do
+not. Every function returns one value per token; `rl.algorithms` says which of them an algorithm uses.
 """
 
 from __future__ import annotations

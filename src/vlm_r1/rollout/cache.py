@@ -1,6 +1,7 @@
 """Keys and values while answers are sampled: the prompt's once for all its answers, the answers' own beside them.
 
-Both classes are layouts that `models.shared_prefix.attend` hands its tensors to, so the model's own layers run unchanged.
+Both classes are layouts that `models.shared_prefix.attend` hands its tensors to, so the model's own layers run
+unchanged.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlm_r1.models.packing import make_layout
+from vlm_r1.models.packing import make_layout, merge_vision
 from vlm_r1.models.shared_prefix import Policy, attend_prefix
-from vlm_r1.models.packing import merge_vision
 from vlm_r1.records import Prompt
 
 
 class Prefill:
-    """Prompts run through the model once: their keys and values per layer `(P, h, L, d)`, and last hidden states `(P, D)`.
+    """Prompts run through the model once: their keys and values per layer `(P, h, L, d)`, and last hidden states `(P,
+    D)`.
 
     Run with gradients enabled it keeps the graph, and the update can go on from it (see `rl.step`).
     """

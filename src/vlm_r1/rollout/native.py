@@ -38,7 +38,10 @@ def decode(
     *,
     seed: int | None,
 ) -> list[RolloutGroup]:
-    """Sample over a prefill. Each token's log-prob is that of `softmax(logits / temperature)` with placeholders banned."""
+    """Sample over a prefill.
+
+    Each token's log-prob is that of `softmax(logits / temperature)` with placeholders banned.
+    """
     policy, tokenizer = loaded.policy, loaded.tokenizer
     device = policy.banned.device
     generator = None if seed is None else torch.Generator(device=device).manual_seed(seed)

@@ -1,7 +1,7 @@
 """Going on from a rollout's prefill: the prompt (tower included) runs once in the whole step.
 
-Where the update is on-policy and everything fits in one row, the rollout's prompt pass keeps its graph and the answers run
-over its keys and values; the gradient is the packed row's.
+Where the update is on-policy and everything fits in one row, the rollout's prompt pass keeps its graph and the
+answers run over its keys and values; the gradient is the packed row's.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ END_OF_ANSWER = "</answer>"
 def choose(logprobs_BV: Tensor, settings: RolloutConfig, generator: torch.Generator | None) -> Tensor:
     """One token per row `(B,)`, from log-probs at the sampling temperature; without a generator the likeliest.
 
-    Filters apply in the order top-k, top-p, min-p, as in the common samplers; the log-prob that a rollout records is the
-    unfiltered one, which is what the update computes.
+    Filters apply in the order top-k, top-p, min-p, as in the common samplers; the log-prob that a rollout records is
+    the unfiltered one, which is what the update computes.
     """
     if generator is None:
         return logprobs_BV.argmax(-1)

@@ -1,7 +1,7 @@
 """Checkpoints: written aside and renamed, so one that has its final name is whole; the last k are kept.
 
-`checkpoint-N/` is a plain Hugging Face model folder (it loads and serves as it is) plus `optimizer.pt` and `state.json`,
-whose `files` lists every file with its size: a checkpoint that lost bytes is refused by name.
+`checkpoint-N/` is a plain Hugging Face model folder (it loads and serves as it is) plus `optimizer.pt` and
+`state.json`, whose `files` lists every file with its size: a checkpoint that lost bytes is refused by name.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from typing import Any
 
 import torch
 
+from vlm_r1.config import PromptConfig
 from vlm_r1.errors import CheckpointError
+from vlm_r1.models.load import PROMPT_FILE
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
-def save_model(folder: Path, model: Any, processor: Any) -> None:
-    """Write weights (safetensors), configuration and processor in the published layout into an existing folder."""
-    model.save_pretrained(folder, safe_serialization=True)
+def save_model(folder: Path, model: Any, processor: Any, prompt: PromptConfig) -> None:
+    """Write weights (safetensors), configuration, processor and prompt settings into an existing folder."""
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    (folder / PROMPT_FILE).write_text(prompt.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def write_folder(target: Path, fill: Any) -> None:
@@ -57,13 +60,21 @@ def _reason(error: Exception) -> str:
 
 
 def save_checkpoint(
-    run_dir: Path, step: int, *, model: Any, processor: Any, optimizer: Any, state: Mapping[str, Any], keep: int
+    run_dir: Path,
+    step: int,
+    *,
+    model: Any,
+    processor: Any,
+    prompt: PromptConfig,
+    optimizer: Any,
+    state: Mapping[str, Any],
+    keep: int,
 ) -> Path:
     """Write `checkpoint-<step>` and drop all but the last `keep`. `state` must be plain JSON data."""
     target = run_dir / f"checkpoint-{step}"
 
     def fill(folder: Path) -> None:
-        save_model(folder, model, processor)
+        save_model(folder, model, processor, prompt)
         torch.save(optimizer.state_dict(), folder / "optimizer.pt")
         files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
         content = {"step": step, "files": files, **state}
@@ -103,5 +114,6 @@ def load_optimizer(checkpoint: Path, optimizer: Any) -> None:
         optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
     except Exception as error:
         raise CheckpointError(
-            f"{checkpoint}/optimizer.pt: cannot be read ({_reason(error)}); delete {checkpoint} to continue from the one before it"
+            f"{checkpoint}/optimizer.pt: cannot be read ({_reason(error)}); "
+            f"delete {checkpoint} to continue from the one before it"
         ) from error

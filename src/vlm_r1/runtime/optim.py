@@ -41,8 +41,9 @@ def _muon(model: nn.Module, named: list[tuple[str, nn.Parameter]], config: Optim
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": _adamw, "muon": _muon}
-"""`optim.name` -> builder. `muon` orthogonalises the updates of hidden matrices (Jordan et al. 2024) with AdamW's update
-size, and leaves embeddings, the output head, norms and biases to AdamW; it is meant for training from scratch."""
+"""`optim.name` -> builder. `muon` orthogonalises the updates of hidden matrices (Jordan et al. 2024) with AdamW's
+update size, and leaves embeddings, the output head, norms and biases to AdamW; it is meant for training from
+scratch."""
 
 
 class Pair(torch.optim.Optimizer):

@@ -50,6 +50,7 @@ class Session:
                 step,
                 model=self.loaded.policy.model,
                 processor=self.loaded.processor,
+                prompt=self.recipe.prompt,
                 optimizer=self.optimizer,
                 state=state,
                 keep=self.recipe.run.keep,
@@ -59,7 +60,8 @@ class Session:
         """Write `final/` and return it."""
         final = self.run_dir / "final"
         if self.accelerator.is_main_process:
-            write_folder(final, lambda folder: save_model(folder, self.loaded.policy.model, self.loaded.processor))
+            model, processor = self.loaded.policy.model, self.loaded.processor
+            write_folder(final, lambda folder: save_model(folder, model, processor, self.recipe.prompt))
         return final
 
 
@@ -75,6 +77,7 @@ def open_session(recipe: Recipe) -> Session:
     set_seed(recipe.run.seed)
     run_dir = Path(recipe.run.dir)
     log = RunLog(run_dir)
+    log.environment()
     _claim_folder(recipe, run_dir, accelerator)
     checkpoints = list_checkpoints(run_dir)
     state: dict[str, Any] = {}
