@@ -30,13 +30,27 @@ from vlm_r1.prompts.parse_values import read_choice, read_number, read_text, rea
         ("A is right", "A"),
         ("B (the answer is B)", "B"),
         ("\uff22", "B"),
+        ("B, not a cat", "B"),
     ],
 )
 def test_choices_as_people_and_models_write_them(text, letter):
     assert read_choice(text) == (letter, None)
 
 
-@pytest.mark.parametrize("text", ["A or B", "A and B", "A, B", "A/B", "(A) or (C)", "A) cat, B) dog", "either C or D"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A or B",
+        "A and B",
+        "A, B",
+        "A/B",
+        "(A) or (C)",
+        "A) cat, B) dog",
+        "either C or D",
+        "not B",
+        "The answer isn't (B)",
+    ],
+)
 def test_a_hedged_choice_is_a_failure(text):
     assert read_choice(text) == (None, "ambiguous")
 
@@ -101,7 +115,9 @@ def test_numbers_with_signs_thousands_and_units(text, value):
     assert read_number(text) == (pytest.approx(value, abs=1e-12), None)
 
 
-@pytest.mark.parametrize("text", ["3 or 4", "3-4", "1, 2", "12,5", "1234,567", "10:30", "2 + 2 = 4", "between 3 and 5"])
+@pytest.mark.parametrize(
+    "text", ["3 or 4", "3-4", "1, 2", "12,5", "1234,567", "10:30", "2 + 2 = 4", "between 3 and 5", "not 5"]
+)
 def test_a_hedged_number_is_a_failure(text):
     assert read_number(text) == (None, "ambiguous")
 

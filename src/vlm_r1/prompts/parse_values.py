@@ -62,6 +62,13 @@ _LETTERS = (
 )
 
 
+# "Not B" rules a candidate out; which one is meant instead is a guess.
+_NOT_LETTER = re.compile(
+    r"(?i:\b(?:not|neither|nor|except)|n['\u2019]t)\s+(?i:option\s+)?(?:\([A-Za-z]\)|[B-HJ-Z]\b|[AI]\b(?!\s+[a-z]))"
+)
+_NOT_NUMBER = re.compile(r"(?:\bnot|n['\u2019]t)\s+[-+]?\.?\d", re.IGNORECASE)
+
+
 def read_choice(text: str) -> tuple[str | None, str | None]:
     """The letter of a multiple-choice answer, upper case.
 
@@ -71,7 +78,7 @@ def read_choice(text: str) -> tuple[str | None, str | None]:
     text = _before_reason(plain(text))
     found = [match for pattern in _LETTERS for match in pattern.finditer(text)]
     letters = {match.group(match.lastindex or 1).upper() for match in found}
-    if len(letters) == 1:
+    if len(letters) == 1 and not _NOT_LETTER.search(text):
         return letters.pop(), None
     return None, "ambiguous" if letters else "unreadable"
 
@@ -117,7 +124,7 @@ def read_number(text: str) -> tuple[float | None, str | None]:
         if not math.isfinite(value):
             return None, "unreadable"
         values.add(value)
-    if len(values) == 1:
+    if len(values) == 1 and not _NOT_NUMBER.search(text):
         return values.pop(), None
     return None, "ambiguous" if values else "unreadable"
 
