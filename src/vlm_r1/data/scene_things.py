@@ -99,13 +99,14 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     return base + (other - base) * blend[..., None]
 
 
-def make_scene(seed: int, arrangement: str = "free") -> Scene:
+def make_scene(seed: int, arrangement: str = "free", attempt: int = 0) -> Scene:
     """The scene of a seed: 3 to 6 objects, no two sharing more than a small part of their boxes.
 
     `arrangement` shapes colours and shapes for questions that need it: "free", "odd" (all alike but one) or "pairs"
-    (every colour twice but one).
+    (every colour twice but one). `attempt` counts the scenes of a seed that were tried for a question and did not fit
+    it.
     """
-    rng = np.random.default_rng([seed, 0])
+    rng = np.random.default_rng([seed, 0, attempt])
     boxes = _place(rng, int(rng.integers(3, 7)))
     kinds = _kinds(rng, len(boxes), arrangement)
     return Scene(

@@ -11,8 +11,8 @@ from typing import overload
 import numpy as np
 
 from vlm_r1.config import ScenesSource
-from vlm_r1.data.scene_questions import KINDS, arrangement_for, ask
-from vlm_r1.data.scene_things import loosened, make_scene
+from vlm_r1.data.scene_questions import KINDS, Question, arrangement_for, ask
+from vlm_r1.data.scene_things import Scene, loosened, make_scene
 from vlm_r1.errors import ConfigError, nearest
 from vlm_r1.records import LabelledBox, Picture, Sample, Truth
 
@@ -58,34 +58,41 @@ class ScenesSequence(Sequence[Sample]):
         seed = SPLIT_SEEDS[self.source.split] + number
         rng = np.random.default_rng([seed, 2])
         first_kind = self._pick(rng)
-        scene = make_scene(seed, arrangement_for(first_kind))
+        scene, first = self._askable(seed, first_kind, rng)
         picture = Picture(image=scene.draw())
-        samples: list[Sample] = []
-        asked: set[str] = set()
-        kind = first_kind
-        while len(samples) < self.per_picture:
-            found = (
-                ask(kind, scene.things, rng) or ask("attribute", scene.things, rng) or ask("list", scene.things, rng)
+        questions = [first]
+        tries = 0
+        while len(questions) < self.per_picture:
+            tries += 1
+            found = ask(self._pick(rng), scene.things, rng)
+            # A small scene has few questions: after enough tries one may come again.
+            if found is not None and (
+                tries > 10 * self.per_picture or all(found.question != q.question for q in questions)
+            ):
+                questions.append(found)
+            elif tries > 100 * self.per_picture:
+                questions.append(first)
+        return [
+            Sample(
+                id=f"{self.source.split}-{number}-{place}",
+                images=(picture,),
+                question=question.question,
+                truth=self._loose(question.truth, rng),
+                task=question.task,
+                source=f"scenes/{question.kind}",
+                think=question.think,
             )
-            assert found is not None  # a scene can always be listed
-            if found.question in asked and rng.uniform() < 0.9:  # few questions fit a small scene: some repeat
-                kind = self._pick(rng)
-                continue
-            asked.add(found.question)
-            truth = self._loose(found.truth, rng)
-            samples.append(
-                Sample(
-                    id=f"{self.source.split}-{number}-{len(samples)}",
-                    images=(picture,),
-                    question=found.question,
-                    truth=truth,
-                    task=found.task,
-                    source=f"scenes/{found.kind}",
-                    think=found.think,
-                )
-            )
-            kind = self._pick(rng)
-        return samples
+            for place, question in enumerate(questions)
+        ]
+
+    def _askable(self, seed: int, kind: str, rng: np.random.Generator) -> tuple[Scene, Question]:
+        """The first scene of a seed about which a question of this kind can be asked, and the question."""
+        for attempt in range(1000):
+            scene = make_scene(seed, arrangement_for(kind), attempt)
+            found = ask(kind, scene.things, rng)
+            if found is not None:
+                return scene, found
+        raise RuntimeError(f"no scene of seed {seed} allows a question of kind {kind}")
 
     def _pick(self, rng: np.random.Generator) -> str:
         return self._kinds[
