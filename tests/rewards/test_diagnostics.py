@@ -4,7 +4,7 @@ import math
 import pytest
 
 from vlm_r1.records import Score
-from vlm_r1.rewards.diagnostics import ShadowWatch, step_diagnostics
+from vlm_r1.rewards.diagnostics import ShadowWatch, Trend, step_diagnostics
 
 CAT, DOG = ((0, 0, 10, 10), "cat"), ((100, 0, 120, 20), "dog")
 
@@ -90,3 +90,12 @@ def test_a_resumed_watch_says_what_it_would_have_said():
     second.restore(json.loads(json.dumps(first.state())))
     assert warnings + run(second, rewards[13:], shadows[13:], first=13) == whole
     assert len(whole) > 1
+
+
+def test_the_trend_is_the_slope_over_the_window():
+    trend = Trend(window=3)
+    # Least squares by hand: 1; 1, 4; 1, 4, 4 -> (4 - 1) / 2; then the window moves: 4, 4, 10 -> (10 - 4) / 2.
+    assert [trend.update(value) for value in (1, 4, 4, 10)] == pytest.approx([0, 3, 1.5, 3])
+    resumed = Trend(window=3)
+    resumed.restore(json.loads(json.dumps(trend.state())))
+    assert resumed.update(7) == pytest.approx(1.5)

@@ -14,6 +14,7 @@ CAT = LabelledBox(box=(1.0, 2.0, 3.0, 4.0), label="cat")
         ([1, 2, 3, 4], Truth(boxes=(BOX,))),
         ("[1, 2, 3, 4]", Truth(boxes=(BOX,), text="[1, 2, 3, 4]")),
         ("<answer> [1, 2, 3, 4] </answer>", Truth(boxes=(BOX,), text="[1, 2, 3, 4]")),
+        ("<think>it is [9, 9, 10, 10]</think><answer>[1, 2, 3, 4]</answer>", Truth(boxes=(BOX,), text="[1, 2, 3, 4]")),
         ([{"bbox_2d": [1, 2, 3, 4], "label": "cat"}], Truth(boxes=(CAT,))),
         ([{"bbox": [1, 2, 3, 4], "label": "cat"}, {"bbox": [1, 2, 3, 4]}], Truth(boxes=(CAT, BOX))),
         ({"bbox_2d": [1, 2, 3, 4]}, Truth(boxes=(BOX,))),

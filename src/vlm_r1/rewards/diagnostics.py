@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from vlm_r1.boxes import pairwise_iou
 from vlm_r1.prompts.parse import FAILURE_KINDS, extract_blocks
@@ -127,5 +127,35 @@ class ShadowWatch:
         self._warned = {name: int(step) for name, step in state["warned"].items()}  # type: ignore[call-overload]
 
 
-def _mean(values: Sequence[float]) -> float:
+class Trend:
+    """The slope of a step's value, such as the mean answer length, over the last steps: its change per step.
+
+    Example: `trend = Trend(window=20); metrics["completions/length_trend"] = trend.update(mean_length)`.
+    """
+
+    def __init__(self, *, window: int = 20) -> None:
+        if window < 2:
+            raise ValueError("window must be at least 2 steps")
+        self._values: deque[float] = deque(maxlen=window)
+
+    def update(self, value: float) -> float:
+        """Take one step's value; return the least-squares slope over the window (0 for the first step)."""
+        self._values.append(value)
+        n = len(self._values)
+        if n < 2:
+            return 0.0
+        middle, mean = (n - 1) / 2, _mean(self._values)
+        rise = sum((i - middle) * (v - mean) for i, v in enumerate(self._values))
+        return rise / sum((i - middle) ** 2 for i in range(n))
+
+    def state(self) -> list[float]:
+        """What `restore` needs for an exact resume, as plain JSON values."""
+        return list(self._values)
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Continue from `state()`."""
+        self._values = deque(state, maxlen=self._values.maxlen)
+
+
+def _mean(values: Collection[float]) -> float:
     return sum(values) / len(values)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from typing import Any
 
 from vlm_r1.boxes import Box, is_proper
 from vlm_r1.errors import DataError
+from vlm_r1.prompts.parse import extract_blocks
 from vlm_r1.prompts.parse_values import unfence
 from vlm_r1.records import LabelledBox, Truth
 
 _BOX_KEYS = ("bbox_2d", "bbox")
-_ANSWER_TAGS = re.compile(r"</?answer>")
 
 
 def read_solution(value: Any) -> Truth:
@@ -25,7 +24,8 @@ def read_solution(value: Any) -> Truth:
     """
     if not isinstance(value, str):
         return _from_json(value, None)
-    text = _ANSWER_TAGS.sub(" ", value).strip()
+    block = extract_blocks(value).answer
+    text = (value if block is None else block).strip()
     body = unfence(text)
     if body.casefold() in ("none", "null"):
         return Truth(boxes=(), text=text)
