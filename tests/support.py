@@ -1,0 +1,186 @@
+"""Shared builders: tiny models of both families, pictures, prompts, made-up answers, recipes, and the plain forward.
+
+The plain forward is transformers' own model with its own attention over padded rows: it shares no code with packing.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from vlm_r1.config import ModelConfig, PromptConfig, Recipe
+from vlm_r1.models.load import LoadedPolicy, load_policy
+from vlm_r1.records import LabelledBox, Picture, Prompt, Rollout, RolloutGroup, Sample, Truth
+from vlm_r1.runtime.checkpoint import save_model
+
+FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+PLAIN = PromptConfig(template="plain")
+
+
+def scratch(family: str = "qwen3_vl") -> dict:
+    """`model.scratch` of a model of about 140,000 parameters."""
+    text = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, initializer_range=0.1)
+    vision = dict(depth=2, hidden_size=32, intermediate_size=48, num_heads=2, patch_size=8, spatial_merge_size=2)
+    vision |= dict(out_hidden_size=32, initializer_range=0.1)
+    rope = dict(rope_type="default", rope_theta=10000.0, mrope_section=[4, 2, 2])
+    if family == "qwen3_vl":
+        text |= dict(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+        text |= dict(rope_parameters=rope | {"mrope_interleaved": True})
+        vision |= dict(num_position_embeddings=144, deepstack_visual_indexes=[0, 1])
+    else:
+        text |= dict(num_attention_heads=2, num_key_value_heads=1, rope_parameters=rope)
+        vision |= dict(window_size=32, fullatt_block_indexes=[1])
+    return {"model_type": family, "vocab_size": 400, "text_config": text, "vision_config": vision}
+
+
+@cache
+def _built(family: str) -> LoadedPolicy:
+    loaded = load_policy(ModelConfig(init="scratch", scratch=scratch(family)), PLAIN, seed=7)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # biases and norms start equal: give every parameter a gradient of its own
+        for parameter in loaded.policy.parameters():
+            if parameter.ndim < 2:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return loaded
+
+
+def tiny(family: str = "qwen3_vl", *, checkpointing: bool = False) -> LoadedPolicy:
+    """A tiny policy of its own (equal weights each time)."""
+    loaded = _built(family)
+    policy = copy.deepcopy(loaded.policy)
+    if checkpointing:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.train()
+    return dataclasses.replace(loaded, policy=policy)
+
+
+def save_tiny(folder: Path, family: str = "qwen3_vl") -> Path:
+    """The tiny model as a Hugging Face folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    loaded = _built(family)
+    save_model(folder, loaded.policy.model, loaded.processor, PLAIN)
+    return folder
+
+
+def picture(width: int, height: int, seed: int = 0) -> Picture:
+    """A picture of noise."""
+    rng = np.random.default_rng([seed, width, height])
+    return Picture(image=Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)))
+
+
+def sample(question: str = "the red circle", *pictures: Picture, **fields) -> Sample:
+    """A sample about these pictures."""
+    truth = fields.pop("truth", Truth(boxes=(LabelledBox(box=(8.0, 8.0, 24.0, 24.0)),)))
+    return Sample(id=fields.pop("id", "s"), question=question, images=pictures, truth=truth, **fields)
+
+
+def mixed_prompts(loaded: LoadedPolicy) -> list[Prompt]:
+    """Four prompts of different lengths: one picture, none, two of different sizes, one wide."""
+    samples = [
+        sample("the red circle", picture(48, 32)),
+        sample("how many?"),
+        sample("the largest blue square of both", picture(32, 64, 1), picture(64, 48, 2)),
+        sample("the small triangle left of it", picture(96, 16, 3)),
+    ]
+    return [loaded.family.encode(s) for s in samples]
+
+
+def made_up(loaded: LoadedPolicy, prompt: Prompt, lengths: Sequence[int], seed: int = 0) -> RolloutGroup:
+    """A group of answers of these lengths, every allowed token being equally likely."""
+    generator = torch.Generator().manual_seed(seed)
+    allowed = [i for i in range(len(loaded.tokenizer)) if i not in loaded.policy.banned.tolist()]
+    rollouts = []
+    for length in lengths:
+        ids = [allowed[i] for i in torch.randint(len(allowed), (length,), generator=generator).tolist()]
+        rollouts.append(Rollout(token_ids=tuple(ids), logprobs=(0.0,) * length, text="", finish="length"))
+    return RolloutGroup(prompt=prompt, rollouts=tuple(rollouts))
+
+
+def mixed_groups(loaded: LoadedPolicy) -> list[RolloutGroup]:
+    """The mixed prompts with answers of 1 to 9 tokens."""
+    lengths = [(1, 5, 3), (4, 1, 7), (2, 9, 6), (8, 3, 3)]
+    return [made_up(loaded, p, n, i) for i, (p, n) in enumerate(zip(mixed_prompts(loaded), lengths, strict=True))]
+
+
+def plain_model(loaded: LoadedPolicy, dtype: torch.dtype = torch.float32):
+    """The same weights in an unmodified transformers model with its own attention."""
+    model = AutoModelForImageTextToText.from_config(copy.deepcopy(loaded.policy.model.config))
+    model.load_state_dict(loaded.policy.model.state_dict())
+    model.set_attn_implementation("sdpa")
+    return model.to(dtype).eval()
+
+
+def plain_inputs(model, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], pad: int) -> dict:
+    """A padded batch as trainers make it: prompts padded on the left, answers on the right."""
+    left, right = max(len(p.token_ids) for p in prompts), max(len(a) for a in answers)
+    ids = torch.full((len(prompts), left + right), pad)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        start, stop = left - len(prompt.token_ids), left + len(answer)
+        ids[row, start:stop] = torch.tensor([*prompt.token_ids, *answer])
+        mask[row, start:stop] = 1
+    dtype = next(model.parameters()).dtype
+    vision = [p.vision for p in prompts if p.vision]
+    tensors = {name: torch.cat([v[name] for v in vision]) for name in vision[0]} if vision else {}
+    tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    kinds = (ids == model.config.image_token_id).int()
+    return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds, **tensors}
+
+
+def plain_logprobs(model, groups: Sequence[RolloutGroup], banned: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Log-probs `(S,)` of all answers' tokens by the padded forward: banned logits at minus infinity, then softmax."""
+    rows = [(group.prompt, rollout.token_ids) for group in groups for rollout in group.rollouts]
+    left = max(len(prompt.token_ids) for prompt, _ in rows)
+    logits = model(**plain_inputs(model, [p for p, _ in rows], [a for _, a in rows], pad=0)).logits
+    logits[..., banned] = -torch.inf
+    logprobs = torch.log_softmax(logits / temperature, -1)
+    parts = []
+    for row, (_, answer) in enumerate(rows):
+        before = logprobs[row, left - 1 : left - 1 + len(answer)]
+        parts.append(before.gather(-1, torch.tensor(answer)[:, None])[:, 0])
+    return torch.cat(parts)
+
+
+def gradients(module) -> dict[str, torch.Tensor]:
+    """Name -> gradient, zeros where there is none; the gradients are cleared."""
+    found = {
+        n: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for n, p in module.named_parameters()
+    }
+    module.zero_grad()
+    return found
+
+
+def assert_same_gradients(ours: dict, theirs: dict, relative: float = 1e-4) -> None:
+    """Every parameter's gradient within `relative` of its norm; parameters compare by name less "model." in front."""
+    theirs = {name.removeprefix("model."): value for name, value in theirs.items()}
+    ours = {name.removeprefix("model.").removeprefix("model."): value for name, value in ours.items()}
+    assert ours.keys() == theirs.keys()
+    scale = max(float(value.norm()) for value in theirs.values())
+    for name, value in theirs.items():
+        error = float((ours[name].to(value.dtype) - value).norm())
+        assert error <= relative * float(value.norm()) + 1e-7 * scale, f"{name}: off by {error} of {value.norm()}"
+
+
+def recipe(model: Path, run_dir: Path, method: str = "grpo", **sections) -> Recipe:
+    """A recipe of a few short steps on scenes with the tiny model; sections are merged over it."""
+    base: dict = {
+        "method": method,
+        "model": {"path": str(model)},
+        "data": {"train": [{"scenes": {"split": "train", "n": 12, "per_picture": 2 if method == "sft" else 1}}]},
+        "prompt": {"template": "plain"},
+        "rollout": {"max_new_tokens": 6},
+        "rewards": {"parts": {"repetition": 1.0, "format": 1.0}},
+        "rl": {"group_size": 3, "prompts_per_step": 2},
+        "sft": {"pictures_per_step": 2},
+        "optim": {"lr": 1e-3},
+        "run": {"dir": str(run_dir), "steps": 2, "save_every": 2, "threads": 1, "log_rollouts_every": 0},
+    }
+    for name, values in sections.items():
+        base[name] = base.get(name, {}) | values if isinstance(values, dict) else values
+    return Recipe.model_validate(base)
