@@ -3,6 +3,8 @@
 import contextlib
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -119,3 +121,19 @@ def test_deep_nesting(folder, deep):
     assert report.bad_rows >= 1
     with pytest.raises(DataError):
         load_source(DataSource(path=str(path)))
+
+
+@SETTINGS
+@given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_parquet_file_is_samples_or_a_data_error(folder, changes):
+    table = pa.table({"problem": ["q"] * 9, "solution": ["[0, 0, 5, 5]"] * 9, "image": ["a.png"] * 9})
+    pq.write_table(table, folder / "x.parquet")
+    data = bytearray((folder / "x.parquet").read_bytes())
+    for place, value in changes:
+        data[place % len(data)] = value
+    (folder / "x.parquet").write_bytes(data)
+    with contextlib.suppress(DataError):
+        samples = load_source(DataSource(path=str(folder / "x.parquet")))
+        assert all(isinstance(sample, Sample) for sample in samples)
+    with contextlib.suppress(DataError):
+        assert inspect_file(folder / "x.parquet").rows > 0

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vlm_r1.data.faults import Fault, shown
+from vlm_r1.data.parquet import iter_parquet
 from vlm_r1.errors import DataError
 
 ENDINGS = (".jsonl", ".json", ".parquet")
 """File endings that can be read."""
-
-MAX_FAULTS_SHOWN = 5
-"""Faults in one message of the loader; `data check` lists all."""
 
 
 def iter_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -28,7 +26,7 @@ def iter_rows(path: Path) -> Iterator[tuple[int, Any]]:
     if not path.is_file():
         raise DataError(f'data file "{path}" does not exist; correct the path (relative paths start from the recipe)')
     if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
+        yield from enumerate(iter_parquet(path), start=1)
         return
     try:
         data = path.read_bytes()
@@ -79,18 +77,3 @@ def _json_rows(path: Path, data: bytes) -> Iterator[tuple[int, Any]]:
     if not isinstance(value, list):
         raise DataError(f"{path}: the file holds {shown(value)}, not a list of objects; use .jsonl for one a line")
     yield from enumerate(value, start=1)
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        number = 0
-        for batch in file.iter_batches(batch_size=64):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file that can be read ({error}); write it again") from None

@@ -11,6 +11,7 @@ from vlm_r1.data.faults import Fault, RowError
 from vlm_r1.data.images import PictureFinder
 from vlm_r1.data.jsonl import empty_file, iter_rows, row_name
 from vlm_r1.data.negatives import WithNegatives
+from vlm_r1.data.parquet import PICTURE_COLUMNS, ParquetTable
 from vlm_r1.data.rows import RowContext, read_row
 from vlm_r1.data.sampling import sampled_indices
 from vlm_r1.errors import ConfigError, DataError
@@ -89,7 +90,7 @@ def _load_file(path: Path, source: DataSource, folder: Path, seed: int) -> Seque
     if not root.is_dir():
         raise DataError(f'image_root "{root}" is not a folder; correct it (relative paths start from the recipe)')
     context = RowContext(name=path.name, finder=PictureFinder(root), task=source.task)
-    if path.suffix == ".parquet":
+    if path.suffix == ".parquet" and path.is_file():
         return _load_parquet(path, source.sampling, context, seed)
     rows = list(iter_rows(path))
     if not rows:
@@ -107,16 +108,12 @@ def _load_file(path: Path, source: DataSource, folder: Path, seed: int) -> Seque
 
 
 def _load_parquet(path: Path, sampling: str, context: RowContext, seed: int) -> Sequence[Sample]:
-    # The first row (or an error for a file that is none) before the whole is mapped into memory.
-    if next(iter_rows(path), None) is None:
+    table = ParquetTable(path)
+    if len(table) == 0:
         raise empty_file(path)
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(path, memory_map=True)
-    indices = sampled_indices(sampling, table.num_rows, seed)
-    texts = table.drop_columns([name for name in ("image", "images") if name in table.column_names])
-    _check_texts(lambda index: texts.slice(index, 1).to_pylist()[0], indices, context, str(path))
-    return LazySamples(lambda index: table.slice(index, 1).to_pylist()[0], indices, context)
+    indices = sampled_indices(sampling, len(table), seed)
+    _check_texts(table.texts, indices, context, str(path))
+    return LazySamples(table.row, indices, context)
 
 
 def _load_hub(source: DataSource, folder: Path, seed: int) -> Sequence[Sample]:
@@ -140,7 +137,7 @@ def _load_hub(source: DataSource, folder: Path, seed: int) -> Sequence[Sample]:
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
             table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
     indices = sampled_indices(source.sampling, len(table), seed)
-    texts = table.remove_columns([name for name in ("image", "images") if name in table.column_names])
+    texts = table.remove_columns([name for name in PICTURE_COLUMNS if name in table.column_names])
     _check_texts(texts.__getitem__, indices, context, source.hub)
     return LazySamples(table.__getitem__, indices, context)
 
