@@ -59,7 +59,7 @@ def test_what_cannot_be_done_is_said(write):
         load(write(ROWS[3]), 1)
     unknown = {**ROWS[0], "problem": "Where is everything?"}
     with pytest.raises(DataError, match='add "categories"'):
-        load(write(unknown, *ROWS[1:]), 1)[0]
+        load(write(unknown, *ROWS[1:]), 1)
     mismatch = {**ROWS[2], "problem": "Find them"}
     with pytest.raises(DataError, match='does not hold its categories as "bird, Fox"'):
-        load(write(mismatch, *ROWS[:2]), 1)[0]
+        load(write(mismatch, *ROWS[:2]), 1)

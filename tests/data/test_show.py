@@ -24,7 +24,7 @@ def test_a_page_holds_pictures_questions_and_truths(write, folder, capsys):
     assert "the &lt;b&gt;cat&lt;/b&gt;" in page
     assert "dog [1, 2, 3, 4.5]" in page
     assert "data.jsonl:4 · ovd" in page
-    assert "4 of 5 rows; 1 rows with faults left out" in capsys.readouterr().out
+    assert "4 of 5 rows; rows with faults left out: 1 " in capsys.readouterr().out
 
 
 def test_a_sheet_is_a_picture(write, folder):

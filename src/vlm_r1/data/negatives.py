@@ -61,6 +61,7 @@ class WithNegatives(Sequence[Sample]):
         pool: set[str] = set()
         for sample in samples:
             if sample.task == "ovd":
+                _asked_text(sample)
                 labels = {item.label for item in sample.truth.boxes or () if item.label}
                 pool |= labels
                 for picture in sample.images:
@@ -88,14 +89,19 @@ class WithNegatives(Sequence[Sample]):
         added = draw_absent(present, asked, self._pool, self._n, rng)
         names = asked + added
         joined = ", ".join(names[int(i)] for i in rng.permutation(len(names)))
-        old = ", ".join(asked)
-        if old not in sample.question:
-            raise DataError(
-                f'sample {sample.id}: its question does not hold its categories as "{old}"; '
-                "write them so, or set negatives to 0"
-            )
-        question = sample.question.replace(old, joined, 1)
+        question = sample.question.replace(_asked_text(sample), joined, 1)
         return dataclasses.replace(sample, question=question, columns={**sample.columns, "negatives": added})
+
+
+def _asked_text(sample: Sample) -> str:
+    """The part of the question that lists the names. Raises `DataError` where it is not there."""
+    text = ", ".join(asked_names(sample))
+    if text not in sample.question:
+        raise DataError(
+            f'sample {sample.id}: its question does not hold its categories as "{text}"; '
+            "write them so, or set negatives to 0"
+        )
+    return text
 
 
 def _picture_key(picture: Picture) -> str:

@@ -67,7 +67,7 @@ def show_file(path: Path, out: Path, n: int = 20, image_root: Path | None = None
             _sheet(path, shown).save(out)
     except OSError as error:
         raise DataError(f'"{out}" cannot be written ({error}); choose another place') from None
-    note = f"; {left_out} rows with faults left out (vlm-r1 data check {path} lists them)" if left_out else ""
+    note = f"; rows with faults left out: {left_out} (vlm-r1 data check {path} lists them)" if left_out else ""
     print(f"{out}: {len(shown)} of {len(rows)} rows{note}")
 
 
