@@ -1,0 +1,61 @@
+"""The arithmetic of a step by counting: how much a shared prefix can save at most, whatever the implementation.
+
+Multiplications and additions of matrix products and attention, forward: 2 per weight and token, and 4 per attended pair
+and channel. A backward pass costs twice its forward pass. Norms, activations and the optimiser are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from _setting import MERGE, MODELS, PATCH, VOCABULARY_3B, Setting
+
+
+def forward_flops(setting: Setting, prompt_tokens: int, vocabulary: int) -> dict[str, float]:
+    """FLOPs of one forward pass: `tower` and `prompt` of one prompt, `answer` of one answer behind it, its `head`."""
+    values = MODELS[setting.model]
+    vision, text = values["vision_config"], values["text_config"]
+    width, depth = vision["hidden_size"], vision["depth"]
+    patches = setting.image_tokens * MERGE**2
+    window = (vision["window_size"] // PATCH) ** 2
+    layer_weights = 4 * width**2 + 3 * width * vision["intermediate_size"]
+    merged = width * MERGE**2
+    full = len([b for b in vision["fullatt_block_indexes"] if b < depth])
+    pairs = full * patches**2 + (depth - full) * patches * min(window, patches)
+    tower = 2 * patches * (3 * 2 * PATCH**2 * width + depth * layer_weights) + 4 * pairs * width
+    tower += 2 * setting.image_tokens * (merged**2 + merged * vision["out_hidden_size"])
+    D, heads = text["hidden_size"], text["num_attention_heads"]
+    kv = D // heads * text["num_key_value_heads"]
+    per_token = 2 * (2 * D * D + 2 * D * kv + 3 * D * text["intermediate_size"])
+    layers, L, T = text["num_hidden_layers"], prompt_tokens, setting.answer_tokens
+    return {
+        "tower": tower,
+        "prompt": layers * (per_token * L + 4 * D * L * L / 2),
+        "answer": layers * (per_token * T + 4 * D * (T * L + T * T / 2)),
+        "head": 2.0 * T * D * vocabulary,
+    }
+
+
+def limits(setting: Setting, prompt_tokens: int) -> dict[str, Any]:
+    """What each way of working computes in a step, and the ratios.
+
+    Padded: tower and prompt once per answer in the rollout and once per answer in the update, forward and backward.
+    Shared: tower and prompt once per prompt in the whole step (the update goes on from the rollout's pass), with one
+    backward. Answers cost the same in both.
+    """
+    vocabulary = VOCABULARY_3B if setting.model == "3b" else MODELS["tiny"]["vocab_size"]
+    flops = forward_flops(setting, prompt_tokens, vocabulary)
+    P, B = setting.prompts, setting.prompts * setting.group
+    prompt, answer = flops["tower"] + flops["prompt"], flops["answer"] + flops["head"]
+    padded_forward, shared_forward = B * (prompt + answer), P * prompt + B * answer
+    padded_step = B * (prompt + answer) + 3 * padded_forward
+    shared_step = B * answer + 3 * shared_forward
+    return {
+        "forward_gflop_padded": padded_forward / 1e9,
+        "forward_gflop_shared": shared_forward / 1e9,
+        "forward_limit": padded_forward / shared_forward,
+        "step_gflop_padded": padded_step / 1e9,
+        "step_gflop_shared": shared_step / 1e9,
+        "step_limit": padded_step / shared_step,
+        "share_of_tower_padded": B * flops["tower"] / padded_forward,
+    }

@@ -1,0 +1,123 @@
+"""Our side: `rl.loop.train` on a recipe, in a process of its own. Usage: _ours.py JOB.json RESULT.json
+
+Two things are added from outside: the end-of-text token is banned like a picture placeholder, so that every answer has
+all its tokens, and the start of each step is noted. The seconds of the phases are the run's own metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from _measure import moved, now, peak_memory, snapshot, versions
+from _setting import Setting, read_job
+
+from vlm_r1.config import (
+    DataConfig,
+    DataSource,
+    ModelConfig,
+    OptimConfig,
+    PromptConfig,
+    Recipe,
+    RewardConfig,
+    RLConfig,
+    RolloutConfig,
+    RunConfig,
+)
+from vlm_r1.rl import loop
+from vlm_r1.rollout.native import eos_token_ids
+from vlm_r1.runtime.runlog import read_metrics
+
+REWARD = f"{Path(__file__).resolve().parent / '_reward.py'}:by_hash"
+
+
+def recipe_of(setting: Setting, run_dir: Path, **rl: Any) -> Recipe:
+    """The benchmark's step as a recipe: the paper's algorithm, everything else at its default."""
+    return Recipe(
+        model=ModelConfig(path=str(setting.model_path), dtype=setting.dtype),
+        data=DataConfig(train=[DataSource(path=str(setting.data_path))]),
+        prompt=PromptConfig(template="plain"),
+        rollout=RolloutConfig(max_new_tokens=setting.answer_tokens, stop_at_answer=False),
+        rewards=RewardConfig(parts={REWARD: 1.0}),
+        rl=RLConfig(group_size=setting.group, prompts_per_step=setting.prompts, **rl),
+        optim=OptimConfig(lr=setting.lr),
+        run=RunConfig(
+            dir=str(run_dir),
+            seed=setting.seed,
+            steps=setting.steps,
+            threads=setting.threads,
+            save_every=1_000_000,
+            log_rollouts_every=0,
+        ),
+    )
+
+
+def ban_end_of_text(session: Any) -> None:
+    """Answers never end by themselves: both sides sample exactly as many tokens."""
+    policy = session.loaded.policy
+    ends = torch.tensor(eos_token_ids(policy, session.loaded.tokenizer), device=policy.banned.device)
+    policy.banned = torch.cat([policy.banned, ends])
+
+
+def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
+    """Run the loop and return every measured step."""
+    starts: list[float] = []
+    before: dict[str, Any] = {}
+    sessions: list[Any] = []
+    open_session, collect = loop.open_session, loop.collect
+
+    def opened(recipe: Recipe) -> Any:
+        session = open_session(recipe)
+        ban_end_of_text(session)
+        before.update(snapshot(session.loaded.policy.model))
+        sessions.append(session)
+        return session
+
+    def collected(*args: Any, **kwargs: Any) -> Any:
+        starts.append(now())
+        return collect(*args, **kwargs)
+
+    loop.open_session, loop.collect = opened, collected
+    with tempfile.TemporaryDirectory() as run_dir:
+        recipe = recipe_of(setting, Path(run_dir), **options)
+        loop.train(recipe)
+        lines = read_metrics(Path(run_dir))
+    model = sessions[0].loaded.policy.model
+    steps = [
+        {
+            "step_s": starts[i + 1] - starts[i],
+            "data_s": lines[i]["time/data_s"],
+            "rollout_s": lines[i]["time/rollout_s"],
+            "reward_s": lines[i]["time/reward_s"],
+            "update_s": lines[i]["time/update_s"],
+            "prompt_tokens": lines[i]["tokens/prompt"],
+            "answer_tokens": lines[i]["tokens/answer"],
+            "updated_answer_tokens": lines[i]["tokens/update_answer"],
+        }
+        for i in range(setting.warmup, setting.steps - 1)
+    ]
+    return {
+        "steps": steps,
+        "moved": moved(model, before),
+        "attention": {
+            "text": model.config.text_config._attn_implementation,
+            "vision": model.config.vision_config._attn_implementation,
+        },
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "optimizer": type(getattr(sessions[0].optimizer, "optimizer", sessions[0].optimizer)).__name__,
+        "dtype": str(next(model.parameters()).dtype),
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "settings": options,
+        **peak_memory(),
+    }
+
+
+if __name__ == "__main__":
+    given, rest = read_job(sys.argv[1])
+    Path(sys.argv[2]).write_text(json.dumps(measure(given, rest.get("options", {}))), encoding="utf-8")
