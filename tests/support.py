@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from vlm_r1.config import ModelConfig, PromptConfig, Recipe
 from vlm_r1.models.load import LoadedPolicy, load_policy
@@ -108,11 +109,23 @@ def mixed_groups(loaded: LoadedPolicy) -> list[RolloutGroup]:
     return [made_up(loaded, p, n, i) for i, (p, n) in enumerate(zip(mixed_prompts(loaded), lengths, strict=True))]
 
 
+def bytes_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer without the tags: every byte is a token, and ">\\n" is one too."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*alphabet, "<eos>", ">Ċ"])}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[(">", "Ċ")]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", clean_up_tokenization_spaces=False)
+
+
 def plain_model(loaded: LoadedPolicy, dtype: torch.dtype = torch.float32):
     """The same weights in an unmodified transformers model with its own attention."""
-    model = AutoModelForImageTextToText.from_config(copy.deepcopy(loaded.policy.model.config))
+    config = copy.deepcopy(loaded.policy.model.config)
+    for part in (config, config.text_config, config.vision_config):
+        part._attn_implementation = "sdpa"
+    model = AutoModelForImageTextToText.from_config(config)
     model.load_state_dict(loaded.policy.model.state_dict())
-    model.set_attn_implementation("sdpa")
     return model.to(dtype).eval()
 
 

@@ -21,7 +21,7 @@ class ScenesSource(Section):
     """Generated scenes: exact boxes, no files. Splits are disjoint seed ranges."""
 
     split: Literal["base", "train", "in_domain", "out_of_domain"] = "train"
-    n: int = Field(1000, gt=0, description="number of pictures")
+    n: int = Field(1000, gt=0, le=1 << 32, description="number of pictures; a split owns 2**32 seeds")
     questions: dict[str, float] = Field(
         default={"attribute": 1.0}, description="question kind -> weight; kinds are listed by `data.scenes.KINDS`"
     )

@@ -1,0 +1,108 @@
+"""Filters against distributions worked out by hand, and where an answer ends."""
+
+import pytest
+import torch
+from support import bytes_tokenizer, tiny
+
+from vlm_r1.config import RolloutConfig
+from vlm_r1.models.shared_prefix import masked_logprobs
+from vlm_r1.rollout.sampling import StopRule, choose, filtered
+
+PROBS = torch.tensor([[0.05, 0.40, 0.25, 0.20, 0.10]])
+
+
+def kept(**options) -> list[int]:
+    result = filtered(PROBS.log(), RolloutConfig(**options))[0]
+    assert torch.equal(result[result.isfinite()], PROBS.log()[0][result.isfinite()])
+    return result.isfinite().nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"top_k": 1}, [1]),
+        ({"top_k": 3}, [1, 2, 3]),
+        ({"top_k": 99}, [0, 1, 2, 3, 4]),
+        ({"top_p": 0.01}, [1]),
+        ({"top_p": 0.39}, [1]),
+        ({"top_p": 0.41}, [1, 2]),  # 0.40 is not enough, 0.65 is
+        ({"top_p": 0.84}, [1, 2, 3]),
+        ({"top_p": 0.86}, [1, 2, 3, 4]),
+        ({"min_p": 0.3}, [1, 2, 3]),  # at least 0.3 x 0.40 = 0.12
+        ({"min_p": 0.6}, [1, 2]),
+        ({"min_p": 1.0}, [1]),
+        ({"top_k": 3, "top_p": 0.5}, [1, 2]),  # of 0.85: 0.47 is not enough, 0.76 is
+        ({"top_k": 2, "min_p": 0.7}, [1]),
+        ({"top_p": 0.9, "min_p": 0.4}, [1, 2, 3]),
+    ],
+    ids=str,
+)
+def test_filters_keep_the_tokens_worked_out_by_hand(options, tokens):
+    assert kept(**options) == tokens
+
+
+def test_rows_are_filtered_each_by_itself():
+    rows = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]]).log()
+    result = filtered(rows, RolloutConfig(top_k=1)).isfinite()
+    assert result.tolist() == [[True, False, False], [False, False, True]]
+
+
+def test_samples_follow_the_filtered_distribution():
+    generator = torch.Generator().manual_seed(0)
+    drawn = choose(PROBS.log().expand(20_000, -1), RolloutConfig(top_k=3), generator)
+    shares = torch.bincount(drawn, minlength=5) / 20_000
+    torch.testing.assert_close(shares, torch.tensor([0, 0.40, 0.25, 0.20, 0]) / 0.85, atol=0.015, rtol=0)
+
+
+def test_without_a_generator_the_likeliest_is_taken():
+    assert choose(PROBS.log(), RolloutConfig(), None).tolist() == [1]
+
+
+def test_temperature_divides_logits_and_banned_tokens_have_probability_zero():
+    logits = torch.tensor([[2.0, 1.0, 1e6, 0.0]])
+    logprobs = masked_logprobs(logits, torch.tensor([2]), 2.0)
+    expected = torch.tensor([2.0, 1.0, 0.0]).div(2).exp()
+    torch.testing.assert_close(logprobs.exp()[0, [0, 1, 3]], expected / expected.sum())
+    assert logprobs.exp()[0, 2] == 0
+    drawn = choose(logprobs.expand(1000, -1), RolloutConfig(), torch.Generator().manual_seed(0))
+    assert 2 not in drawn.tolist()
+
+
+def ends_after(rule: StopRule, ids: list[int]) -> int | None:
+    """How many tokens are written before the rule says stop."""
+    for n in range(1, len(ids) + 1):
+        if rule.finished(torch.tensor(ids[n - 1 : n]), [ids[:n]]).item():
+            return n
+    return None
+
+
+def test_the_closing_tag_as_one_token_ends_an_answer():
+    tokenizer = tiny().tokenizer
+    ids = tokenizer("<answer>5</answer> more", add_special_tokens=False)["input_ids"]
+    tag = tokenizer.convert_tokens_to_ids("</answer>")
+    assert ends_after(StopRule(tokenizer, [tokenizer.eos_token_id], True), ids) == ids.index(tag) + 1
+    assert ends_after(StopRule(tokenizer, [tokenizer.eos_token_id], False), ids) is None
+
+
+@pytest.mark.parametrize("end", [">", ">\n"], ids=["own-token", "merged"])
+def test_the_closing_tag_as_several_tokens_ends_an_answer(end):
+    tokenizer = bytes_tokenizer()
+    written = tokenizer("<think>a>b</think><answer>5</answer" + end, add_special_tokens=False)["input_ids"]
+    assert len(written) > 20
+    rule = StopRule(tokenizer, [tokenizer.eos_token_id], True)
+    assert ends_after(rule, [*written, *tokenizer("more>", add_special_tokens=False)["input_ids"]]) == len(written)
+    assert ends_after(StopRule(tokenizer, [tokenizer.eos_token_id], False), written) is None
+
+
+def test_the_closing_tag_may_follow_letters_of_other_scripts():
+    tokenizer = bytes_tokenizer()
+    written = tokenizer("<answer>猫が</answer>", add_special_tokens=False)["input_ids"]
+    assert ends_after(StopRule(tokenizer, [tokenizer.eos_token_id], True), written) == len(written)
+
+
+def test_end_of_text_ends_an_answer_in_its_own_row_only():
+    tokenizer = bytes_tokenizer()
+    rule = StopRule(tokenizer, [tokenizer.eos_token_id], True)
+    rows = [[1, 2], [1, tokenizer.eos_token_id], [4, 5]]
+    assert rule.finished(torch.tensor([r[-1] for r in rows]), rows).tolist() == [False, True, False]
