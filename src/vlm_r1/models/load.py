@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlm_r1.config import ModelConfig, PromptConfig
 from vlm_r1.errors import ModelError, nearest
+from vlm_r1.models import shared_prefix, vision_attention
 from vlm_r1.models.family import Family
 from vlm_r1.models.processor import load_processor
 from vlm_r1.models.qwen_vl import Qwen3VL, Qwen25VL
 from vlm_r1.models.scratch import build_scratch
-from vlm_r1.models.shared_prefix import NAME, Policy
+from vlm_r1.models.shared_prefix import Policy
 
 FAMILIES: dict[str, type[Family]] = {"qwen3_vl": Qwen3VL, "qwen2_5_vl": Qwen25VL}
 """`config.model_type` -> family."""
@@ -71,7 +72,9 @@ def load_policy(config: ModelConfig, prompt: PromptConfig | None = None, *, seed
     model_type = model.config.model_type
     if model_type not in FAMILIES:
         raise ModelError(f'model.path: family "{model_type}" is not supported; {nearest(model_type, FAMILIES)}')
-    model.set_attn_implementation({"text_config": NAME})
+    model.set_attn_implementation({"text_config": shared_prefix.NAME})
+    if FAMILIES[model_type].chunked_vision:
+        model.config.vision_config._attn_implementation = vision_attention.NAME
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     prompt = prompt or PromptConfig()

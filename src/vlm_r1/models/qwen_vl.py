@@ -17,6 +17,8 @@ from vlm_r1.models.family import Family
 class QwenVL(Family):
     """What the two share; everything else is read from the model's configuration and processor."""
 
+    chunked_vision = True
+
     def picture_kwargs(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
         """The picture processor's `size`, with the limits that the recipe sets."""
         size = self.processor.image_processor.size

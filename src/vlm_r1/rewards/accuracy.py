@@ -9,7 +9,8 @@ from vlm_r1.prompts.templates import task_of
 from vlm_r1.records import Sample, Score
 from vlm_r1.rewards.detection import count, od_ap50, od_length, od_map, weighted_detection
 from vlm_r1.rewards.grounding import giou, iou, iou_threshold, point_in_box
-from vlm_r1.rewards.text import choice, edit_similarity, exact_text, math, number, yes_no
+from vlm_r1.rewards.mathematics import math
+from vlm_r1.rewards.text import choice, edit_similarity, exact_text, number, yes_no
 
 ACCURACY: dict[str, Callable[..., Score]] = {
     "iou": iou,

@@ -39,6 +39,9 @@ class Bound:
                 scores += self._guard([sample], partial(self._alone, sample, answer))
         else:
             scores = self._guard(samples, partial(self.many, samples, answers))
+        # A reward that keeps its own time says so in a note.
+        if late := sum(note.startswith("timeout:") for score in scores for note in score.notes):
+            self.counts[f"timeouts/{self.name}"] += late
         if left_out := sum(score.total is None for score in scores):
             self.counts[f"not_scorable/{self.name}"] += left_out
         return scores
@@ -58,7 +61,6 @@ class Bound:
             return scores
         except TimeoutError as error:
             # Not left out of the statistics: an answer must not gain by stalling its checker.
-            self.counts[f"timeouts/{self.name}"] += len(samples)
             return [self._zero(f"timeout: {error}") for _ in samples]
         except UserError:
             raise

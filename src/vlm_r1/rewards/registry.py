@@ -9,8 +9,9 @@ from vlm_r1.rewards.detection import count, od_ap50, od_length, od_map, weighted
 from vlm_r1.rewards.format import format_reward
 from vlm_r1.rewards.grounding import giou, iou, iou_threshold, point_in_box
 from vlm_r1.rewards.llm_judge import llm_judge, llm_judge_all
+from vlm_r1.rewards.mathematics import math
 from vlm_r1.rewards.shaping import length_cosine, repetition
-from vlm_r1.rewards.text import choice, edit_similarity, exact_text, math, number, yes_no
+from vlm_r1.rewards.text import choice, edit_similarity, exact_text, number, yes_no
 
 REWARDS: dict[str, Callable[..., Score]] = {
     "format": format_reward,

@@ -1,15 +1,11 @@
-"""Rewards for choices, yes/no, numbers, mathematics and texts."""
+"""Rewards for choices, yes/no, numbers and texts."""
 
 from __future__ import annotations
 
-import logging
-import math as maths
-import re
+import math
 import unicodedata
-from functools import lru_cache
-from typing import Any
 
-from vlm_r1.prompts.parse_values import plain, read_choice, read_number, read_yes_no
+from vlm_r1.prompts.parse_values import read_choice, read_number, read_yes_no
 from vlm_r1.records import Answer, Sample, Score
 from vlm_r1.rewards.common import failed, not_scorable, scored
 
@@ -63,72 +59,6 @@ def number(sample: Sample, answer: Answer, *, tolerance: float = 1e-6, relative:
     return scored("number", float(abs(answer.value - true) <= max(tolerance, relative * abs(true))))
 
 
-_BOXED = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
-_DOLLARS = re.compile(r"\$+([^$]+)\$+")
-_OR = re.compile(r"\b(?:or|either)\b", re.IGNORECASE)
-_WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|max|min|lim|pi|inf)\b)[A-Za-z]{3,}")
-# Powers of powers, huge exponents and factorials keep the computer algebra busy in code no time-out can interrupt.
-_HUGE = re.compile(
-    r"(?:\^|\*\*)\s*\{?[^{}\s]{0,40}?(?:\^|\*\*)|(?:\^|\*\*)\s*[{(]?\s*\d{4,}|\d{4,}\s*\)?\s*!|!\s*!|!\s*\)+\s*!"
-)
-MAX_MATH_CHARS = 1000
-"""A longer answer is compared as text alone."""
-
-
-@lru_cache(maxsize=4096)
-def _expressions(text: str) -> tuple[Any, ...]:
-    """What math-verify reads in a text; formulas without dollar signs are wrapped so that they are read whole."""
-    import math_verify
-
-    # Their warning says that the caller must keep the time; the rubric does.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    anchored = "$" in text or "\\boxed" in text or "\\(" in text or "\\[" in text
-    wrapped = text if anchored or _WORD.search(text) else f"${text}$"
-    found = math_verify.parse(wrapped, parsing_timeout=None)
-    return tuple(found if found or wrapped == text else math_verify.parse(text, parsing_timeout=None))
-
-
-def _hedged(text: str, true: str) -> bool:
-    """Does an answer name several results where the truth names one?"""
-    boxed = {fold_text(part) for part in _BOXED.findall(text)}
-    if boxed:
-        return len(boxed) > 1
-    if _OR.search(text) and not _OR.search(true):
-        return True
-    if len({fold_text(part) for part in _DOLLARS.findall(text)}) > 1:
-        return True
-    return bool(_WORD.search(plain(text))) and read_number(text)[1] == "ambiguous"
-
-
-def math(sample: Sample, answer: Answer) -> Score:
-    """1 where answer and truth are mathematically equal (math-verify, truth first), else 0: no partial credit.
-
-    Equal texts are equal without algebra. Several different results in one answer score 0, as do expressions too
-    large to evaluate safely.
-    """
-    truth = sample.truth
-    true = truth.text if truth.text is not None else None if truth.number is None else f"{truth.number:.15g}"
-    if true is None:
-        return not_scorable("math", "the sample has no true result")
-    if isinstance(answer.value, float):
-        text = f"{answer.value:.15g}"
-    elif isinstance(answer.value, str):
-        text = answer.value
-    else:
-        return failed("math", answer)
-    if fold_text(text, case=True) == fold_text(true, case=True):
-        return scored("math", 1.0)
-    if _hedged(text, true):
-        return scored("math", 0.0, "ambiguous: the answer names more than one result")
-    if len(text) > MAX_MATH_CHARS or _HUGE.search(text):
-        return scored("math", 0.0, "the expression is too large to evaluate")
-    import math_verify
-
-    gold, target = list(_expressions(true)), list(_expressions(text))
-    equal = bool(gold and target) and math_verify.verify(gold, target, timeout_seconds=None)
-    return scored("math", float(equal))
-
-
 def true_text(sample: Sample) -> str | None:
     """The sample's truth as a text: `truth.text`, else its choice, else its number."""
     truth = sample.truth
@@ -138,7 +68,7 @@ def true_text(sample: Sample) -> str | None:
         return None
     return (
         str(int(truth.number))
-        if maths.isfinite(truth.number) and truth.number == int(truth.number)
+        if math.isfinite(truth.number) and truth.number == int(truth.number)
         else str(truth.number)
     )
 
