@@ -15,7 +15,7 @@ from vlm_r1.errors import ConfigError, RewardError, UserError, nearest
 from vlm_r1.records import Answer, Sample, Score
 from vlm_r1.rewards.limit import call_limited
 from vlm_r1.rewards.plugins import adapt, load_plugin
-from vlm_r1.rewards.registry import BATCHED, REWARDS
+from vlm_r1.rewards.registry import BATCHED, KEEPS_TIME, REWARDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +86,17 @@ def bind(name: str, config: RewardConfig, counts: Counter[str]) -> Bound:
     options = dict(config.options.get(name, {}))
     limits: dict[str, Any] = {"on_error": config.on_error, "counts": counts, "name": name}
     if name in REWARDS:
-        _check_options(name, BATCHED.get(name, REWARDS[name]), options)
-        many = partial(BATCHED[name], **options) if name in BATCHED else None
-        # A built-in batch reward keeps its own time: one limit per request, not one for the whole batch.
+        keywords = _keywords(BATCHED.get(name, REWARDS[name]))
+        for key in options:
+            if key not in keywords:
+                raise ConfigError(f'rewards.options.{name}: unknown option "{key}": {nearest(key, keywords)}')
+        if name in KEEPS_TIME:
+            options.setdefault("timeout_s", min(keywords["timeout_s"].default, config.timeout_s))
         return Bound(
-            one=partial(REWARDS[name], **options), many=many, timeout_s=None if many else config.timeout_s, **limits
+            one=partial(REWARDS[name], **options),
+            many=partial(BATCHED[name], **options) if name in BATCHED else None,
+            timeout_s=None if name in KEEPS_TIME else config.timeout_s,
+            **limits,
         )
     plugin = load_plugin(name)
     if plugin is None:
@@ -102,8 +108,5 @@ def bind(name: str, config: RewardConfig, counts: Counter[str]) -> Bound:
     return Bound(one=one, many=many_of_plugin, timeout_s=config.timeout_s, **limits)
 
 
-def _check_options(name: str, function: Callable[..., Any], options: dict[str, Any]) -> None:
-    valid = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for key in options:
-        if key not in valid:
-            raise ConfigError(f'rewards.options.{name}: unknown option "{key}": {nearest(key, valid)}')
+def _keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}

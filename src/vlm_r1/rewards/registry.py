@@ -39,6 +39,10 @@ REWARDS: dict[str, Callable[..., Score]] = {
 BATCHED: dict[str, Callable[..., list[Score]]] = {"llm_judge": llm_judge_all}
 """Rewards that score many answers at once (they wait for a server): `(samples, answers, **options) -> scores`."""
 
+KEEPS_TIME = frozenset({"math", "llm_judge"})
+"""Rewards that limit each comparison or request themselves (option `timeout_s`): they start or wait for another
+process, which a limit around the whole call would cut off."""
+
 ABOUT_THE_TEXT = frozenset({"format", "length_cosine", "repetition"})
 """Rewards that judge how an answer is written; a sample's `reward` field replaces the others."""
 
