@@ -5,6 +5,7 @@ The plain forward is transformers' own model with its own attention over padded 
 
 import copy
 import dataclasses
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -26,17 +27,24 @@ PLAIN = PromptConfig(template="plain")
 
 def scratch(family: str = "qwen3_vl") -> dict:
     """`model.scratch` of a model of about 140,000 parameters."""
-    text = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, initializer_range=0.1)
-    vision = dict(depth=2, hidden_size=32, intermediate_size=48, num_heads=2, patch_size=8, spatial_merge_size=2)
-    vision |= dict(out_hidden_size=32, initializer_range=0.1)
-    rope = dict(rope_type="default", rope_theta=10000.0, mrope_section=[4, 2, 2])
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "initializer_range": 0.1}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "patch_size": 8,
+        "spatial_merge_size": 2,
+    }
+    vision |= {"out_hidden_size": 32, "initializer_range": 0.1}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
     if family == "qwen3_vl":
-        text |= dict(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
-        text |= dict(rope_parameters=rope | {"mrope_interleaved": True})
-        vision |= dict(num_position_embeddings=144, deepstack_visual_indexes=[0, 1])
+        text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+        text |= {"rope_parameters": rope | {"mrope_interleaved": True}}
+        vision |= {"num_position_embeddings": 144, "deepstack_visual_indexes": [0, 1]}
     else:
-        text |= dict(num_attention_heads=2, num_key_value_heads=1, rope_parameters=rope)
-        vision |= dict(window_size=32, fullatt_block_indexes=[1])
+        text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": rope}
+        vision |= {"window_size": 32, "fullatt_block_indexes": [1]}
     return {"model_type": family, "vocab_size": 400, "text_config": text, "vision_config": vision}
 
 
@@ -170,9 +178,8 @@ def gradients(module) -> dict[str, torch.Tensor]:
 
 
 def assert_same_gradients(ours: dict, theirs: dict, relative: float = 1e-4) -> None:
-    """Every parameter's gradient within `relative` of its norm; parameters compare by name less "model." in front."""
-    theirs = {name.removeprefix("model."): value for name, value in theirs.items()}
-    ours = {name.removeprefix("model.").removeprefix("model."): value for name, value in ours.items()}
+    """Every parameter's gradient within `relative` of its norm; leading "model." in names does not count."""
+    ours, theirs = ({re.sub(r"^(model\.)+", "", name): g for name, g in found.items()} for found in (ours, theirs))
     assert ours.keys() == theirs.keys()
     scale = max(float(value.norm()) for value in theirs.values())
     for name, value in theirs.items():

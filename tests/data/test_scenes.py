@@ -227,7 +227,7 @@ def test_questions_follow_their_weights():
 
 
 def test_loosened_boxes_hold_the_true_ones_and_stay_inside():
-    options = dict(split="train", n=200, per_picture=2, questions={"attribute": 1.0, "list": 1.0})
+    options = {"split": "train", "n": 200, "per_picture": 2, "questions": {"attribute": 1.0, "list": 1.0}}
     exact, loose = (load_scenes(ScenesSource(**options, loosen=share)) for share in (0.0, 0.3))
     grown = 0
     for a, b in zip(exact, loose, strict=True):

@@ -137,7 +137,7 @@ def test_a_tag_in_one_token_stops_its_row_alone(monkeypatch):
     two = loaded.tokenizer("<answer>512 34", add_special_tokens=False)["input_ids"]
     force(monkeypatch, loaded, [one, two])
     group = generate(loaded, mixed_prompts(loaded)[:1], 2, RolloutConfig(max_new_tokens=6), seed=0)[0]
-    assert [r.text for r in group.rollouts][0] == "<answer>5</answer>"
+    assert next(r.text for r in group.rollouts) == "<answer>5</answer>"
     assert [r.finish for r in group.rollouts] == ["stop", "length"]
     assert group.rollouts[0].token_ids == tuple(one) and len(group.rollouts[1].token_ids) == 6
 

@@ -1,0 +1,21 @@
+"""A tiny model's folder, and sessions on it."""
+
+import pytest
+from support import recipe, save_tiny
+
+from vlm_r1.runtime.session import open_session
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def session(model_folder, tmp_path):
+    """`session(rl={...}, ...)`: an open session of a run on scenes."""
+
+    def _session(**sections):
+        return open_session(recipe(model_folder, tmp_path / "run", **sections))
+
+    return _session
