@@ -1,8 +1,9 @@
 """Share of a step outside model forward, backward and optimiser, at the demo's size. Usage: _overhead.py JOB RESULT
 
 The recipe is the demo's as it stands (24 prompts, G = 16, 96x96 pictures, logging on) with a short run, no evaluation,
-and a model of the shipped architecture with random weights, whose answers all have 64 tokens, unless the job names a
-model folder. Clocks are wrapped around the functions below; nothing is sampled or traced.
+a reward that is never without variance beside its own, and a model of the shipped architecture with random weights,
+whose answers are nearly all 64 tokens long, unless the job names a model folder. Clocks are wrapped around the
+functions below; nothing is sampled or traced.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from vlm_r1.rl import loop, step
 from vlm_r1.rollout import resume
 
 ROOT = Path(__file__).resolve().parent.parent
+REWARD = f"{Path(__file__).resolve().parent / '_reward.py'}:by_hash"
 INSIDE = ("tower", "language model", "head", "log-probs", "backward", "clip", "optimizer")
 """What counts as forward, backward and optimiser; everything else of a step is overhead."""
 
@@ -42,6 +44,8 @@ def demo_recipe(folder: Path, steps: int, model: str | None, threads: int | None
     changes = {
         "model": recipe.model.model_copy(update={"path": path}),
         "data": recipe.data.model_copy(update={"eval": {}}),
+        # Answers of random weights all score 0; without variance the update would be skipped.
+        "rewards": recipe.rewards.model_copy(update={"parts": {**recipe.rewards.parts, REWARD: 1.0}}),
         "run": recipe.run.model_copy(update={"save_every": 1_000_000, "threads": threads}),
     }
     return recipe.model_copy(update=changes)
