@@ -25,6 +25,9 @@ CACHED_PICTURES = 128
 class Family:
     """Base of all families: M-RoPE models of the Qwen-VL kind override little, others more."""
 
+    chunked_vision = False
+    """True where the vision tower takes variable-length attention over chunks (`models.vision_attention`)."""
+
     def __init__(
         self, model: Any, processor: Any, settings: PromptConfig, min_pixels: int | None, max_pixels: int | None
     ):

@@ -75,6 +75,7 @@ def load_policy(config: ModelConfig, prompt: PromptConfig | None = None, *, seed
     model.set_attn_implementation({"text_config": shared_prefix.NAME})
     if FAMILIES[model_type].chunked_vision:
         model.config.vision_config._attn_implementation = vision_attention.NAME
+        vision_attention.patches_as_matmul(model.model.visual)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     prompt = prompt or PromptConfig()

@@ -1,8 +1,11 @@
-"""Vision-tower attention over many pictures and windows in a few calls instead of one each.
+"""Two places where a vision tower's own code spends time on calls instead of arithmetic, with the same sums.
+
+Attention over many pictures and windows runs in a few calls instead of one each:
 
 transformers hands a variable-length attention the whole row of patches and where its chunks (pictures, or windows of
 pictures) begin; without the flash-attention package it calls SDPA once per chunk, which is hundreds of small calls per
-layer. Chunks of equal length run as one batch here: the same sums, fewer calls.
+layer. Chunks of equal length run as one batch here. And the patch embedding, a convolution whose kernel is the patch,
+runs as the matrix product that it is.
 """
 
 from __future__ import annotations
@@ -57,8 +60,28 @@ def attend_chunks(
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, chunks: int, scaling: float | None) -> Tensor:
     """`(chunks * length, H, d)` as one batch of chunks."""
-    batched = [x.unflatten(0, (chunks, -1)).transpose(1, 2) for x in (q, k, v)]
-    return F.scaled_dot_product_attention(*batched, scale=scaling).transpose(1, 2).flatten(0, 1)
+    q, k, v = (x.unflatten(0, (chunks, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2).flatten(0, 1)
 
 
 AttentionInterface.register(NAME, attend_chunks)
+
+
+def patches_as_matmul(tower: nn.Module) -> None:
+    """Make every convolution of a tower whose input is one kernel in size compute a matrix product; weights stay."""
+    for module in tower.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)) and module.kernel_size == module.stride and module.groups == 1:
+            module.forward = _PatchForward(module)  # type: ignore[method-assign,assignment]
+
+
+class _PatchForward:
+    """The forward of a patch convolution; anything but single patches goes to the convolution itself."""
+
+    def __init__(self, conv: nn.Conv2d | nn.Conv3d) -> None:
+        self.conv = conv
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        if tuple(patches.shape[2:]) != tuple(self.conv.kernel_size):
+            return type(self.conv).forward(self.conv, patches)  # type: ignore[arg-type]
+        out = F.linear(patches.flatten(1), self.conv.weight.flatten(1), self.conv.bias)
+        return out.view(*out.shape, *(1 for _ in self.conv.kernel_size))
