@@ -187,7 +187,7 @@ def assert_same_gradients(ours: dict, theirs: dict, relative: float = 1e-4) -> N
         assert error <= relative * float(value.norm()) + 1e-7 * scale, f"{name}: off by {error} of {value.norm()}"
 
 
-def recipe(model: Path, run_dir: Path, method: str = "grpo", **sections) -> Recipe:
+def recipe(model: Path, run_dir: Path, method: str = "grpo", /, **sections) -> Recipe:
     """A recipe of a few short steps on scenes with the tiny model; sections are merged over it."""
     base: dict = {
         "method": method,
