@@ -1,0 +1,105 @@
+"""A picture with many questions as one tree equals each question in its own padded row."""
+
+import pytest
+import torch
+from support import FAMILIES, assert_same_gradients, gradients, picture, plain_logprobs, plain_model, sample, tiny
+
+from vlm_r1.config import ScenesSource
+from vlm_r1.data.scenes import load_scenes
+from vlm_r1.models.packing import cut_by_budget, pack
+from vlm_r1.records import Rollout, RolloutGroup, Truth
+from vlm_r1.sft.batch import ByPicture, make_tree
+from vlm_r1.sft.targets import target_ids
+
+KINDS = {"attribute": 1.0, "list": 1.0, "count": 1.0}
+
+
+def pictures() -> list[tuple]:
+    shown = picture(48, 32)
+    two = (picture(32, 32, 1), picture(48, 48, 2))
+    number = Truth(number=12.0)
+    return [
+        (
+            sample("the red circle", shown, think="there"),
+            sample("how many circles", shown, truth=number, task="count"),
+            sample("the", shown),
+        ),
+        (sample("how many?", truth=number, task="count"),),
+        (sample("both", *two), sample("both of them", *two, truth=Truth(text="yes"), task="text")),
+        tuple(load_scenes(ScenesSource(n=1, per_picture=4, questions=KINDS))),
+    ]
+
+
+def per_question(loaded) -> list[RolloutGroup]:
+    """Every question by itself, its target as its only answer."""
+    groups = []
+    for shown in pictures():
+        for one in shown:
+            prompt = loaded.family.encode(one)
+            ids = tuple(target_ids(prompt, loaded.tokenizer))
+            answer = Rollout(token_ids=ids, logprobs=(0.0,) * len(ids), text="", finish="stop")
+            groups.append(RolloutGroup(prompt=prompt, rollouts=(answer,)))
+    return groups
+
+
+@pytest.mark.parametrize("budget", [100_000, 60], ids=["one-row", "split"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradient_equal_the_padded_ones_of_each_question(family, budget):
+    loaded = tiny(family)
+    trees = [make_tree(shown, loaded.family) for shown in pictures()]
+    ours = []
+    for row in cut_by_budget(trees, budget):
+        logprobs, _ = loaded.policy(pack(row))
+        (-logprobs.sum()).backward()
+        ours.append(logprobs.detach())
+    model = plain_model(loaded)
+    expected = plain_logprobs(model, per_question(loaded), loaded.policy.banned, 1.0)
+    (-expected.sum()).backward()
+    torch.testing.assert_close(torch.cat(ours), expected.detach(), atol=2e-5, rtol=0)
+    assert_same_gradients(gradients(loaded.policy), gradients(model))
+
+
+def test_a_tree_holds_the_picture_once_and_scores_answers_alone():
+    loaded = tiny()
+    shown = pictures()[0]
+    tree = make_tree(shown, loaded.family)
+    prompts = [loaded.family.encode(one) for one in shown]
+    image = loaded.policy.model.config.image_token_id
+    assert tree.token_ids.tolist().count(image) == 6 == prompts[0].token_ids.count(image)
+    assert tree.vision["image_grid_thw"].shape == (1, 3)
+    for branch, prompt in zip(tree.branches, prompts, strict=True):
+        ids = [*tree.token_ids.tolist(), *branch.token_ids.tolist()]
+        scored = branch.token_ids[branch.context :].tolist()
+        assert ids == [*prompt.token_ids, *target_ids(prompt, loaded.tokenizer)]
+        assert scored == target_ids(prompt, loaded.tokenizer) and branch.context >= 1
+        assert branch.positions.shape == (3, len(branch.token_ids))
+
+
+def test_equal_questions_leave_each_branch_a_token_of_its_own():
+    loaded = tiny()
+    shown = picture(48, 32)
+    tree = make_tree([sample("the circle", shown), sample("the circle", shown)], loaded.family)
+    assert [branch.context for branch in tree.branches] == [1, 1]
+
+
+def ids(groups) -> list[list[str]]:
+    return [[s.id for s in group] for group in groups]
+
+
+def test_neighbours_with_the_same_picture_go_together(tmp_path):
+    a, b = picture(8, 8, 1), picture(8, 8, 2)
+    samples = [
+        sample("q", *shown, id=str(i)) for i, shown in enumerate([(a,), (a,), (b,), (b, a), (b, a), (), (), (a,)])
+    ]
+    grouped = ByPicture(samples)
+    expected = [["0", "1"], ["2"], ["3", "4"], ["5"], ["6"], ["7"]]
+    assert len(grouped) == 6 and ids(grouped) == expected and ids(grouped[1:3]) == expected[1:3]
+    with pytest.raises(IndexError):
+        grouped[6]
+
+
+def test_scenes_are_grouped_without_being_made():
+    source = load_scenes(ScenesSource(n=1_000_000, per_picture=3, questions=KINDS))
+    grouped = ByPicture(source)
+    assert len(grouped) == 1_000_000
+    assert [s.id for s in grouped[999_999]] == [f"train-999999-{i}" for i in range(3)]
