@@ -40,6 +40,7 @@ def equal(true: str, text: str) -> bool:
 
 
 def main() -> None:
+    """Say "ready" once the algebra is loaded, then answer requests `[true, text]` until standard input ends."""
     import math_verify  # noqa: F401  (imported before "ready", so that the first request does not wait for it)
 
     # Their warning says that the caller must keep the time; the caller does.
