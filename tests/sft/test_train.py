@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import plain_logprobs, plain_model, recipe, scratch
 
+from vlm_r1.config import OptimConfig
 from vlm_r1.data.scenes import load_scenes
 from vlm_r1.errors import ConfigError
 from vlm_r1.records import Rollout, RolloutGroup
@@ -57,8 +58,6 @@ def test_the_learning_rate_follows_its_schedule(model_folder, tmp_path):
 
 
 def test_schedules_by_hand():
-    from vlm_r1.config import OptimConfig
-
     cosine = OptimConfig(lr=2.0, schedule="cosine")
     assert [learning_rate(cosine, s, 4) for s in range(5)] == pytest.approx(
         [2, 1 + math.sqrt(0.5), 1, 1 - math.sqrt(0.5), 0]
