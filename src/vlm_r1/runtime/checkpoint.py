@@ -47,12 +47,22 @@ def write_folder(target: Path, fill: Any) -> None:
             target.rename(old)
         aside.rename(target)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if not _is_refusal_to_write(error):
+            raise
         raise CheckpointError(
             f"{target}: could not be written ({_reason(error)}); earlier checkpoints are intact. "
             "Free some space and start the same command again: the run continues from the last one"
         ) from error
+
+
+def _is_refusal_to_write(error: Exception) -> bool:
+    """Whether an error says that the system refused to write: OSError, torch's RuntimeError, or one from Rust.
+
+    safetensors has an exception class of its own and tokenizers raises bare `Exception`; both end in "(os error N)".
+    """
+    return isinstance(error, OSError | RuntimeError) or "(os error " in str(error)
 
 
 def _reason(error: Exception) -> str:
