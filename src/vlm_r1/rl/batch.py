@@ -52,10 +52,15 @@ def group_tree(group: RolloutGroup) -> Tree:
 
 
 def make_batch(
-    groups: Sequence[RolloutGroup], advantages_PG: Tensor, weights_PG: Tensor, *, keep_all: bool
+    groups: Sequence[RolloutGroup], advantages_PG: Tensor, weights_PG: Tensor, *, keep_all: bool, keep_one: bool = False
 ) -> TrainBatch:
-    """The batch of a step, without groups whose advantages are all zero unless `keep_all` (a KL term needs them)."""
+    """The batch of a step, without groups whose advantages are all zero unless `keep_all` (a KL term needs them).
+
+    `keep_one` keeps the first group where none would be left: with several processes each must take part in the
+    backward.
+    """
     kept = [p for p in range(len(groups)) if keep_all or bool(advantages_PG[p].any())]
+    kept = kept or ([0] if keep_one and groups else [])
     return TrainBatch(
         trees=tuple(group_tree(groups[p]) for p in kept),
         advantages_B=advantages_PG[kept].flatten(),

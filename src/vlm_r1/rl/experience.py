@@ -52,7 +52,7 @@ class Experience:
 
 def collect(session: Session, stream: SampleStream, rubric: Rubric, algorithm: Algorithm, step: int) -> Experience:
     """The experience of a step. With dynamic sampling, groups that teach nothing are replaced, within limits."""
-    per_process = session.recipe.rl.prompts_per_step
+    per_process = session.share_of(session.recipe.rl.prompts_per_step, "rl.prompts_per_step")
     kept: Experience | None = None
     for attempt in range(RESAMPLE_ROUNDS if algorithm.dynamic_sampling else 1):
         missing = per_process - (len(kept.groups) if kept else 0)

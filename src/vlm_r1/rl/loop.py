@@ -55,6 +55,7 @@ def train(recipe: Recipe) -> Path:
                 experience.advantages_PG,
                 answer_weights(session, experience, algorithm),
                 keep_all=reference is not None,
+                keep_one=session.accelerator.num_processes > 1,
             )
             collected = time.perf_counter()
             update_metrics = updater.update(batch, experience.prefill_for(batch), step)

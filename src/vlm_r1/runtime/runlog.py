@@ -58,9 +58,21 @@ ROLLOUT_COLUMNS = pa.schema(
 on the first row of a group and null on the others; `failure` is the kind of a `ParseFailure`, or null."""
 
 EVAL_COLUMNS = pa.schema(
-    [("split", pa.string()), *_ASKED, *_WRITTEN, ("iou", pa.float64()), ("correct", pa.bool_()), *_DRAWN]
+    [
+        ("split", pa.string()),
+        ("source", pa.string()),
+        *_ASKED,
+        *_WRITTEN,
+        ("iou", pa.float64()),
+        ("score", pa.float64()),
+        ("correct", pa.bool_()),
+        ("well_formed", pa.bool_()),
+        ("n_tokens", pa.int32()),
+        *_DRAWN,
+    ]
 )
-"""As in `ROLLOUT_COLUMNS`; `image` is held for the first pictures of a split only."""
+"""As in `ROLLOUT_COLUMNS`; `image` is held for the first pictures of a split only. `score` is the plain accuracy of
+the answer in [0, 1]; `correct` is null where there is nothing to compare with."""
 
 
 PACKAGES = ("vlm-r1", "torch", "transformers", "accelerate", "peft", "datasets", "pillow", "numpy")
@@ -187,6 +199,11 @@ def read_eval_samples(run_dir: Path, phase: str) -> list[dict[str, Any]]:
     return _read_parquet(path) if path.is_file() else []
 
 
+def read_samples(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of a table that an evaluation wrote, or those of some columns that it has. Raises `CheckpointError`."""
+    return _read_parquet(Path(path), columns)
+
+
 def write_eval_samples(path: Path, samples: list[dict[str, Any]]) -> None:
     """Write rows of held-out questions (`EVAL_COLUMNS`) as Parquet. Raises `CheckpointError` on a full disk."""
     _write_parquet(Path(path), _table(samples, EVAL_COLUMNS))
@@ -276,9 +293,10 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not JSON ({error}); {remedy}") from None
 
 
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
+def _read_parquet(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
     try:
-        return pq.read_table(path).to_pylist()
+        known = None if columns is None else [name for name in pq.read_schema(path).names if name in columns]
+        return pq.read_table(path, columns=known).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise CheckpointError(f"{path}: not a whole Parquet file ({error}); remove it") from None
 

@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 
 from vlm_r1.config import Recipe
 from vlm_r1.config_file import resolved_yaml
-from vlm_r1.errors import CheckpointError
+from vlm_r1.errors import CheckpointError, ConfigError
 from vlm_r1.models.load import LoadedPolicy, load_policy
 from vlm_r1.runtime.checkpoint import (
     list_checkpoints,
@@ -40,6 +40,16 @@ class Session:
     log: RunLog
     start: int
     state: dict[str, Any]
+
+    def share_of(self, total: int, key: str) -> int:
+        """How many of `total` fall to each process. Raises `ConfigError` naming `key` where they cannot be divided."""
+        share, rest = divmod(total, self.accelerator.num_processes)
+        if rest or not share:
+            processes = self.accelerator.num_processes
+            raise ConfigError(
+                f"{key}: {total} cannot be divided among {processes} processes; use a multiple of {processes}"
+            )
+        return share
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the checkpoint of `step` (on the main process)."""

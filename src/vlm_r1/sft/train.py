@@ -29,6 +29,7 @@ def train(recipe: Recipe) -> Path:
     stream = SampleStream(sources, seed=recipe.run.seed)
     if "stream" in session.state:
         stream.load_state_dict(session.state["stream"])
+    session.share_of(recipe.sft.pictures_per_step, "sft.pictures_per_step")
     rank, world = session.accelerator.process_index, session.accelerator.num_processes
     with Progress(recipe.run.steps, session.start, session.accelerator.is_main_process) as progress:
         for step in range(session.start, recipe.run.steps):
