@@ -75,7 +75,7 @@ def test_a_checkpoint_written_again_replaces_the_old_one(tmp_path):
 @pytest.mark.parametrize("size", [0, 200, 20_000, 400_000])
 def test_a_full_disk_while_saving_is_one_message_and_leaves_earlier_checkpoints(tmp_path, size):
     first = save(tmp_path, 1)
-    with file_limit(size), pytest.raises(CheckpointError, match="checkpoint-2: could not be written .* intact"):
+    with file_limit(size), pytest.raises(CheckpointError, match=r"checkpoint-2: could not be written .* intact"):
         save(tmp_path, 2)
     assert names(tmp_path) == ["checkpoint-1"]
     read_state(first)

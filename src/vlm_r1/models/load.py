@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlm_r1.config import ModelConfig, PromptConfig
@@ -100,7 +101,7 @@ def _load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f'model.path: "{path}" cannot be loaded: {reason}') from error
     return model, load_processor(path, trust_remote_code=config.trust_remote_code)

@@ -1,0 +1,175 @@
+"""What a family states, against the processor's own call and the published meaning of its coordinates."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from support import FAMILIES, PLAIN, picture, plain_model, sample, tiny
+
+from vlm_r1.boxes import BoxMap
+from vlm_r1.config import PromptConfig
+from vlm_r1.errors import DataError
+from vlm_r1.models import family as family_module
+from vlm_r1.models.load import FAMILIES as REGISTRY
+from vlm_r1.prompts.templates import chat_messages
+from vlm_r1.records import Picture
+
+
+def cases():
+    return [
+        sample("the red circle", picture(48, 32)),
+        sample("how many?"),
+        sample("both of them", picture(33, 70, 1), picture(101, 47, 2)),
+        sample("one <think> and a tag", picture(200, 20, 3)),
+    ]
+
+
+def another(loaded, **options):
+    """The family with other settings."""
+    settings = PromptConfig(**{"template": "plain", **options.pop("prompt", {})})
+    limits = {"min_pixels": None, "max_pixels": None, **options}
+    return type(loaded.family)(loaded.policy.model, loaded.processor, settings, **limits)
+
+
+@pytest.mark.parametrize("case", range(4), ids=["one", "none", "two", "wide"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_encoding_equals_the_processors_own_call(name, case):
+    loaded, one = tiny(name), cases()[case]
+    prompt = loaded.family.encode(one)
+    text = loaded.processor.apply_chat_template(
+        chat_messages(one, PLAIN.template), tokenize=False, add_generation_prompt=True
+    )
+    images = [p.open() for p in one.images] or None
+    expected = loaded.processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
+    assert list(prompt.token_ids) == expected["input_ids"][0].tolist()
+    assert prompt.vision.keys() == expected.keys() & {"pixel_values", "image_grid_thw"}
+    for key, value in prompt.vision.items():
+        assert torch.equal(value, expected[key])
+    model = plain_model(loaded)
+    kinds = (expected["input_ids"] == model.config.image_token_id).int()
+    positions, delta = model.model.get_rope_index(
+        expected["input_ids"], kinds, image_grid_thw=expected.get("image_grid_thw")
+    )
+    assert torch.equal(prompt.positions, positions[:, 0])
+    assert prompt.next_position == int(delta) + len(prompt.token_ids)  # where transformers' generation goes on
+
+
+def test_positions_of_a_picture_by_hand():
+    loaded = tiny()
+    prompt = loaded.family.encode(sample("q", picture(48, 32)))
+    at = [i for i, t in enumerate(prompt.token_ids) if t == loaded.policy.model.config.image_token_id]
+    start = at[0]
+    assert len(at) == 6 and prompt.positions[:, :start].tolist() == [list(range(start))] * 3
+    time, rows, columns = (prompt.positions[axis, at].tolist() for axis in range(3))
+    assert time == [start] * 6
+    assert rows == [start, start, start, start + 1, start + 1, start + 1]
+    assert columns == [start, start + 1, start + 2] * 2
+    assert prompt.positions[:, at[-1] + 1].tolist() == [start + 3] * 3  # after the larger of the two sides
+
+
+def test_qwen3_writes_thousandths_of_the_picture():
+    prompt = tiny("qwen3_vl").family.encode(sample("q", picture(640, 480)))
+    assert prompt.box_map.to_pixels((0, 0, 1000, 1000)) == pytest.approx((0, 0, 640, 480))
+    assert prompt.box_map.to_pixels((500, 250, 750, 500)) == pytest.approx((320, 120, 480, 240))
+
+
+def test_qwen25_writes_pixels_of_the_picture_it_saw():
+    loaded = tiny("qwen2_5_vl")
+    prompt = loaded.family.encode(sample("q", picture(100, 70)))
+    # Sides are rounded to multiples of 16: 100 -> 96, 70 -> 64.
+    assert prompt.vision["image_grid_thw"].tolist() == [[1, 8, 12]]
+    assert prompt.box_map.to_pixels((0, 0, 96, 64)) == pytest.approx((0, 0, 100, 70))
+    assert prompt.box_map.to_pixels((48, 16, 96, 32)) == pytest.approx((50, 17.5, 100, 35))
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "expected"),
+    [("original_pixels", (10, 20, 30, 40)), ("relative_1000", (2, 2, 6, 4))],
+)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_recipe_may_choose_the_coordinates(name, coordinates, expected):
+    family = another(tiny(name), prompt={"coordinates": coordinates})
+    box_map = family.encode(sample("q", picture(200, 100))).box_map
+    assert box_map.to_pixels((10, 20, 30, 40)) == pytest.approx(expected)
+
+
+def test_boxes_are_about_the_first_picture_and_none_needs_no_map():
+    family = tiny("qwen3_vl").family
+    two = family.encode(sample("q", picture(64, 32), picture(320, 320)))
+    assert two.box_map.to_pixels((0, 0, 1000, 1000)) == pytest.approx((0, 0, 64, 32))
+    assert family.encode(sample("q")).box_map == BoxMap()
+
+
+@given(st.integers(16, 400), st.integers(16, 400), st.tuples(*[st.floats(0, 1)] * 4))
+def test_box_maps_go_there_and_back(width, height, shares):
+    box = (shares[0] * width, shares[1] * height, shares[2] * width, shares[3] * height)
+    vision = {"image_grid_thw": torch.tensor([[1, 2 * round(height / 16) or 2, 2 * round(width / 16) or 2]])}
+    for name in FAMILIES:
+        box_map = tiny_family(name).box_map((width, height), vision)
+        assert box_map.to_pixels(box_map.to_model(box)) == pytest.approx(box, abs=1e-6)
+
+
+def tiny_family(name, found={}):  # noqa: B006  (hypothesis asks many times)
+    if name not in found:
+        found[name] = tiny(name).family
+    return found[name]
+
+
+def test_limits_change_what_the_model_is_shown():
+    loaded = tiny()
+    large = picture(256, 256)
+    small = another(loaded, max_pixels=64 * 64).encode(sample("q", large))
+    assert small.vision["image_grid_thw"].tolist() == [[1, 8, 8]]
+    assert loaded.family.encode(sample("q", large)).vision["image_grid_thw"].tolist() == [[1, 32, 32]]
+    grown = another(loaded, min_pixels=64 * 64).encode(sample("q", picture(16, 16)))
+    assert grown.vision["image_grid_thw"].tolist() == [[1, 8, 8]]
+
+
+def test_placeholders_are_banned_by_both_families():
+    for name in FAMILIES:
+        loaded = tiny(name)
+        words = [loaded.tokenizer.convert_ids_to_tokens(i) for i in loaded.policy.banned.tolist()]
+        assert words == ["<|image_pad|>", "<|video_pad|>"]
+
+
+def test_a_placeholder_in_the_question_is_named_with_its_sample():
+    with pytest.raises(DataError, match=r"sample s9: the text holds a picture placeholder \(<\|image_pad\|>\); remove"):
+        tiny().family.encode(sample("what is <|image_pad|>?", picture(32, 32), id="s9"))
+
+
+def test_a_picture_that_cannot_be_read_is_named_with_its_sample(tmp_path):
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    for name in ("missing.png", "cut.png"):
+        with pytest.raises(DataError, match=f"sample s4: .*{name}"):
+            tiny().family.encode(sample("q", Picture(path=tmp_path / name), id="s4"))
+
+
+def test_a_picture_is_processed_once_while_it_is_cached(monkeypatch, tmp_path):
+    monkeypatch.setattr(family_module, "CACHED_PICTURES", 2)
+    family = another(tiny())
+    opened = []
+    open_picture = Picture.open
+    monkeypatch.setattr(Picture, "open", lambda self: opened.append(self.path) or open_picture(self))
+    paths = [tmp_path / f"{n}.png" for n in range(3)]
+    for n, path in enumerate(paths):
+        picture(32, 32, n).image.save(path)
+    for n in (0, 0, 1, 0, 2, 0, 1):  # 2 pushes out 1, which was not used for the longest
+        family.encode(sample("q", Picture(path=paths[n])))
+    assert [p.name for p in opened] == ["0.png", "1.png", "2.png", "1.png"]
+
+
+def test_pictures_in_memory_are_told_apart():
+    family = another(tiny())
+    one, two = (family.encode(sample("q", Picture(image=Image.new("RGB", (32, 32), c)))) for c in ("red", "blue"))
+    assert not torch.equal(one.vision["pixel_values"], two.vision["pixel_values"])
+
+
+def test_grey_and_transparent_pictures_become_rgb():
+    for mode in ("L", "RGBA", "P", "1"):
+        prompt = tiny().family.encode(sample("q", Picture(image=Image.new(mode, (32, 32)))))
+        assert prompt.vision["pixel_values"].shape == (16, 3 * 2 * 8 * 8)
+
+
+def test_the_registry_names_both_families():
+    assert set(FAMILIES) <= set(REGISTRY)

@@ -1,0 +1,144 @@
+"""One door to every model, and one message for what is no model."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from support import FAMILIES, PLAIN, mixed_prompts, save_tiny, scratch, tiny
+
+from vlm_r1.config import ModelConfig, PromptConfig
+from vlm_r1.errors import ConfigError, ModelError, UserError
+from vlm_r1.models.load import PROMPT_FILE, load_policy, prompt_of_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_tiny(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_saved_model_comes_back_with_its_family(tmp_path, name):
+    folder = save_tiny(tmp_path / "model", name)
+    loaded, expected = load_policy(ModelConfig(path=str(folder)), PLAIN), tiny(name)
+    assert type(loaded.family) is type(expected.family)
+    for ours, theirs in zip(loaded.policy.parameters(), expected.policy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    for a, b in zip(mixed_prompts(loaded), mixed_prompts(expected), strict=True):
+        assert a.token_ids == b.token_ids and torch.equal(a.positions, b.positions)
+        assert all(torch.equal(a.vision[key], b.vision[key]) for key in b.vision)
+    assert loaded.policy.banned.tolist() == expected.policy.banned.tolist()
+
+
+def test_the_family_is_chosen_by_the_model_and_not_by_its_path(tmp_path):
+    folder = save_tiny(tmp_path / "my-qwen2_5_vl-model", "qwen3_vl")
+    assert type(load_policy(ModelConfig(path=str(folder))).family).__name__ == "Qwen3VL"
+
+
+def test_weights_from_scratch_depend_on_the_seed_alone():
+    config = ModelConfig(init="scratch", scratch=scratch())
+    torch.manual_seed(0)
+    a = load_policy(config, seed=1).policy.state_dict()
+    state = torch.get_rng_state()
+    b, c = (load_policy(config, seed=seed).policy.state_dict() for seed in (1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["model.lm_head.weight"], c["model.lm_head.weight"])
+
+
+def test_the_dtype_is_the_recipes(folder):
+    loaded = load_policy(ModelConfig(path=str(folder), dtype="bfloat16"))
+    assert {p.dtype for p in loaded.policy.parameters()} == {torch.bfloat16}
+
+
+def test_prompt_settings_travel_with_the_model(folder):
+    assert prompt_of_model(str(folder)) == PLAIN
+    (folder / PROMPT_FILE).unlink()
+    assert prompt_of_model(str(folder)) == PromptConfig()
+    (folder / PROMPT_FILE).write_text('{"template": 3}')
+    with pytest.raises(ModelError, match=rf"{PROMPT_FILE}: holds no prompt settings .*delete it"):
+        prompt_of_model(str(folder))
+
+
+def without_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def cut_weights(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def cut_in_the_middle(folder):
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+
+
+def without_config(folder):
+    (folder / "config.json").unlink()
+
+
+def broken_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def other_family(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert", "architectures": None}))
+
+
+def without_processor(folder):
+    for file in folder.iterdir():
+        if file.name not in ("config.json", "model.safetensors", "generation_config.json"):
+            file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_weights, "model.safetensors"),
+        (cut_weights, "cannot be loaded"),
+        (cut_in_the_middle, "cannot be loaded"),
+        (without_config, r"no config\.json"),
+        (broken_config, "cannot be loaded"),
+        (other_family, r'family "bert" of .* is not supported; '),
+        (without_processor, "processor"),
+        (shutil.rmtree, "no model folder"),
+    ],
+)
+def test_what_is_no_model_is_one_message_with_its_path(folder, damage, message):
+    damage(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        load_policy(ModelConfig(path=str(folder)))
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    assert str(caught.value).startswith("model.path: ")
+
+
+def test_an_unknown_hub_id_is_one_message():
+    with pytest.raises(ModelError, match='model.path: "nobody/nothing" cannot be loaded'):
+        load_policy(ModelConfig(path="nobody/nothing"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt"}, "model.scratch.model_type: 'gpt' is not one of qwen3_vl, qwen2_5_vl"),
+        ({"model_type": None}, "model.scratch.model_type: None is not one of"),
+        ({"vocabulary": 3}, "model.scratch: unknown key vocabulary"),
+    ],
+)
+def test_a_wrong_scratch_section_names_its_key(change, message):
+    with pytest.raises(ConfigError, match=message):
+        load_policy(ModelConfig(init="scratch", scratch=scratch() | change))
+
+
+@pytest.mark.parametrize("text", ["", "héllo 猫 🎈", "<think>a</think><answer>[12, 345]</answer>", "\x00\t\n"])
+def test_the_scratch_tokenizer_encodes_any_text(text):
+    tokenizer = tiny().tokenizer
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    for tag in ("<think>", "</think>", "<answer>", "</answer>"):
+        assert len(tokenizer(tag, add_special_tokens=False)["input_ids"]) == 1
+    digits = tokenizer("12345", add_special_tokens=False)["input_ids"]
+    assert len(digits) == 5
