@@ -116,7 +116,7 @@ def test_what_is_no_model_is_one_message_with_its_path(folder, damage, message):
 
 
 def test_an_unknown_hub_id_is_one_message():
-    with pytest.raises(ModelError, match='model.path: "nobody/nothing" cannot be loaded'):
+    with pytest.raises(ModelError, match=r'model.path: "nobody/nothing" cannot be loaded'):
         load_policy(ModelConfig(path="nobody/nothing"))
 
 

@@ -1,0 +1,118 @@
+"""Greedy evaluation: what is asked, what is kept, and that it leaves the model as it was."""
+
+import io
+import json
+
+import pytest
+import torch
+from PIL import Image
+from support import recipe, save_tiny, tiny
+
+from vlm_r1.boxes import iou
+from vlm_r1.config import RolloutConfig
+from vlm_r1.errors import ConfigError
+from vlm_r1.eval import run
+from vlm_r1.eval.run import evaluate, evaluate_model, load_splits, read_rollouts
+from vlm_r1.records import Rollout, RolloutGroup
+from vlm_r1.rollout.native import generate
+from vlm_r1.sft.targets import target_text
+
+SPLITS = {
+    "in_domain": {"scenes": {"split": "in_domain", "n": 5}},
+    "out_of_domain": {"scenes": {"split": "out_of_domain", "n": 3, "questions": {"superlative": 1.0}}},
+}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    options = {"data": {"train": [], "eval": SPLITS}, "eval": {"max_new_tokens": 6, "batch_size": 2}}
+    return recipe(save_tiny(folder), folder / "run", **options)
+
+
+def write_instead(monkeypatch, text_of):
+    """Let the model write `text_of(prompt)`."""
+
+    def written(loaded, prompts, group_size, options, *, seed):
+        assert (group_size, seed) == (1, None)
+        texts = [text_of(prompt) for prompt in prompts]
+        rollouts = [Rollout(token_ids=(1, 2), logprobs=(0.0, 0.0), text=text, finish="stop") for text in texts]
+        return [RolloutGroup(prompt=p, rollouts=(r,)) for p, r in zip(prompts, rollouts, strict=True)]
+
+    monkeypatch.setattr(run, "generate", written)
+
+
+def test_a_model_that_writes_the_truth_is_always_right(monkeypatch, settings):
+    write_instead(monkeypatch, lambda prompt: target_text(prompt.sample, prompt.box_map))
+    metrics, rows = evaluate(tiny(), load_splits(settings), settings)
+    for split, n in (("in_domain", 5), ("out_of_domain", 3)):
+        found = metrics[split]
+        assert (found["n"], found["acc@0.5"], found["well_formed"], found["mean_length"]) == (n, 1, 1, 2)
+        assert found["mean_iou"] > 0.9
+    assert all(row["correct"] and row["iou"] > 0.9 and row["failure"] is None for row in rows)
+
+
+def test_shifted_boxes_score_their_iou_and_broken_ones_zero(monkeypatch, settings):
+    splits = load_splits(settings)
+    texts = {}
+    for number, sample in enumerate(splits["in_domain"]):
+        x1, y1, x2, y2 = sample.truth.boxes[0].box
+        moved = (x1 + (x2 - x1) / 2, y1, x2 + (x2 - x1) / 2, y2)  # half of its width: 1/3
+        shown = [round(v / 96 * 1000) for v in moved]
+        texts[sample.id] = f"<think></think><answer>{shown}</answer>" if number else "no answer"
+    write_instead(monkeypatch, lambda prompt: texts[prompt.sample.id])
+    metrics, rows = evaluate(tiny(), {"in_domain": splits["in_domain"]}, settings)
+    moved = [iou(b.box, (b.box[0] + w, b.box[1], b.box[2] + w, b.box[3])) for b, w in halves(splits)]
+    expected = [0.0, *moved[1:]]
+    assert [row["iou"] for row in rows] == pytest.approx(expected, abs=0.01)
+    assert metrics["in_domain"]["mean_iou"] == pytest.approx(4 / 3 / 5, abs=0.01)
+    assert metrics["in_domain"]["acc@0.5"] == 0 and metrics["in_domain"]["well_formed"] == 0.8
+    assert rows[0]["failure"] and not rows[1]["correct"]
+    assert sum(value for name, value in metrics["in_domain"].items() if name.startswith("failures/")) == 0.2
+
+
+def halves(splits):
+    boxes = [sample.truth.boxes[0] for sample in splits["in_domain"]]
+    return [(b, (b.box[2] - b.box[0]) / 2) for b in boxes]
+
+
+def test_answers_are_the_greedy_ones_whatever_the_batch(settings):
+    loaded, splits = tiny(), load_splits(settings)
+    _, rows = evaluate(loaded, splits, settings)
+    for row, sample in zip(rows, [*splits["in_domain"], *splits["out_of_domain"]], strict=True):
+        options = RolloutConfig(max_new_tokens=6)
+        (alone,) = generate(loaded, [loaded.family.encode(sample)], 1, options, seed=None)
+        assert row["completion"] == alone.rollouts[0].text == read_rollouts(alone)[0].raw
+        assert (row["sample_id"], row["question"]) == (sample.id, sample.question)
+
+
+def test_evaluation_leaves_the_model_as_it_was(settings):
+    loaded = tiny()
+    loaded.policy.train()
+    state = torch.get_rng_state()
+    evaluate(loaded, load_splits(settings), settings)
+    assert loaded.policy.training and torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None and p.requires_grad for p in loaded.policy.parameters())
+    loaded.policy.eval()
+    evaluate(loaded, {}, settings)
+    assert not loaded.policy.training
+
+
+def test_pictures_of_the_first_questions_of_each_split_are_kept(monkeypatch, settings):
+    monkeypatch.setattr(run, "PICTURES_KEPT", 2)
+    _, rows = evaluate(tiny(), load_splits(settings), settings)
+    kept = [row["image"] is not None for row in rows]
+    assert kept == [True, True, False, False, False, True, True, False]
+    assert Image.open(io.BytesIO(rows[0]["image"])).size == (96, 96)
+
+
+def test_the_command_writes_metrics_and_rows(settings, tmp_path):
+    metrics = evaluate_model(settings, tmp_path / "eval.json")
+    assert json.loads((tmp_path / "eval.json").read_text()) == metrics
+    assert set(metrics) == {"in_domain", "out_of_domain"} and (tmp_path / "eval.parquet").is_file()
+
+
+def test_without_a_split_the_remedy_is_said(settings):
+    nothing = settings.model_copy(update={"data": settings.data.model_copy(update={"eval": {}})})
+    with pytest.raises(ConfigError, match=r"data\.eval: is empty; name at least one held-out split"):
+        evaluate_model(nothing)

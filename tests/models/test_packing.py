@@ -1,0 +1,106 @@
+"""Rows and their layout: hand-written small cases, and invariants of cutting by a token budget."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlm_r1.models.packing import Branch, Tree, branch_mask, cut_by_budget, merge_vision, pack, pad_index
+
+
+def tree(start: int, prefix: int, *branches: int, context: int = 0) -> Tree:
+    """Token ids count up from `start`: first the prefix, then each branch."""
+    ids = iter(range(start, start + prefix + sum(branches)))
+    take = lambda n: torch.tensor([next(ids) for _ in range(n)], dtype=torch.long)  # noqa: E731
+    head = take(prefix)
+    places = [prefix + torch.arange(n).expand(3, n) for n in branches]
+    leaves = [Branch(token_ids=take(len(p[0])), positions=p, context=context) for p in places]
+    return Tree(
+        token_ids=head,
+        positions=torch.arange(prefix).expand(3, prefix),
+        vision={"pixel_values": torch.full((2, 1), float(start))} if start % 2 else {},
+        branches=tuple(leaves),
+    )
+
+
+def test_a_row_by_hand():
+    row = pack([tree(1, 3, 2, 1), tree(10, 2, 3)])
+    assert row.token_ids.tolist() == [1, 2, 3, 10, 11, 4, 5, 6, 12, 13, 14]
+    assert row.positions[0].tolist() == [0, 1, 2, 0, 1, 3, 4, 3, 2, 3, 4]
+    assert row.targets.tolist() == [4, 5, 6, 12, 13, 14]
+    assert row.predictors.tolist() == [2, 5, 2, 4, 8, 9]  # the prompt's end, then the token before
+    assert row.branch_of_target.tolist() == [0, 0, 1, 2, 2, 2]
+    assert row.layout.n_prefix == 5 and row.layout.tree_of_branch.tolist() == [0, 0, 1]
+    assert row.layout.prefix_index.tolist() == [[0, 1, 2], [3, 4, 4]]
+    assert row.layout.branch_index.tolist() == [[5, 6, 6], [7, 7, 7], [8, 9, 10]]
+    assert row.vision["pixel_values"].tolist() == [[1.0], [1.0]]
+
+
+def test_context_is_read_and_not_scored():
+    row = pack([tree(1, 2, 4, context=2)])
+    assert row.targets.tolist() == [5, 6] and row.predictors.tolist() == [3, 4]
+
+
+def test_a_branch_sees_its_prefix_and_itself_up_to_here():
+    mask = branch_mask(torch.tensor([2, 1]), 2, 3)
+    assert mask.int().tolist() == [
+        [[[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]],
+        [[[1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 1, 1, 1]]],
+    ]
+
+
+def test_padding_index_by_hand():
+    index, unpad = pad_index([2, 3], offset=10)
+    assert index.tolist() == [[10, 11, 11], [12, 13, 14]]
+    assert unpad.tolist() == [0, 1, 3, 4, 5]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 20))
+def test_padding_and_back_is_the_identity(lengths, offset):
+    row = torch.arange(offset + sum(lengths)) * 7
+    index, unpad = pad_index(lengths, offset)
+    assert torch.equal(row[index].flatten()[unpad], row[offset:])
+
+
+def test_vision_inputs_follow_one_another_and_none_add_nothing():
+    a, b = {"x": torch.tensor([1, 2])}, {"x": torch.tensor([3])}
+    assert merge_vision([a, {}, b])["x"].tolist() == [1, 2, 3]
+    assert merge_vision([{}, {}]) == {} == merge_vision([])
+
+
+shapes = st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=6)), max_size=6)
+
+
+@given(shapes, st.integers(1, 80))
+def test_cutting_keeps_every_branch_in_order_and_the_budget(sizes, budget):
+    trees = [tree(1000 * i, prefix, *branches) for i, (prefix, branches) in enumerate(sizes)]
+    rows = cut_by_budget(trees, budget)
+    assert all(rows) and [len(row) > 0 for row in rows] == [True] * len(rows)
+    pieces = [piece for row in rows for piece in row]
+    answers = [b.token_ids.tolist() for t in trees for b in t.branches]
+    assert [b.token_ids.tolist() for piece in pieces for b in piece.branches] == answers
+    prefix_of = {b.token_ids[0].item(): t.token_ids.tolist() for t in trees for b in t.branches}
+    for piece in pieces:
+        assert piece.branches
+        assert all(prefix_of[b.token_ids[0].item()] == piece.token_ids.tolist() for b in piece.branches)
+    for row in rows:
+        tokens = sum(len(t.token_ids) + sum(len(b.token_ids) for b in t.branches) for t in row)
+        assert tokens <= budget or (len(row) == 1 and len(row[0].branches) == 1)
+
+
+def test_a_tree_that_fits_is_not_split():
+    whole = tree(0, 5, 3, 3, 3)
+    assert cut_by_budget([whole], 14) == [[whole]]
+    assert [[len(piece.branches) for piece in row] for row in cut_by_budget([whole], 13)] == [[2], [1]]
+
+
+def test_rows_without_trees_are_refused_by_nobody():
+    assert cut_by_budget([], 10) == []
+
+
+def test_a_row_moves_to_a_device_whole():
+    row = pack([tree(1, 3, 2)])
+    assert row.to(torch.device("cpu")) is row
+    moved = row.to(torch.device("meta"))
+    assert {moved.token_ids.device.type, moved.layout.mask.device.type, moved.vision["pixel_values"].device.type} == {
+        "meta"
+    }
