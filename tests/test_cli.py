@@ -172,7 +172,7 @@ def test_the_other_commands_pass_their_arguments_on(monkeypatch):
         seen.append((*args, kwargs) if kwargs else args)
         return "page"
 
-    replace(monkeypatch, "vlm_r1.eval.predict", predict=note)
+    replace(monkeypatch, "vlm_r1.report.predict", predict=note)
     replace(monkeypatch, "vlm_r1.demo", run_demo=note)
     replace(monkeypatch, "vlm_r1.report.html", write_report=note)
     replace(monkeypatch, "vlm_r1.data.check", check_file=note)
@@ -188,7 +188,7 @@ def test_the_other_commands_pass_their_arguments_on(monkeypatch):
     ):
         assert run(*line.split()) == 0, line
     assert seen == [
-        ("tiny", Path("a.png"), "what", Path("prediction.png"), "rec", "r1"),
+        ("tiny", Path("a.png"), "what", Path("prediction.png"), "rec", None),
         (Path("runs/demo"), 3, 5),
         ([Path("runs/a"), Path("runs/b")],),
         (Path("d.jsonl"), Path("pics"), "ovd"),

@@ -133,7 +133,7 @@ def predict(
     ] = None,
 ) -> None:
     """Ask a model about one picture: prints its thinking and answer, writes the picture with the box."""
-    from vlm_r1.eval.predict import predict as run
+    from vlm_r1.report.predict import predict as run
 
     run(model, image, question, out, task, template)
 
@@ -253,15 +253,24 @@ def _options(pairs: list[str] | None) -> dict[str, Any]:
 
 
 def _show_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """Split -> metric -> value as a table: one row a metric, one column a split."""
+    """Split -> metric -> value as a table: one row a metric, one column a split, intervals behind their value."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("", *metrics)
     for name in dict.fromkeys(name for of_split in metrics.values() for name in of_split):
-        cells = [of_split.get(name, "") for of_split in metrics.values()]
-        table.add_row(name, *(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells))
+        if not name.endswith(("/low", "/high")):
+            table.add_row(name, *(_cell(of_split, name) for of_split in metrics.values()))
     Console().print(table)
+
+
+def _cell(values: Mapping[str, Any], name: str) -> str:
+    """A number, and behind it the 95 % interval where there is one."""
+    value = values.get(name, "")
+    if name == "n" or not isinstance(value, float):
+        return str(int(value)) if isinstance(value, float) else str(value)
+    low, high = values.get(f"{name}/low"), values.get(f"{name}/high")
+    return f"{value:.4f}" if low is None or high is None else f"{value:.4f} ({low:.3f} to {high:.3f})"
 
 
 def _report(run: Path) -> None:

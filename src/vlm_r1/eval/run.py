@@ -11,8 +11,9 @@ import torch
 
 from vlm_r1.config import Recipe, RolloutConfig
 from vlm_r1.data.source import load_source
-from vlm_r1.errors import ConfigError
-from vlm_r1.eval.measures import outcome, summary
+from vlm_r1.errors import ConfigError, nearest
+from vlm_r1.eval.measures import summary
+from vlm_r1.eval.outcomes import Outcome, outcome
 from vlm_r1.models.load import LoadedPolicy, load_policy
 from vlm_r1.prompts.parse import read_answer
 from vlm_r1.records import Answer, Prompt, RolloutGroup, Sample
@@ -49,31 +50,40 @@ def evaluate(
     metrics: dict[str, dict[str, float]] = {}
     rows: list[dict[str, Any]] = []
     for split, samples in splits.items():
-        outcomes = []
+        outcomes: list[Outcome] = []
         for start in range(0, len(samples), recipe.eval.batch_size):
             batch = [samples[i] for i in range(start, min(start + recipe.eval.batch_size, len(samples)))]
             prompts: list[Prompt] = [loaded.family.encode(sample) for sample in batch]
             for group in generate(loaded, prompts, 1, settings, seed=None):
                 sample, answer = group.prompt.sample, read_rollouts(group)[0]
                 found = outcome(sample, answer)
-                outcomes.append((sample, answer, found))
+                outcomes.append(found)
                 keep = len(outcomes) <= PICTURES_KEPT
                 rows.append(
                     {
                         "split": split,
                         **answer_row(sample, answer),
-                        "iou": found["iou"],
-                        "correct": bool(found["correct"]),
+                        "source": sample.source,
+                        "iou": found.iou,
+                        "score": found.score,
+                        "correct": found.correct,
+                        "well_formed": found.well_formed,
+                        "n_tokens": found.n_tokens,
                         "image": image_bytes(sample) if keep else None,
                     }
                 )
-        metrics[split] = summary(outcomes)
+        metrics[split] = summary(
+            outcomes, recipe.eval.suites.get(split), resamples=recipe.eval.resamples, seed=recipe.run.seed
+        )
     loaded.policy.train(was_training)
     return metrics, rows
 
 
 def load_splits(recipe: Recipe) -> dict[str, Sequence[Sample]]:
-    """The held-out splits of a recipe."""
+    """The held-out splits of a recipe. Raises `ConfigError` where `eval.suites` names a split that is not there."""
+    for split in recipe.eval.suites:
+        if split not in recipe.data.eval:
+            raise ConfigError(f'eval.suites: "{split}" is no split of data.eval: {nearest(split, recipe.data.eval)}')
     return {name: load_source(source, seed=recipe.run.seed) for name, source in recipe.data.eval.items()}
 
 

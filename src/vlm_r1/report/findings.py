@@ -12,7 +12,10 @@ import numpy as np
 from vlm_r1.report.pairs import SAMPLE_COLUMN, Pair, difference, read_pairs
 from vlm_r1.runtime.runlog import read_eval
 
-HEADLINE = ("mean_iou", "acc@0.5", "accuracy")
+BOUNDS = ("/low", "/high")
+"""Ends of the names of an interval's bounds, which stand beside their metric."""
+
+HEADLINE = ("mean_iou", "acc@0.5", "accuracy", "mAP", "nms_ap")
 """Metrics that get a sentence; a split without any of them gets one for each of its metrics."""
 
 MINUS = "\N{MINUS SIGN}"
@@ -85,9 +88,14 @@ def changes(run_dirs: Sequence[Path]) -> list[Change]:
 
 
 def shared_metrics(both: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[tuple[str, str]]:
-    """The (split, metric) pairs, `n` aside, that hold a number in every evaluation given."""
+    """The (split, metric) pairs, `n` and the bounds of intervals aside, that hold a number in every evaluation given."""
     names = [
-        {(s, m) for s, values in phase.items() for m, v in values.items() if m != "n" and isinstance(v, int | float)}
+        {
+            (split, metric)
+            for split, values in phase.items()
+            for metric, value in values.items()
+            if metric != "n" and not metric.endswith(BOUNDS) and isinstance(value, int | float)
+        }
         for phases in both
         for phase in phases
     ]

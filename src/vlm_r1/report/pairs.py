@@ -37,10 +37,9 @@ class Pair:
 
     @property
     def gain(self) -> float | None:
-        """The rise in IoU, or in correctness where the task has no boxes; None where one side is not known."""
-        if self.before is None or self.after is None:
-            return None
-        return next((d for d in (difference(self, "iou"), difference(self, "correct")) if d is not None), None)
+        """The rise in IoU, else in the answer's score, else in correctness; None where one side is not known."""
+        found = (difference(self, column) for column in ("iou", "score", "correct"))
+        return next((d for d in found if d is not None), None)
 
 
 def difference(pair: Pair, column: str) -> float | None:

@@ -1,0 +1,36 @@
+"""One answer about one picture as a person reads it: printed, and drawn into the picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlm_r1.errors import UserError
+from vlm_r1.eval.predict import ask
+from vlm_r1.records import Answer, LabelledBox
+from vlm_r1.report.draw import draw_boxes
+
+
+def predict(
+    model: str, image: Path, question: str, out: Path, task: str = "rec", template: str | None = None
+) -> Answer:
+    """`vlm-r1 predict`: print thinking and answer, and write the picture with the answer's boxes to `out`."""
+    sample, answer = ask(model, image, question, task, template)
+    print(f"think:  {answer.think if answer.think is not None else '(none)'}")
+    print(f"answer: {answer.text if answer.text is not None else answer.raw}")
+    if answer.failure is not None:
+        print(f"        which cannot be read as an answer: {answer.failure.kind} {answer.failure.detail}".rstrip())
+    boxes = answer.value if isinstance(answer.value, tuple) else ()
+    for found in boxes:
+        x1, y1, x2, y2 = found.box
+        label = f"{found.label}: " if found.label else ""
+        print(f"box:    {label}({x1:.1f}, {y1:.1f}, {x2:.1f}, {y2:.1f}) in pixels of the picture")
+    named = [b if b.label else LabelledBox(box=b.box, label=question if len(boxes) == 1 else "") for b in boxes]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draw_boxes(sample.images[0].open(), predicted=named).save(out)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--out {out}: cannot be written ({error}); name a .png or .jpg file in a writable folder"
+        ) from None
+    print(f"drawn:  {out}")
+    return answer
