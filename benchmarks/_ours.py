@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def ban_end_of_text(session: Any) -> None:
 def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     """Run the loop and return every measured step."""
     starts: list[float] = []
+    cpu: list[float] = []
     before: dict[str, Any] = {}
     sessions: list[Any] = []
     open_session, collect = loop.open_session, loop.collect
@@ -79,6 +81,7 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
 
     def collected(*args: Any, **kwargs: Any) -> Any:
         starts.append(now())
+        cpu.append(time.process_time())
         return collect(*args, **kwargs)
 
     loop.open_session, loop.collect = opened, collected
@@ -90,6 +93,7 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     steps = [
         {
             "step_s": starts[i + 1] - starts[i],
+            "cpu_s": cpu[i + 1] - cpu[i],
             "data_s": lines[i]["time/data_s"],
             "rollout_s": lines[i]["time/rollout_s"],
             "reward_s": lines[i]["time/reward_s"],

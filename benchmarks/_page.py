@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-PHASES = ("data_s", "rollout_s", "reward_s", "prepare_s", "update_s", "step_s")
+PHASES = ("data_s", "rollout_s", "reward_s", "prepare_s", "update_s", "step_s", "cpu_s")
 TITLES = {
     "data_s": "fetch data",
     "rollout_s": "rollout",
@@ -13,6 +13,7 @@ TITLES = {
     "prepare_s": "prepare batch",
     "update_s": "update",
     "step_s": "**step**",
+    "cpu_s": "CPU time of the process",
 }
 
 
@@ -36,7 +37,7 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for phase in PHASES:
         a, b = ours["median"].get(phase), trl["median"].get(phase)
-        ratio = f"{b / a:.1f}" if a and b and phase in ("rollout_s", "update_s", "step_s") else ""
+        ratio = f"{b / a:.1f}" if a and b and phase in ("rollout_s", "update_s", "step_s", "cpu_s") else ""
         lines.append(f"| {TITLES[phase]} | {_s(a)} | {_s(b)} | {ratio} |")
     for name, title in (("peak_rss_mib", "peak memory, MiB"), ("peak_cuda_mib", "peak GPU memory, MiB")):
         if name in ours and name in trl:

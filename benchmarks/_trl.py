@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ class StepEnds(TrainerCallback):
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.ends: list[float] = []
+        self.cpu: list[float] = []
         self.phases: list[dict[str, float]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the trainer after `optimizer.step()`."""
         self.ends.append(now())
+        self.cpu.append(time.process_time())
         self.phases.append(self.clock.take())
 
 
@@ -111,7 +114,8 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     for i in range(setting.warmup, setting.steps - 1):
         phase, step_s = ends.phases[i], ends.ends[i] - ends.ends[i - 1]
         rest = {name: phase.get(name, 0.0) for name in ("data_s", "rollout_s", "reward_s", "prepare_s")}
-        steps.append({"step_s": step_s, **rest, "update_s": step_s - sum(rest.values()), **tokens[i]})
+        cpu_s = ends.cpu[i] - ends.cpu[i - 1]
+        steps.append({"step_s": step_s, "cpu_s": cpu_s, **rest, "update_s": step_s - sum(rest.values()), **tokens[i]})
     return {
         "steps": steps,
         "moved": moved(model, before),

@@ -139,7 +139,7 @@ def command_of(arguments: argparse.Namespace) -> str:
 def tune(setting: Setting, quick: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """TRL's fastest settings here, and all that were tried with their times or errors."""
     answers = setting.prompts * setting.group
-    sizes = [answers] if quick else [n for n in (answers, answers // 2, answers // 4, answers // 8) if n]
+    sizes = [answers] if quick else [n for n in (answers, answers // 2, answers // 4, answers // 8, answers // 16) if n]
     tried: list[dict[str, Any]] = []
 
     def attempt(options: dict[str, Any]) -> float:
