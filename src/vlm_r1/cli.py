@@ -160,6 +160,19 @@ def report(
     typer.echo(f"report: {write_report(runs)}")
 
 
+@command(app, "compare")
+def compare(
+    evaluations: Annotated[
+        list[str], typer.Argument(metavar="EVALUATION...", help="Files of eval --out, or run folders; runs/x:after")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Also write the table to this .md, .json or .png file.")] = None,
+) -> None:
+    """Compare evaluations of several models: one table with intervals and differences from the first."""
+    from vlm_r1.report.compare import compare as run
+
+    typer.echo(run(evaluations, out))
+
+
 @command(app, "score")
 def score(
     file: Annotated[Path, typer.Argument(help="JSONL rows with a sample and the text that a model wrote.")],

@@ -95,13 +95,19 @@ def _load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
         if model_config.model_type not in FAMILIES:
             kind = model_config.model_type
             raise ModelError(f'model.path: family "{kind}" of "{path}" is not supported; {nearest(kind, FAMILIES)}')
-        model = AutoModelForImageTextToText.from_pretrained(
+        model, info = AutoModelForImageTextToText.from_pretrained(
             path,
             dtype=getattr(torch, config.dtype),
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f'model.path: "{path}" cannot be loaded: {reason}') from error
+    if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
+        raise ModelError(
+            f'model.path: "{path}" has no weights for {len(missing)} parameters ({missing[0]}, ...); '
+            "its config.json and its weights belong to different models, or a file is missing"
+        )
     return model, load_processor(path, trust_remote_code=config.trust_remote_code)

@@ -52,6 +52,29 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(f'model.path: no processor can be loaded from "{path}": {_first_line(error)}') from error
 
 
+VIDEO_PROCESSORS = {"Qwen3VLProcessor": "Qwen3VLVideoProcessor", "Qwen2_5_VLProcessor": "Qwen2VLVideoProcessor"}
+"""Processor class -> the video processor class that its published checkpoints name."""
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Save a processor so that it loads with and without torchvision, and in servers that want the published layout.
+
+    A processor that was loaded without its video part gets a video section in `processor_config.json`, with the picture
+    processor's patch sizes, and a `preprocessor_config.json` of its own.
+    """
+    processor.save_pretrained(folder)
+    name = type(processor).__name__
+    if name not in VIDEO_PROCESSORS or getattr(processor, "video_processor", None) is not None:
+        return
+    file = folder / "processor_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    pictures = processor.image_processor
+    sizes = {key: getattr(pictures, key) for key in ("patch_size", "merge_size", "temporal_patch_size")}
+    config["video_processor"] = {"video_processor_type": VIDEO_PROCESSORS[name], **sizes}
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    pictures.save_pretrained(folder)
+
+
 def _processor_class_name(path: str) -> str | None:
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
         found = cached_file(path, file, _raise_exceptions_for_missing_entries=False)

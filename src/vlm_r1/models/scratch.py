@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedToke
 from vlm_r1.config import ScenesSource
 from vlm_r1.data.scenes import load_scenes
 from vlm_r1.errors import ConfigError
-from vlm_r1.models.processor import has_torchvision, without_video
+from vlm_r1.models.processor import VIDEO_PROCESSORS, has_torchvision, without_video
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -86,7 +86,7 @@ def build_processor(model_type: str, tokenizer: Any, *, patch_size: int, merge_s
     )
     parts = {"image_processor": picture_processor, "tokenizer": tokenizer, "chat_template": CHAT_TEMPLATE}
     if has_torchvision():
-        video = {"qwen3_vl": "Qwen3VLVideoProcessor", "qwen2_5_vl": "Qwen2VLVideoProcessor"}[model_type]
+        video = VIDEO_PROCESSORS[FAMILIES[model_type][0]]
         sizes = {"patch_size": patch_size, "merge_size": merge_size}
         return processor_class(video_processor=getattr(transformers, video)(**sizes), **parts)
     return without_video(processor_class)(**parts)

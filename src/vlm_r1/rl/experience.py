@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_r1.config import Recipe
 from vlm_r1.data.mixture import SampleStream
 from vlm_r1.eval.run import read_rollouts
 from vlm_r1.records import Answer, Prompt, RolloutGroup, Score
-from vlm_r1.rewards.diagnostics import step_diagnostics
 from vlm_r1.rewards.rubric import Rubric
-from vlm_r1.rl.advantage import overlong_penalty, zero_variance_share
+from vlm_r1.rl.advantage import overlong_penalty
 from vlm_r1.rl.algorithms import Algorithm
 from vlm_r1.rl.batch import TrainBatch
 from vlm_r1.rollout.cache import Prefill
@@ -188,39 +186,3 @@ def answer_weights(session: Session, experience: Experience, algorithm: Algorith
     before = sum(sizes[:rank])
     weights = algorithm.token_weight(all_lengths[all_lengths >= 0], limit)
     return weights[before : before + len(lengths_B)].view_as(experience.rewards_PG)
-
-
-def step_metrics(experience: Experience, batch: TrainBatch, rubric: Rubric, recipe: Recipe) -> dict[str, float]:
-    """What a step looked like, under TRL's names where it has them."""
-    rewards = experience.rewards_PG[~experience.rewards_PG.isnan()]
-    rollouts = [r for group in experience.groups for r in group.rollouts]
-    lengths = torch.tensor([len(r.token_ids) for r in rollouts], dtype=torch.float)
-    flat = [
-        (group.prompt.sample, answer, score)
-        for group, answers, scores in zip(experience.groups, experience.answers, experience.scores, strict=True)
-        for answer, score in zip(answers, scores, strict=True)
-    ]
-    metrics = {
-        "reward": float(rewards.mean()) if len(rewards) else float("nan"),
-        "reward_std": float(experience.rewards_PG.nan_to_num().std(-1).mean()),
-        "frac_reward_zero_std": zero_variance_share(experience.rewards_PG),
-        "completions/mean_length": float(lengths.mean()),
-        "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": sum(r.finish == "length" for r in rollouts) / len(rollouts),
-        "tokens/prompt": float(sum(len(g.prompt.token_ids) for g in experience.groups)),
-        "tokens/answer": float(lengths.sum()),
-        "tokens/update_prompt": float(batch.n_prompt_tokens),
-        "tokens/update_answer": float(batch.n_answer_tokens),
-        **step_diagnostics(flat),
-        **experience.seconds,
-    }
-    for name in sorted({name for _, _, score in flat for name in score.parts}):
-        values = [v for _, _, score in flat if (v := score.parts.get(name)) is not None]
-        if values:
-            metrics[f"rewards/{name}/mean"] = sum(values) / len(values)
-    for name in recipe.rewards.shadow:
-        values = [v for row in experience.shadows if (v := row[name]) is not None]
-        if values:
-            metrics[f"shadow/{name}/mean"] = sum(values) / len(values)
-    metrics |= {f"rewards/counts/{name}": float(count) for name, count in rubric.counts.items()}
-    return metrics

@@ -13,11 +13,11 @@ from vlm_r1.data.source import load_source
 from vlm_r1.errors import ConfigError
 from vlm_r1.eval.run import evaluate, load_splits
 from vlm_r1.models.shared_prefix import Policy
-from vlm_r1.rewards.diagnostics import ShadowWatch
 from vlm_r1.rewards.rubric import build_rubric
 from vlm_r1.rl.algorithms import ALGORITHMS
 from vlm_r1.rl.batch import make_batch
-from vlm_r1.rl.experience import Experience, answer_weights, collect, step_metrics
+from vlm_r1.rl.experience import Experience, answer_weights, collect
+from vlm_r1.rl.metrics import Monitor, mean_over_processes, step_metrics
 from vlm_r1.rl.reference import load_reference
 from vlm_r1.rl.step import Updater
 from vlm_r1.runtime.progress import Progress
@@ -37,12 +37,12 @@ def train(recipe: Recipe) -> Path:
         [(s.weight, load_source(s, seed=recipe.run.seed)) for s in recipe.data.train], seed=recipe.run.seed
     )
     rubric = build_rubric(recipe.rewards)
-    watch = ShadowWatch()
+    monitor = Monitor(recipe)
     reference: Policy | None = load_reference(session) if recipe.rl.beta else None
     updater = Updater(session, algorithm, reference)
     if session.state:
         stream.load_state_dict(session.state["stream"])
-        watch.restore(session.state["watch"])
+        monitor.load_state_dict(session.state["monitor"])
     elif session.accelerator.is_main_process:
         evaluate_splits(session, "before")
 
@@ -61,12 +61,13 @@ def train(recipe: Recipe) -> Path:
             update_metrics = updater.update(batch, experience.prefill_for(batch), step)
             metrics = update_metrics | step_metrics(experience, batch, rubric, recipe)
             metrics |= {"time/update_s": time.perf_counter() - collected, "time/step_s": time.perf_counter() - started}
-            write_step(session, experience, metrics, watch, step)
+            metrics = mean_over_processes(session.accelerator, metrics)
+            write_step(session, experience, metrics, monitor, step)
             progress.show(step + 1, metrics, SHOWN)
             if recipe.eval.every and (step + 1) % recipe.eval.every == 0 and step + 1 < recipe.run.steps:
                 evaluate_splits(session, f"step-{step + 1}")
             if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
-                session.save(step + 1, {"stream": stream.state_dict(), "watch": watch.state()})
+                session.save(step + 1, {"stream": stream.state_dict(), "monitor": monitor.state_dict()})
     session.finish()
     evaluate_splits(session, "after")
     return session.run_dir
@@ -83,13 +84,12 @@ def evaluate_splits(session: Session, phase: str) -> None:
 
 
 def write_step(
-    session: Session, experience: Experience, metrics: dict[str, float], watch: ShadowWatch, step: int
+    session: Session, experience: Experience, metrics: dict[str, float], monitor: Monitor, step: int
 ) -> None:
     """One line of metrics, the rollouts where the recipe asks for them, and warnings in words."""
+    warnings = monitor.observe(step + 1, metrics)
     if not session.accelerator.is_main_process:
         return
-    shadow = {name: metrics.get(f"shadow/{name}/mean") for name in session.recipe.rewards.shadow}
-    warnings = watch.update(step + 1, metrics["reward"], shadow)
     for warning in warnings:
         session.accelerator.print(f"warning: {warning}")
     session.log.metrics(step + 1, {**metrics, **({"warnings": warnings} if warnings else {})})

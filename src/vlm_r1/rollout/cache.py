@@ -59,7 +59,7 @@ class DecodeCache:
         k = self.keys[0]
         lengths = torch.tensor(prefill.lengths, device=k.device)
         hidden = torch.arange(width, device=k.device)[None] >= lengths[:, None]
-        self.bias = torch.zeros(P, 1, 1, width, device=k.device, dtype=k.dtype).masked_fill(hidden[:, None, None], -1e9)
+        self.bias = torch.zeros(P, 1, 1, width, device=k.device).masked_fill(hidden[:, None, None], -1e9)
         self.padded = bool(hidden.any())
         self.prompt_of_row = torch.arange(P, device=k.device).repeat_interleave(group_size)
         self.own_keys = [k.new_empty(P * group_size, heads, max_tokens, d) for _ in self.keys]
@@ -99,16 +99,17 @@ class DecodeCache:
         R, heads, d = own_k.shape[0], own_k.shape[1], own_k.shape[3]
         scale = d**-0.5 if scaling is None else scaling
         q = query[0].transpose(0, 1).reshape(R, heads, -1, d) * scale
-        own = q @ own_k.transpose(-1, -2)
-        prompt = self._stack(q) @ self.keys[layer].transpose(-1, -2)
+        own = (q @ own_k.transpose(-1, -2)).float()
+        prompt = (self._stack(q) @ self.keys[layer].transpose(-1, -2)).float()
         if self.padded:
             prompt = prompt + self.bias
         top = torch.maximum(self._rows(prompt.amax(-1, keepdim=True)), own.amax(-1, keepdim=True))
         own = (own - top).exp_()
         prompt = prompt.sub_(self._stack(top)).exp_()
         total = self._rows(prompt.sum(-1, keepdim=True)) + own.sum(-1, keepdim=True)
-        out = (self._rows(prompt @ self.values[layer]) + own @ own_v) / total
-        return out.reshape(1, R, -1, d)
+        from_prompt = self._rows(prompt.to(own_v.dtype) @ self.values[layer])
+        out = (from_prompt + own.to(own_v.dtype) @ own_v) / total
+        return out.to(own_v.dtype).reshape(1, R, -1, d)
 
     def _stack(self, x: Tensor) -> Tensor:
         """Rows `(R, h, r, x)` to one block of queries per prompt `(P, h, S * r, x)`."""

@@ -19,6 +19,7 @@ import torch
 from vlm_r1.config import PromptConfig
 from vlm_r1.errors import CheckpointError
 from vlm_r1.models.load import PROMPT_FILE
+from vlm_r1.models.processor import save_processor
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
@@ -26,7 +27,7 @@ _NAME = re.compile(r"checkpoint-(\d+)$")
 def save_model(folder: Path, model: Any, processor: Any, prompt: PromptConfig) -> None:
     """Write weights (safetensors), configuration, processor and prompt settings into an existing folder."""
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_processor(processor, folder)
     (folder / PROMPT_FILE).write_text(prompt.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
