@@ -35,3 +35,9 @@ def test_a_kind_of_failure_that_vanished_counts_as_zero():
     before = {"val": {"n": 4, "failures/no_box": 0.25}}
     (row,) = before_after_rows({"before": before, "after": {"val": {"n": 4}}})
     assert row.cells == ("val", "failures/no_box", "4", "0.250", "0.000", "\N{MINUS SIGN}0.250")
+
+
+def test_bounds_of_intervals_are_no_rows_of_their_own():
+    values = {"n": 4, "mean_iou": 0.25, "mean_iou/low": 0.2, "mean_iou/high": 0.3}
+    (row,) = before_after_rows({"before": {"val": values}, "after": {"val": values}})
+    assert row.metric == "mean_iou"

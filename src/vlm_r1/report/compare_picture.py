@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from vlm_r1.report.compare import CompareRow
+from vlm_r1.report.evaluations import CompareRow
 from vlm_r1.report.findings import metric_name, number, split_name
 
 _COLOURS = ("#4a6fa5", "#e07a3f", "#3f9b6c", "#a05195", "#b8a037", "#6b7280")

@@ -88,7 +88,7 @@ def changes(run_dirs: Sequence[Path]) -> list[Change]:
 
 
 def shared_metrics(both: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[tuple[str, str]]:
-    """The (split, metric) pairs, `n` and the bounds of intervals aside, that hold a number in every evaluation given."""
+    """The (split, metric) pairs that hold a number in every evaluation given; `n` and intervals' bounds aside."""
     names = [
         {
             (split, metric)
