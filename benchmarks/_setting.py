@@ -50,6 +50,7 @@ QWEN_3B: dict[str, Any] = {
         "num_attention_heads": 16,
         "num_key_value_heads": 2,
         "max_position_embeddings": 128_000,
+        "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]},
     },
     "vision_config": {
@@ -170,7 +171,7 @@ def _write_model(setting: Setting) -> None:
 def _build_large(values: dict[str, Any], seed: int) -> tuple[Any, Any]:
     """A model of published size with random bfloat16 weights, and the scratch models' processor.
 
-    The tokenizer is the small one: its ids are the first of the wide vocabulary, the others decode to nothing.
+    The tokenizer is the small one filled up with made-up words, so that every id of the wide vocabulary decodes.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -179,6 +180,8 @@ def _build_large(values: dict[str, Any], seed: int) -> tuple[Any, Any]:
 
     small = {**values, "text_config": TINY["text_config"], "vision_config": TINY["vision_config"]}
     tiny, processor = build_scratch(small, seed)
+    known = len(processor.tokenizer)
+    processor.tokenizer.add_tokens([f"<word{number}>" for number in range(known, VOCABULARY_3B)])
     ids = {name: getattr(tiny.config, name) for name in ("image_token_id", "video_token_id")}
     ids |= {name: getattr(tiny.config, name) for name in ("vision_start_token_id", "vision_end_token_id")}
     text = {**values["text_config"], "vocab_size": VOCABULARY_3B, "pad_token_id": processor.tokenizer.pad_token_id}

@@ -8,6 +8,10 @@
 Each side runs alone in a process of its own, in turn, over several rounds; nothing else should be running. TRL is tuned
 first: its settings are tried one after another and the fastest is kept. What both sides did is counted and asserted
 equal.
+
+TRL 1.16.0 comes with `make setup-bench`; it changes no other package, so any folder on PYTHONPATH that holds it will do
+(`pip install --no-deps --target FOLDER trl==1.16.0`).
+
 Writes `docs/results/grpo_step.json`, `.md` and (with --sweep) `.png`.
 """
 
@@ -76,6 +80,7 @@ def setting_of(arguments: argparse.Namespace, folder: str) -> Setting:
         folder=folder,
         model=arguments.model,
         dtype="bfloat16" if arguments.model == "3b" else "float32",
+        lr=2e-4 if arguments.model == "3b" else 1e-6,  # bfloat16 weights would not move by less
         warmup=1 if arguments.quick else 2,
         repetitions=2 if arguments.quick else arguments.repetitions,
         threads=arguments.threads,
