@@ -72,7 +72,7 @@ def test_temperature_divides_logits_and_banned_tokens_have_probability_zero():
 def ends_after(rule: StopRule, ids: list[int]) -> int | None:
     """How many tokens are written before the rule says stop."""
     for n in range(1, len(ids) + 1):
-        if rule.finished(torch.tensor(ids[n - 1 : n]), [ids[:n]]).item():
+        if rule.finished(torch.tensor(ids[n - 1 : n]), torch.tensor([ids[:n]]), torch.tensor([0])).item():
             return n
     return None
 
@@ -105,4 +105,5 @@ def test_end_of_text_ends_an_answer_in_its_own_row_only():
     tokenizer = bytes_tokenizer()
     rule = StopRule(tokenizer, [tokenizer.eos_token_id], True)
     rows = [[1, 2], [1, tokenizer.eos_token_id], [4, 5]]
-    assert rule.finished(torch.tensor([r[-1] for r in rows]), rows).tolist() == [False, True, False]
+    ended = rule.finished(torch.tensor([r[-1] for r in rows]), torch.tensor(rows), torch.arange(3))
+    assert ended.tolist() == [False, True, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,46 +50,48 @@ def decode(
     stop = StopRule(tokenizer, eos_token_ids(policy, tokenizer), settings.stop_at_answer)
     cache = DecodeCache(prefill, group_size, settings.max_new_tokens)
     head = policy.model.get_output_embeddings()
-    B = len(prompts) * group_size
-    tokens: list[list[int]] = [[] for _ in range(B)]
-    logprobs: list[list[float]] = [[] for _ in range(B)]
-    stopped = [False] * B
+    B, limit = len(prompts) * group_size, settings.max_new_tokens
+    tokens_BT = torch.zeros(B, limit, dtype=torch.long, device=device)
+    logprobs_BT = torch.zeros(B, limit, device=device)
+    lengths_B = torch.full((B,), limit, device=device)
+    stopped_B = torch.zeros(B, dtype=torch.bool, device=device)
     rows = torch.arange(B, device=device)  # the answers that the cache's rows belong to
     live = torch.ones(B, dtype=torch.bool, device=device)
     position = prefill.next_positions.repeat_interleave(group_size)
     logits = head(prefill.last_hidden.detach()).repeat_interleave(group_size, 0)
-    for step in range(settings.max_new_tokens):
-        logprobs_BV = masked_logprobs(logits, policy.banned, temperature)
-        chosen = choose(logprobs_BV, settings, generator)
-        taken = logprobs_BV.gather(-1, chosen[:, None])[:, 0]
-        _record(rows, live, chosen, taken, tokens, logprobs)
-        done = stop.finished(chosen, [tokens[r] for r in rows.tolist()]) & live
-        for r in rows[done].tolist():
-            stopped[r] = True
+    for step in range(limit):
+        logprobs_RV = masked_logprobs(logits, policy.banned, temperature)
+        chosen = choose(logprobs_RV, settings, generator)
+        tokens_BT[rows, step] = chosen  # what a finished row goes on writing lies beyond its length
+        logprobs_BT[rows, step] = logprobs_RV.gather(-1, chosen[:, None])[:, 0]
+        done = live & stop.finished(chosen, tokens_BT[:, : step + 1], rows)
+        lengths_B[rows[done]] = step + 1
+        stopped_B[rows[done]] = True
         live = live & ~done
-        if step + 1 == settings.max_new_tokens or not live.any():
+        n_live = int(live.sum())
+        if step + 1 == limit or not n_live:
             break
-        if int((~live).sum()) >= max(1, DROP_SHARE * len(live)):
+        if len(live) - n_live >= max(1, DROP_SHARE * len(live)):
             kept = live.nonzero()[:, 0]
             cache.keep(kept)
             rows, chosen, position, live = rows[kept], chosen[kept], position[kept], live[kept]
         logits = head(policy.hidden(chosen, (position + step).expand(3, -1), {}, cache))
-    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    answers = [
-        Rollout(token_ids=tuple(t), logprobs=tuple(lp), text=text, finish="stop" if s else "length")
-        for t, lp, text, s in zip(tokens, logprobs, texts, stopped, strict=True)
-    ]
+    answers = _rollouts(tokenizer, tokens_BT, logprobs_BT, lengths_B, stopped_B)
     groups = [tuple(answers[i : i + group_size]) for i in range(0, B, group_size)]
     return [RolloutGroup(prompt=p, rollouts=g) for p, g in zip(prompts, groups, strict=True)]
 
 
-def _record(
-    rows: Tensor, live: Tensor, chosen: Tensor, taken: Tensor, tokens: list[list[int]], logprobs: list[list[float]]
-) -> None:
-    for row, alive, token, logprob in zip(rows.tolist(), live.tolist(), chosen.tolist(), taken.tolist(), strict=True):
-        if alive:
-            tokens[row].append(token)
-            logprobs[row].append(logprob)
+def _rollouts(
+    tokenizer: Any, tokens_BT: Tensor, logprobs_BT: Tensor, lengths_B: Tensor, stopped_B: Tensor
+) -> list[Rollout]:
+    lengths = lengths_B.tolist()
+    tokens = [row[:n] for row, n in zip(tokens_BT.tolist(), lengths, strict=True)]
+    logprobs = [row[:n] for row, n in zip(logprobs_BT.tolist(), lengths, strict=True)]
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return [
+        Rollout(token_ids=tuple(t), logprobs=tuple(lp), text=text, finish="stop" if stopped else "length")
+        for t, lp, text, stopped in zip(tokens, logprobs, texts, stopped_B.tolist(), strict=True)
+    ]
 
 
 def eos_token_ids(policy: Policy, tokenizer: object) -> list[int]:

@@ -58,11 +58,15 @@ class StopRule:
                 self._may_end = {i for i in range(len(tokenizer)) if ">" in tokenizer.decode([i])}
         self.stops = torch.tensor(sorted(set(stops)))
 
-    def finished(self, last_B: Tensor, tokens: list[list[int]]) -> Tensor:
-        """Bool `(B,)`: which rows end with their last token `(B,)`; `tokens` are the rows so far, that one included."""
-        done = torch.isin(last_B, self.stops.to(last_B.device))
+    def finished(self, last_R: Tensor, tokens_BT: Tensor, rows: Tensor) -> Tensor:
+        """Bool `(R,)`: which rows end with their last token `(R,)`.
+
+        The tokens of row r, the last one included, are `tokens_BT[rows[r]]`.
+        """
+        done = torch.isin(last_R, self.stops.to(last_R.device))
         if self._tail:
-            for row, token in enumerate(last_B.tolist()):
-                if token in self._may_end and END_OF_ANSWER in self.tokenizer.decode(tokens[row][-self._tail :]):
-                    done[row] = True
+            for row, token in enumerate(last_R.tolist()):
+                if token in self._may_end:
+                    tail = tokens_BT[rows[row], -self._tail :].tolist()
+                    done[row] = done[row] | (END_OF_ANSWER in self.tokenizer.decode(tail))
         return done
