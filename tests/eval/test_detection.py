@@ -111,3 +111,11 @@ def test_nms_ap_equals_the_slow_form(seed):
     assert sum(map(len, quick)) < sum(map(len, predicted))
     matches = match_split(true, quick)
     assert matches.mean_ap(ones(matches))[0] == pytest.approx(slow_map(true, slow), abs=1e-9)
+
+
+def test_a_box_of_any_size_that_finds_nothing_costs():
+    """COCO leaves out areas above 1e10; an answer may name such a box, and it is as wrong as any."""
+    true = [[box(0, 0, 10, 10)]]
+    matches = match_split(true, [[box(0, 0, 1e9, 1e9), box(0, 0, 10, 10)]])
+    assert matches.mean_ap(ones(matches)) == (0.5, 0.5)
+    assert matches.greedy(ones(matches)) == (0.5, 1.0)

@@ -98,7 +98,7 @@ def match_split(true: Sequence[Boxes], predicted: Sequence[Boxes]) -> Matches:
         # pycocotools reports its progress on standard output.
         with contextlib.redirect_stdout(io.StringIO()):
             run = COCOeval(_data_set(true, ids, n), _data_set(predicted, ids, n), "bbox")
-            run.params.areaRng, run.params.areaRngLbl = [[0, 1e10]], ["all"]
+            run.params.areaRng, run.params.areaRngLbl = [[0, float("inf")]], ["all"]
             run.params.maxDets = [MAX_PER_CLASS]
             run.evaluate()
         by_class = [_class_matches(run.evalImgs[k * n : (k + 1) * n]) for k in range(len(labels))]
