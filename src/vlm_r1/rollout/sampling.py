@@ -20,8 +20,12 @@ def choose(logprobs_BV: Tensor, settings: RolloutConfig, generator: torch.Genera
     """
     if generator is None:
         return logprobs_BV.argmax(-1)
-    probs = filtered(logprobs_BV, settings).exp()
-    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+    # The inverse of the cumulative distribution: an order of magnitude faster than torch.multinomial on a CPU. "right"
+    # takes the first token whose cumulative probability is above u, so never one of probability 0.
+    cumulative = filtered(logprobs_BV, settings).double().exp().cumsum(-1)
+    u = torch.rand(len(cumulative), 1, generator=generator, device=cumulative.device, dtype=torch.double)
+    u = u * (1 - 2**-50) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, u, right=True)[:, 0]
 
 
 def filtered(logprobs_BV: Tensor, settings: RolloutConfig) -> Tensor:
