@@ -54,9 +54,9 @@ def _box_diagnostics(rows: Sequence[tuple[Sample, Answer]]) -> dict[str, float]:
         labels = [fold_label(item.label) for item in answer.value]
         n_true += len(sample.truth.boxes or ())
         n_pred += len(labels)
-        # A truth without labels (REC) has no classes that a box could miss.
+        # A truth or a box without a label (REC) names no class that could be absent.
         if true_labels != {""}:
-            absent += sum(label not in true_labels for label in labels)
+            absent += sum(label != "" and label not in true_labels for label in labels)
         if len(labels) > 1:
             iou_NN = pairwise_iou([i.box for i in answer.value], [i.box for i in answer.value]).tolist()
             duplicates += sum(
