@@ -64,8 +64,10 @@ class ModelConfig(Section):
     path: str = Field("tiny", description='a folder, a hub id, or "tiny" for the model shipped with the package')
     init: Literal["pretrained", "scratch"] = "pretrained"
     scratch: dict[str, Any] | None = Field(None, description="with init: scratch, the transformers configuration")
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    autocast: Literal["no", "bf16"] = "no"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the weights; bfloat16 loses updates of a small learning rate to rounding"
+    )
+    autocast: Literal["no", "bf16"] = Field("no", description="bf16: compute in bfloat16 over float32 weights")
     min_pixels: int | None = Field(None, gt=0, description="smallest picture the model is shown, in pixels")
     max_pixels: int | None = Field(None, gt=0, description="largest picture the model is shown, in pixels")
     gradient_checkpointing: bool = False

@@ -27,6 +27,10 @@ from vlm_r1.runtime.optim import build_optimizer
 from vlm_r1.runtime.runlog import RunLog
 
 
+LEAST_BF16_LR = 1e-4
+"""Below this learning rate a step of AdamW (about the rate itself) is under half a bfloat16 step of a usual weight."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Session:
     """A run in progress. `start` is the number of optimiser steps already done; `state` what the checkpoint kept."""
@@ -95,6 +99,11 @@ def open_session(recipe: Recipe) -> Session:
     if checkpoints:
         state = read_state(checkpoints[-1])
         model_config = model_config.model_copy(update={"path": str(checkpoints[-1]), "init": "pretrained"})
+    if recipe.model.dtype == "bfloat16" and recipe.optim.lr < LEAST_BF16_LR:
+        accelerator.print(
+            f"warning: model.dtype bfloat16 keeps 8 bits of a weight: steps of optim.lr {recipe.optim.lr:g} are mostly "
+            "lost to rounding. Use model.dtype float32 with model.autocast bf16"
+        )
     loaded = load_policy(model_config, recipe.prompt, seed=recipe.run.seed)
     optimizer = build_optimizer(loaded.policy, recipe.optim)
     if checkpoints:
