@@ -5,11 +5,13 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support import FAMILIES, PLAIN, mixed_prompts, save_tiny, scratch, tiny
 
 from vlm_r1.config import ModelConfig, PromptConfig
 from vlm_r1.errors import ConfigError, ModelError, UserError
 from vlm_r1.models.load import PROMPT_FILE, load_policy, prompt_of_model
+from vlm_r1.runtime.checkpoint import save_model
 
 
 @pytest.fixture
@@ -51,6 +53,15 @@ def test_the_dtype_is_the_recipes(folder):
     assert {p.dtype for p in loaded.policy.parameters()} == {torch.bfloat16}
 
 
+def test_tied_embeddings_are_stored_once_and_come_back(tmp_path):
+    config = ModelConfig(init="scratch", scratch=scratch() | {"tie_word_embeddings": True})
+    loaded = load_policy(config)
+    save_model(tmp_path, loaded.policy.model, loaded.processor, PLAIN)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    model = load_policy(ModelConfig(path=str(tmp_path))).policy.model
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
 def test_prompt_settings_travel_with_the_model(folder):
     assert prompt_of_model(str(folder)) == PLAIN
     (folder / PROMPT_FILE).unlink()
@@ -73,6 +84,12 @@ def cut_in_the_middle(folder):
     file = folder / "model.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
+
+
+def without_a_layer(folder):
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "language_model.layers.1." not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
 
 def without_config(folder):
@@ -100,6 +117,7 @@ def without_processor(folder):
         (without_weights, "model.safetensors"),
         (cut_weights, "cannot be loaded"),
         (cut_in_the_middle, "cannot be loaded"),
+        (without_a_layer, r"no weights for \d+ parameters \(model.language_model.layers.1"),
         (without_config, r"no config\.json"),
         (broken_config, "cannot be loaded"),
         (other_family, r'family "bert" of .* is not supported; '),

@@ -26,7 +26,6 @@ from vlm_r1.runtime.checkpoint import (
 from vlm_r1.runtime.optim import build_optimizer
 from vlm_r1.runtime.runlog import RunLog
 
-
 LEAST_BF16_LR = 1e-4
 """Below this learning rate a step of AdamW (about the rate itself) is under half a bfloat16 step of a usual weight."""
 
