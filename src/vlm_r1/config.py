@@ -20,7 +20,9 @@ class Section(BaseModel):
 class ScenesSource(Section):
     """Generated scenes: exact boxes, no files. Splits are disjoint seed ranges."""
 
-    split: Literal["base", "train", "in_domain", "out_of_domain"] = "train"
+    split: Literal["base", "train", "in_domain", "out_of_domain"] = Field(
+        "train", description="which range of seeds; no picture is in two splits"
+    )
     n: int = Field(1000, gt=0, le=1 << 32, description="number of pictures; a split owns 2**32 seeds")
     questions: dict[str, float] = Field(
         default={"attribute": 1.0}, description="question kind -> weight; kinds are listed by `data.scenes.KINDS`"
@@ -35,7 +37,7 @@ class DataSource(Section):
     scenes: ScenesSource | None = None
     path: str | None = Field(None, description="a JSONL, JSON or Parquet file")
     hub: str | None = Field(None, description="a data set on the Hugging Face hub")
-    hub_split: str = "train"
+    hub_split: str = Field("train", description="the split of that data set")
     image_root: str | None = Field(None, description="folder that relative picture paths start from")
     task: str | None = Field(None, description="the task of rows that do not name one: rec, ovd, count, choice, ...")
     sampling: str = Field(
@@ -54,7 +56,7 @@ class DataSource(Section):
 class DataConfig(Section):
     """What is trained on and what is held out."""
 
-    train: list[DataSource] = Field(default_factory=list)
+    train: list[DataSource] = Field(default_factory=list, description="sources that are mixed by their weights")
     eval: dict[str, DataSource] = Field(default_factory=dict, description="split name -> held-out source")
 
 
@@ -62,7 +64,7 @@ class ModelConfig(Section):
     """Which model, and how it is loaded."""
 
     path: str = Field("tiny", description='a folder, a hub id, or "tiny" for the model shipped with the package')
-    init: Literal["pretrained", "scratch"] = "pretrained"
+    init: Literal["pretrained", "scratch"] = Field("pretrained", description="load weights, or start from random ones")
     scratch: dict[str, Any] | None = Field(None, description="with init: scratch, the transformers configuration")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the weights; bfloat16 loses updates of a small learning rate to rounding"
@@ -70,7 +72,9 @@ class ModelConfig(Section):
     autocast: Literal["no", "bf16"] = Field("no", description="bf16: compute in bfloat16 over float32 weights")
     min_pixels: int | None = Field(None, gt=0, description="smallest picture the model is shown, in pixels")
     max_pixels: int | None = Field(None, gt=0, description="largest picture the model is shown, in pixels")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, more time"
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the model; only if you read it")
 
 
@@ -86,11 +90,11 @@ class PromptConfig(Section):
 class RolloutConfig(Section):
     """How answers are sampled."""
 
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(1.0, gt=0, description="of sampling, and of the log-probs that the update computes")
+    top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this mass; 1 keeps every token")
     top_k: int = Field(0, ge=0, description="0 keeps every token")
-    min_p: float = Field(0.0, ge=0, le=1)
-    max_new_tokens: int = Field(512, gt=0)
+    min_p: float = Field(0.0, ge=0, le=1, description="keep tokens with at least this share of the likeliest one's")
+    max_new_tokens: int = Field(512, gt=0, description="tokens after which an answer is cut")
     stop_at_answer: bool = Field(True, description="end an answer at </answer> as well as at the end-of-text token")
 
 
@@ -109,13 +113,17 @@ class RewardConfig(Section):
 class RLConfig(Section):
     """Group-relative policy optimisation."""
 
-    algorithm: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] = "grpo"
+    algorithm: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] = Field(
+        "grpo", description="a row of `rl.algorithms.ALGORITHMS`"
+    )
     group_size: int = Field(8, gt=1, description="answers per prompt (G)")
     prompts_per_step: int = Field(16, gt=0, description="prompts in a step (P)")
     iterations: int = Field(1, gt=0, description="optimiser steps on each batch of rollouts (mu)")
     beta: float = Field(0.0, ge=0, description="weight of the KL divergence from the reference model")
-    clip_low: float = Field(0.2, gt=0)
-    clip_high: float | None = Field(None, gt=0, description="defaults to the algorithm's own value")
+    clip_low: float = Field(0.2, gt=0, description="how far below 1 a ratio counts")
+    clip_high: float | None = Field(
+        None, gt=0, description="how far above 1 a ratio counts; default: the algorithm's own (0.2, dapo 0.28)"
+    )
     token_budget: int = Field(16384, gt=0, description="tokens in one forward pass; the result does not depend on it")
     reuse_prefill: bool = Field(True, description="keep the prompt's graph from the rollout when everything fits")
 
@@ -131,20 +139,22 @@ class OptimConfig(Section):
     """The optimiser and its schedule."""
 
     name: Literal["adamw", "muon"] = Field("adamw", description="muon is for training from scratch")
-    lr: float = Field(1e-6, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
+    lr: float = Field(1e-6, gt=0, description="highest learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="of matrices; norms and biases are not decayed")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean of the gradient")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the mean of its square")
+    max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this norm")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="after the warm-up; linear and cosine reach 0 at run.steps"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises linearly")
 
 
 class EvalConfig(Section):
     """Greedy evaluation on the held-out splits."""
 
     batch_size: int = Field(32, gt=0, description="questions decoded at once")
-    max_new_tokens: int = Field(512, gt=0)
+    max_new_tokens: int = Field(512, gt=0, description="tokens after which an answer is cut")
     every: int = Field(0, ge=0, description="evaluate every so many steps; 0: before and after only")
     suites: dict[str, Literal["rec", "ovd", "ovdeval", "accuracy"]] = Field(
         default_factory=dict, description="split name -> what to measure; default: what its samples' tasks ask for"
@@ -156,19 +166,21 @@ class RunConfig(Section):
     """The run folder and what is kept in it."""
 
     dir: str = Field("runs/run", description="run folder; if it holds checkpoints, the run continues")
-    seed: int = 0
-    steps: int = Field(100, gt=0)
+    seed: int = Field(0, description="of scratch weights, data order, sampled answers and intervals")
+    steps: int = Field(100, gt=0, description="steps in all, those before a restart included")
     threads: int | None = Field(None, gt=0, description="CPU threads; default: all cores")
     save_every: int = Field(50, gt=0, description="steps between checkpoints")
     keep: int = Field(2, gt=0, description="checkpoints kept")
     log_rollouts_every: int = Field(1, ge=0, description="steps between rollout tables; 0: none")
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        default_factory=list, description="nothing is sent to them yet; metrics.jsonl holds every metric"
+    )
 
 
 class Recipe(Section):
     """One experiment."""
 
-    method: Literal["grpo", "sft"] = "grpo"
+    method: Literal["grpo", "sft"] = Field("grpo", description="grpo runs with `vlm-r1 train`, sft with `vlm-r1 sft`")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
