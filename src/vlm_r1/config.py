@@ -34,7 +34,7 @@ class ScenesSource(Section):
 class DataSource(Section):
     """One source of samples: exactly one of `scenes`, `path`, `hub`."""
 
-    scenes: ScenesSource | None = None
+    scenes: ScenesSource | None = Field(None, description="generated pictures with questions about them")
     path: str | None = Field(None, description="a JSONL, JSON or Parquet file")
     hub: str | None = Field(None, description="a data set on the Hugging Face hub")
     hub_split: str = Field("train", description="the split of that data set")
