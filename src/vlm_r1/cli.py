@@ -25,13 +25,24 @@ app = typer.Typer(
 data_app = typer.Typer(help="Check, look at and convert data files.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe; examples are under recipes/.")]
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", help="A YAML recipe: examples are under recipes/, keys in docs/configuration.md."),
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings that replace the recipe's: rl.group_size=16"),
+    typer.Argument(metavar="KEY=VALUE", help="Settings that replace the recipe's; values are YAML: rl.group_size=16"),
 ]
-ImageRoot = Annotated[Path | None, typer.Option(help="Folder that relative picture paths start from.")]
-Options = Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="May be given several times.")]
+ImageRoot = Annotated[
+    Path | None, typer.Option(help="Folder that picture paths start from; default: the data file's folder.")
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="The task of rows that do not name one (rec, reasoning, ovd, list, count, choice, yes_no, number, math, "
+        "text, ocr, gui); default: what their solution looks like."
+    ),
+]
 
 _STATE = {"debug": False}
 
@@ -80,7 +91,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def common(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Options of every command."""
     _STATE["debug"] = debug
@@ -88,7 +101,12 @@ def common(
 
 @command(app, "train")
 def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Train with reinforcement learning; the same command again continues a run."""
+    """Train with reinforcement learning; the same command again continues a run.
+
+    The held-out splits of data.eval are answered before and after; everything goes into the folder run.dir.
+
+    Example: vlm-r1 train my.yaml rl.group_size=16 optim.lr=2e-6 run.dir=runs/second
+    """
     settings = _load(recipe, overrides, method="grpo")
     from vlm_r1.rl.loop import train as run
 
@@ -98,7 +116,12 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 @command(app, "sft")
 def sft(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Train on target answers (supervised); the same command again continues a run."""
+    """Train on target answers (supervised); the same command again continues a run.
+
+    The target of a row is its thought and its solution in the form that RL rewards; the recipe has method: sft.
+
+    Example: vlm-r1 sft recipes/scenes/base.yaml run.steps=500 run.dir=runs/short
+    """
     settings = _load(recipe, overrides, method="sft")
     from vlm_r1.sft.train import train as run
 
@@ -110,9 +133,17 @@ def sft(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 def evaluate(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the metrics to this JSON file.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Also write the metrics to this JSON file, and each answer to a .parquet file beside it."),
+    ] = None,
 ) -> None:
-    """Evaluate a model greedily on the recipe's held-out splits: vlm-r1 eval RECIPE model.path=runs/x/final"""
+    """Evaluate a model greedily on the recipe's held-out splits.
+
+    Prints a table: one row a metric, one column a split, 95 % intervals in parentheses. See docs/evaluation.md.
+
+    Example: vlm-r1 eval my.yaml model.path=runs/x/final --out after.json
+    """
     settings = _load(recipe, overrides)
     if not settings.data.eval:
         raise ConfigError(f"{recipe}: data.eval is empty; name at least one held-out split to evaluate on")
@@ -124,15 +155,24 @@ def evaluate(
 @command(app, "predict")
 def predict(
     model: Annotated[str, typer.Argument(help='A model folder, a hub id, or "tiny".')],
-    image: Annotated[Path, typer.Argument(help="A picture.")],
+    image: Annotated[Path, typer.Argument(help="A picture file.")],
     question: Annotated[str, typer.Argument(help='What to ask, as in "the red circle".')],
     out: Annotated[Path, typer.Option(help="Where the picture with the answer's boxes goes.")] = Path("prediction.png"),
-    task: Annotated[str, typer.Option(help="What is asked for: rec (one box), ovd (all boxes), ...")] = "rec",
+    task: Annotated[
+        str, typer.Option(help="How the answer is read: rec (one box), ovd (all boxes), count, ...")
+    ] = "rec",
     template: Annotated[
-        str | None, typer.Option(help="How the question is put; default: as the model was trained, else r1.")
+        str | None,
+        typer.Option(
+            help="plain, r1, reference, qwen_rec, r1_task or a text with {question}; default: the one the model was "
+            "trained with, else r1."
+        ),
     ] = None,
 ) -> None:
-    """Ask a model about one picture: prints its thinking and answer, writes the picture with the box."""
+    """Ask a model about one picture: prints its thought and answer, draws the boxes.
+
+    Example: vlm-r1 predict runs/x/final photo.jpg "the man with the red umbrella" --out answer.png
+    """
     from vlm_r1.report.predict import predict as run
 
     run(model, image, question, out, task, template)
@@ -144,7 +184,11 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the data order and of sampling.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: the demo recipe's.")] = None,
 ) -> None:
-    """Train the tiny model that comes with the package for a few minutes and show before and after."""
+    """Train the tiny model that comes with the package for a few minutes, and show before and after.
+
+    It is trained on questions like "the red circle" in generated scenes; relations, superlatives, odd-one-out and
+    counting are held out. Nothing is downloaded.
+    """
     from vlm_r1.demo import run_demo
 
     run_demo(out, seed, steps)
@@ -152,9 +196,14 @@ def demo(
 
 @command(app, "report")
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN_FOLDER...", help="Several: seeds of one recipe.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_FOLDER...", help="A run folder, or those of several seeds.")
+    ],
 ) -> None:
-    """Write report.html of a run folder, or of several with a band over seeds."""
+    """Write report.html of a run folder, or of several with a band over seeds.
+
+    The page goes into the run folder; for several, into the folder above the first one.
+    """
     from vlm_r1.report.html import write_report
 
     typer.echo(f"report: {write_report(runs)}")
@@ -163,11 +212,20 @@ def report(
 @command(app, "compare")
 def compare(
     evaluations: Annotated[
-        list[str], typer.Argument(metavar="EVALUATION...", help="Files of eval --out, or run folders; runs/x:after")
+        list[str],
+        typer.Argument(
+            metavar="EVALUATION...",
+            help="Files of eval --out, or run folders (runs/x, or one of its evaluations: runs/x:after).",
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Also write the table to this .md, .json or .png file.")] = None,
 ) -> None:
-    """Compare evaluations of several models: one table with intervals and differences from the first."""
+    """Compare evaluations of several models: one table with intervals and differences from the first.
+
+    Differences are paired over the same questions, so their intervals are narrow; a sure one is bold.
+
+    Example: vlm-r1 compare base.json runs/x:after --out table.md
+    """
     from vlm_r1.report.compare import compare as run
 
     typer.echo(run(evaluations, out))
@@ -175,12 +233,31 @@ def compare(
 
 @command(app, "score")
 def score(
-    file: Annotated[Path, typer.Argument(help="JSONL rows with a sample and the text that a model wrote.")],
-    reward: Annotated[list[str], typer.Option(help="A reward's name; may be given several times.")],
-    out: Annotated[Path | None, typer.Option(help="Write each row with its scores to this JSONL file.")] = None,
-    option: Options = None,
+    file: Annotated[
+        Path, typer.Argument(help='JSONL; a row has "completion" (what a model wrote), "solution" and more.')
+    ],
+    reward: Annotated[
+        list[str],
+        typer.Option(help="A name of docs/rewards.md, or path.py:function; may be given several times."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where each row goes with its scores, as JSONL; default: standard output.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="REWARD.OPTION=VALUE",
+            help="An option of a reward: iou_threshold.threshold=0.7; may be given several times.",
+        ),
+    ] = None,
 ) -> None:
-    """Score answers from a file with rewards, without a model: --reward iou --option iou.threshold=0.5"""
+    """Score answers from a file with rewards, without a model.
+
+    The mean of each reward goes to standard error. The keys of a row are in docs/rewards.md.
+
+    Example: vlm-r1 score answers.jsonl --reward iou --reward format --out scores.jsonl
+    """
     from vlm_r1.rewards.score_file import score_file
 
     options: dict[str, dict[str, Any]] = {}
@@ -188,7 +265,7 @@ def score(
         name, dot, argument = key.rpartition(".")
         if not dot:
             raise ConfigError(
-                f'--option {key}: names no reward; write REWARD.ARGUMENT=VALUE, as in "iou.threshold=0.5"'
+                f'--option {key}: names no reward; write REWARD.OPTION=VALUE, as in "iou_threshold.threshold=0.7"'
             )
         options.setdefault(name, {})[argument] = value
     summary = score_file(file, reward, out, options)
@@ -201,11 +278,14 @@ def score(
 
 @command(data_app, "check")
 def data_check(
-    file: Annotated[Path, typer.Argument(help="A data file.")],
+    file: Annotated[Path, typer.Argument(help="A .jsonl, .json or .parquet file.")],
     image_root: ImageRoot = None,
-    task: Annotated[str | None, typer.Option(help="The task of rows that do not name one.")] = None,
+    task: Task = None,
 ) -> None:
-    """Read every row and picture of a data file and list what is wrong with it."""
+    """Read every row and picture of a data file and list what is wrong with it.
+
+    Each fault is named with its line and what to do about it; the exit code is 2 where there is one.
+    """
     from vlm_r1.data.check import check_file
 
     check_file(file, image_root, task)
@@ -213,13 +293,13 @@ def data_check(
 
 @command(data_app, "show")
 def data_show(
-    file: Annotated[Path, typer.Argument(help="A data file.")],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("samples.html"),
+    file: Annotated[Path, typer.Argument(help="A .jsonl, .json or .parquet file.")],
+    out: Annotated[Path, typer.Option(help="The page (.html) or sheet (.png) to write.")] = Path("samples.html"),
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Rows to draw.")] = 20,
     image_root: ImageRoot = None,
-    seed: Annotated[int, typer.Option(help="Which rows are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed draws other rows.")] = 0,
 ) -> None:
-    """Draw some rows of a data file with their questions and true boxes."""
+    """Draw some rows of a data file with their questions and true boxes; rows with faults are left out."""
     from vlm_r1.data.show import show_file
 
     show_file(file, out, n, image_root, seed)
@@ -227,12 +307,24 @@ def data_show(
 
 @command(data_app, "convert")
 def data_convert(
-    name: Annotated[str, typer.Argument(help="The format that the inputs are in.")],
-    inputs: Annotated[list[Path], typer.Argument(help="The files to convert.")],
-    out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
-    option: Options = None,
+    name: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="What the inputs are: refcoco, coco, lisa, ovdeval or d3.")
+    ],
+    inputs: Annotated[list[Path], typer.Argument(help="The annotation files, as published.")],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write; replaced when all rows are written.")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="KEY=VALUE",
+            help="An option of the format, as docs/data.md lists them; may be given several times.",
+        ),
+    ] = None,
 ) -> None:
-    """Convert published annotation files to this package's JSONL."""
+    """Convert published annotation files to this package's JSONL.
+
+    Example: vlm-r1 data convert coco instances_val2017.json --out val.jsonl --option filter=pos_1
+    """
     from vlm_r1.data.convert import convert
 
     options = _options(option)
