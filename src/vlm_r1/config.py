@@ -173,7 +173,7 @@ class RunConfig(Section):
     keep: int = Field(2, gt=0, description="checkpoints kept")
     log_rollouts_every: int = Field(1, ge=0, description="steps between rollout tables; 0: none")
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        default_factory=list, description="nothing is sent to them yet; metrics.jsonl holds every metric"
+        default_factory=list, description="also send every metric to these; each must be installed"
     )
 
 

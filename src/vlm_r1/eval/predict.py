@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from accelerate import PartialState
+
 from vlm_r1.config import ModelConfig, RolloutConfig
 from vlm_r1.eval.run import read_rollouts
 from vlm_r1.models.load import load_policy, prompt_of_model
@@ -28,7 +30,7 @@ def ask(
     if template is not None:
         prompt_config = prompt_config.model_copy(update={"template": template})
     loaded = load_policy(ModelConfig(path=model), prompt_config)
-    loaded.policy.eval()
+    loaded.policy.to(PartialState().device).eval()
     prompt = loaded.family.encode(sample)
     group = generate(loaded, [prompt], 1, RolloutConfig(max_new_tokens=MAX_NEW_TOKENS), seed=None)[0]
     return sample, read_rollouts(group)[0]

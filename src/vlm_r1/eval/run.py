@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from vlm_r1.config import Recipe, RolloutConfig
 from vlm_r1.data.source import load_source
@@ -97,6 +98,7 @@ def evaluate_model(recipe: Recipe, out: Path | None = None) -> dict[str, dict[st
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     loaded = load_policy(recipe.model, recipe.prompt, seed=recipe.run.seed)
+    loaded.policy.to(PartialState().device)
     metrics, rows = evaluate(loaded, load_splits(recipe), recipe)
     if out is not None:
         from vlm_r1.runtime.runlog import write_eval_samples

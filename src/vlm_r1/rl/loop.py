@@ -88,11 +88,11 @@ def write_step(
 ) -> None:
     """One line of metrics, the rollouts where the recipe asks for them, and warnings in words."""
     warnings = monitor.observe(step + 1, metrics)
+    session.track(step + 1, {**metrics, **({"warnings": warnings} if warnings else {})})
     if not session.accelerator.is_main_process:
         return
     for warning in warnings:
         session.accelerator.print(f"warning: {warning}")
-    session.log.metrics(step + 1, {**metrics, **({"warnings": warnings} if warnings else {})})
     every = session.recipe.run.log_rollouts_every
     if every and (step + 1) % every == 0:
         advantages = torch.nan_to_num(experience.advantages_PG).tolist()

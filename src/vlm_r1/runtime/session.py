@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +71,17 @@ class Session:
                 keep=self.recipe.run.keep,
             )
 
+    def track(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Add the metrics of a step to `metrics.jsonl` and to the trackers."""
+        if self.accelerator.is_main_process:
+            self.log.metrics(step, metrics)
+        if self.recipe.run.trackers:
+            self.accelerator.log({k: v for k, v in metrics.items() if isinstance(v, (int, float))}, step=step)
+
     def finish(self) -> Path:
-        """Write `final/` and return it."""
+        """Write `final/`, close the trackers, and return the folder."""
+        if self.recipe.run.trackers:
+            self.accelerator.end_training()
         final = self.run_dir / "final"
         if self.accelerator.is_main_process:
             model, processor = self.loaded.policy.model, self.loaded.processor
@@ -86,9 +97,9 @@ def open_session(recipe: Recipe) -> Session:
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     torch.set_flush_denormal(True)  # tiny weights of a tiny model otherwise cost ten times as much on a CPU
-    accelerator = Accelerator(mixed_precision=recipe.model.autocast)
-    set_seed(recipe.run.seed)
     run_dir = Path(recipe.run.dir)
+    accelerator = _accelerator(recipe, run_dir)
+    set_seed(recipe.run.seed)
     log = RunLog(run_dir)
     log.environment()
     _claim_folder(recipe, run_dir, accelerator)
@@ -122,6 +133,24 @@ def open_session(recipe: Recipe) -> Session:
         start=start,
         state=state,
     )
+
+
+def _accelerator(recipe: Recipe, run_dir: Path) -> Accelerator:
+    """Processes, device, precision and trackers. Raises `ConfigError` for a tracker that is not installed."""
+    for name in recipe.run.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"run.trackers: {name} is not installed; run: pip install {name}")
+    names: list[Any] = list(recipe.run.trackers)
+    accelerator = Accelerator(mixed_precision=recipe.model.autocast, log_with=names or None, project_dir=run_dir)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise ConfigError(
+            f"{started} processes were started, but each thinks that it is one of {accelerator.num_processes}; "
+            "for several processes without a GPU set ACCELERATE_USE_CPU=true"
+        )
+    if names:
+        accelerator.init_trackers(run_dir.name)
+    return accelerator
 
 
 _MAY_CHANGE = {"steps", "save_every", "keep", "threads", "dir", "log_rollouts_every", "trackers"}

@@ -39,8 +39,7 @@ def train(recipe: Recipe) -> Path:
             prepared = time.perf_counter()
             metrics = sft_step(session, trees, step)
             metrics |= {"time/data_s": prepared - started, "time/step_s": time.perf_counter() - started}
-            if session.accelerator.is_main_process:
-                session.log.metrics(step + 1, metrics)
+            session.track(step + 1, metrics)
             progress.show(step + 1, metrics, ("loss", "grad_norm", "lr"))
             if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
                 session.save(step + 1, {"stream": stream.state_dict()})
