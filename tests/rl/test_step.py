@@ -15,7 +15,7 @@ from vlm_r1.rollout.cache import Prefill
 TEMPERATURE, LIMIT, LOW = 0.9, 12, 0.2
 REWARDS = torch.tensor([[0.1, 0.9, 0.4], [0.5, 0.5, 0.5], [1.0, 0.0, 0.0], [0.3, 0.2, 0.8]])
 HIGH = {"dapo": 0.28}
-NUDGE = 0.008
+NUDGE = 0.02
 
 
 class Recorder:

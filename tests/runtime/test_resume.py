@@ -61,7 +61,7 @@ def test_six_steps_equal_three_and_three(model_folder, tmp_path, name):
     states = [json.loads((run_dir / "checkpoint-6" / "state.json").read_text()) for run_dir in (whole, halves)]
     assert states[0]["stream"] == states[1]["stream"]
     if run.method == "grpo":
-        assert states[0]["watch"] == states[1]["watch"]
+        assert states[0]["monitor"] == states[1]["monitor"]
         assert read_eval(whole) == read_eval(halves)
         for step in range(1, 7):
             assert read_rollouts(whole, step) == read_rollouts(halves, step)
