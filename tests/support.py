@@ -90,12 +90,12 @@ def sample(question: str = "the red circle", *pictures: Picture, **fields) -> Sa
 
 
 def mixed_prompts(loaded: LoadedPolicy) -> list[Prompt]:
-    """Four prompts of different lengths: one picture, none, two of different sizes, one wide."""
+    """Four prompts of different lengths, with one picture, none, two and three; all pictures have different sizes."""
     samples = [
         sample("the red circle", picture(48, 32)),
         sample("how many?"),
         sample("the largest blue square of both", picture(32, 64, 1), picture(64, 48, 2)),
-        sample("the small triangle left of it", picture(96, 16, 3)),
+        sample("the small triangle left of it", picture(96, 16, 3), picture(16, 48, 4), picture(32, 32, 5)),
     ]
     return [loaded.family.encode(s) for s in samples]
 
