@@ -7,7 +7,8 @@ The command line prints the message alone and exits with 2. A bug in the package
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 
 class UserError(Exception):
@@ -44,3 +45,38 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f'did you mean "{close[0]}"? ' if close else ""
     return f"{hint}(valid: {', '.join(names)})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that is wrong with a row: the kind, what was found, and what to do about it.
+
+    Example: `Fault(kind="box_reversed", what="box [9, 0, 1, 5] is reversed", remedy="Write [x1, y1, x2, y2]")`.
+    """
+
+    kind: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.remedy}"
+
+
+class RowError(DataError):
+    """The faults of one row or value, raised as one message."""
+
+    def __init__(self, faults: Sequence[Fault], where: str = "") -> None:
+        self.faults = tuple(faults)
+        prefix = f"{where}: " if where else ""
+        super().__init__(prefix + "; ".join(str(fault) for fault in faults))
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value as it appears in a message: JSON-like and cut at `limit` characters."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except RecursionError:
+        text = "a deeply nested value"
+    text = " ".join(text.split())
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return f'"{text}"' if isinstance(value, str) else text

@@ -15,8 +15,8 @@ from vlm_r1.data.convert.plain_pickle import load_plain_pickle
 from vlm_r1.data.images import PictureFinder
 from vlm_r1.data.rows import RowContext, read_row
 from vlm_r1.data.source import load_source
-from vlm_r1.data.truth import infer_task, truth_from_solution
 from vlm_r1.errors import DataError
+from vlm_r1.prompts.solution import infer_task, read_solution
 from vlm_r1.prompts.templates import TASKS
 from vlm_r1.records import Sample
 
@@ -85,7 +85,7 @@ def test_a_row_is_a_sample_or_faults(folder, row):
 def test_a_solution_is_a_truth_or_a_data_error(solution, task):
     assert infer_task(solution) in TASKS
     with contextlib.suppress(DataError):
-        truth = truth_from_solution(solution, task)
+        truth = read_solution(solution, task)
         assert any(part is not None for part in (truth.boxes, truth.text, truth.choice, truth.number))
 
 

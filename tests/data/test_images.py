@@ -1,8 +1,8 @@
 import pytest
 from PIL import Image
 
-from vlm_r1.data.faults import RowError
 from vlm_r1.data.images import PictureFinder
+from vlm_r1.errors import RowError
 from vlm_r1.records import Picture
 
 

@@ -71,6 +71,22 @@ def test_each_reward_reads_the_answers_it_is_for(tmp_path):
         assert read(out)[0]["scores"] == {name: pytest.approx(value)}, name
 
 
+def test_an_unnamed_task_is_the_one_that_training_infers(tmp_path):
+    # The right letter, explained, is a correct choice and no equal text. c = (1 + cos(pi / 2)) / 2, so 0.75 in all.
+    row = answered("B, the dog", "B", problem="Which? (A) cat (B) dog", tokens=512)
+    out = tmp_path / "out.jsonl"
+    score_file(put(tmp_path, row), ["length_cosine"], out)
+    assert read(out)[0]["scores"] == {"length_cosine": pytest.approx(0.75)}
+
+
+def test_brackets_are_text_where_a_text_is_asked_for(tmp_path):
+    out = tmp_path / "out.jsonl"
+    score_file(put(tmp_path, answered("[0, 1]", "[0, 1]")), ["math", "exact_text"], out)
+    assert read(out)[0]["scores"] == {"math": 1.0, "exact_text": 1.0}
+    with pytest.raises(DataError, match="is not four numbers"):
+        score_file(put(tmp_path, answered("[0, 1]", "[0, 1]")), ["iou"], out)
+
+
 def test_counting_boxes_counts_their_list(tmp_path):
     cats = [{"bbox": [0, 0, 9, 9], "label": "cat"}] * 2
     out = tmp_path / "out.jsonl"

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlm_r1.data.faults import Fault, RowError
 from vlm_r1.data.images import PictureFinder
 from vlm_r1.data.jsonl import empty_file, iter_rows, row_name
 from vlm_r1.data.rows import RowContext, examine_row
-from vlm_r1.errors import DataError
+from vlm_r1.errors import DataError, Fault, RowError
 from vlm_r1.records import Picture, Sample
 
 

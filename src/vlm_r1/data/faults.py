@@ -1,11 +1,6 @@
-"""What can be wrong with a row, as records: the loader raises them, `data check` lists them all."""
+"""The kinds of what can be wrong with a data file: the loader raises faults, `data check` lists them all."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from vlm_r1.errors import DataError
 
 FAULT_KINDS: dict[str, str] = {
     "encoding": "the file is not UTF-8",
@@ -37,38 +32,3 @@ FAULT_KINDS: dict[str, str] = {
     "duplicate_id": "two rows have the same id",
 }
 """Fault kind -> what it means."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """One thing that is wrong with a row: the kind, what was found, and what to do about it.
-
-    Example: `Fault(kind="box_reversed", what="box [9, 0, 1, 5] is reversed", remedy="Write [x1, y1, x2, y2]")`.
-    """
-
-    kind: str
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.what}. {self.remedy}"
-
-
-class RowError(DataError):
-    """The faults of one row or value, raised as one message."""
-
-    def __init__(self, faults: Sequence[Fault], where: str = "") -> None:
-        self.faults = tuple(faults)
-        prefix = f"{where}: " if where else ""
-        super().__init__(prefix + "; ".join(str(fault) for fault in faults))
-
-
-def shown(value: object, limit: int = 80) -> str:
-    """A value as it appears in a message: JSON-like and cut at `limit` characters."""
-    try:
-        text = value if isinstance(value, str) else repr(value)
-    except RecursionError:
-        text = "a deeply nested value"
-    text = " ".join(text.split())
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    return f'"{text}"' if isinstance(value, str) else text

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vlm_r1.data.faults import Fault, RowError, shown
+from vlm_r1.errors import Fault, RowError, shown
 from vlm_r1.records import MAX_PIXELS, Picture
 
 _DATA_URL = re.compile(r"^data:[\w/+.-]*;base64,", re.IGNORECASE)

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlm_r1.data.faults import Fault, shown
 from vlm_r1.data.parquet import iter_parquet
-from vlm_r1.errors import DataError
+from vlm_r1.errors import DataError, Fault, shown
 
 ENDINGS = (".jsonl", ".json", ".parquet")
 """File endings that can be read."""

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_r1.boxes import Box
-from vlm_r1.data.faults import Fault, RowError, shown
 from vlm_r1.data.images import PictureFinder
 from vlm_r1.data.shapes import MISSING, RawRow, read_shape
-from vlm_r1.data.truth import infer_task, split_answer, truth_from_solution
-from vlm_r1.errors import nearest
+from vlm_r1.errors import Fault, RowError, nearest, shown
+from vlm_r1.prompts.solution import infer_task, read_solution, split_answer
 from vlm_r1.prompts.templates import TASKS
 from vlm_r1.records import LabelledBox, Picture, Sample, Truth
 
@@ -117,7 +116,7 @@ def _truth(raw: RawRow, context: RowContext) -> tuple[Truth, str]:
         raise RowError([Fault(kind="solution_missing", what="the row has no solution", remedy=remedy)])
     if task is None:
         task = infer_task(raw.solution, question)
-    return truth_from_solution(raw.solution, task), task
+    return read_solution(raw.solution, task), task
 
 
 def _place(boxes: tuple[LabelledBox, ...], raw: RawRow, images: list[Picture], finder: PictureFinder) -> Truth:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlm_r1.data.faults import Fault, RowError, shown
+from vlm_r1.errors import Fault, RowError, shown
 
 MISSING = object()
 """Stands for a solution that a row does not have (null is a solution: nothing is there)."""

@@ -12,11 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vlm_r1.data.draw import draw_truth, side_by_side
-from vlm_r1.data.faults import Fault
 from vlm_r1.data.images import PictureFinder
 from vlm_r1.data.jsonl import empty_file, iter_rows, row_name
 from vlm_r1.data.rows import RowContext, read_row
-from vlm_r1.errors import DataError
+from vlm_r1.errors import DataError, Fault
 from vlm_r1.records import Sample, Truth
 
 _STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:24px;color:#101418;background:#f6f7f9}

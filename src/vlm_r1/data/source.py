@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, overload
 
 from vlm_r1.config import DataSource
-from vlm_r1.data.faults import Fault, RowError
 from vlm_r1.data.images import PictureFinder
 from vlm_r1.data.jsonl import empty_file, iter_rows, row_name
 from vlm_r1.data.negatives import WithNegatives
 from vlm_r1.data.parquet import PICTURE_COLUMNS, ParquetTable
 from vlm_r1.data.rows import RowContext, read_row
 from vlm_r1.data.sampling import sampled_indices
-from vlm_r1.errors import ConfigError, DataError
+from vlm_r1.errors import ConfigError, DataError, Fault, RowError
 from vlm_r1.records import Sample
 
 

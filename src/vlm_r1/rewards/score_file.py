@@ -16,11 +16,11 @@ from vlm_r1.boxes import BoxMap
 from vlm_r1.config import RewardConfig
 from vlm_r1.errors import ConfigError, DataError, UserError, nearest
 from vlm_r1.prompts.parse import read_answer
+from vlm_r1.prompts.solution import infer_task, read_solution
 from vlm_r1.prompts.templates import TASKS
-from vlm_r1.records import Sample, Score, Truth
+from vlm_r1.records import Sample, Score
 from vlm_r1.rewards.bound import Bound, bind
 from vlm_r1.rewards.registry import TASK_OF_REWARD
-from vlm_r1.rewards.solution import read_solution
 
 CHUNK = 512
 """Rows scored together, so that rewards which wait for a server wait for many answers at once."""
@@ -148,28 +148,24 @@ def _score_rows(
 def _sample(row: Mapping[str, Any], reward: str, name: str) -> Sample:
     if "solution" not in row:
         raise DataError(f'the row has no "solution" (it has: {", ".join(sorted(row))})')
-    truth = read_solution(row["solution"])
-    task = row.get("task")
-    if task is None:
-        task = TASK_OF_REWARD.get(reward) or _task_of(truth)
-        # Answers to "which are there?" are counted as well as answers to "how many?".
-        task = "ovd" if reward == "count" and truth.number is None and truth.boxes is not None else task
+    solution, question, named = row["solution"], str(row.get("problem") or ""), row.get("task")
+    task = named if named is not None else TASK_OF_REWARD.get(reward) or infer_task(solution, question)
     if task not in TASKS:
         raise DataError(f'unknown task "{task}": {nearest(str(task), TASKS)}')
+    # Where a text is asked for, "[0, 1]" is an interval and no malformed box.
+    as_text = isinstance(solution, str) and TASKS[task].kind in ("math", "text")
+    truth = read_solution(solution, task if as_text else None)
+    # Answers to "which are there?" are counted as well as answers to "how many?".
+    if named is None and reward == "count" and truth.number is None and truth.boxes is not None:
+        task = "ovd"
     return Sample(
         id=str(row.get("id", name)),
-        question=str(row.get("problem") or ""),
+        question=question,
         truth=truth,
         task=task,
         source=str(row.get("data_source") or ""),
         columns={key: value for key, value in row.items() if key != "completion"},
     )
-
-
-def _task_of(truth: Truth) -> str:
-    if truth.boxes is not None:
-        return "rec" if len(truth.boxes) == 1 and not truth.boxes[0].label else "ovd"
-    return "number" if truth.number is not None else "text"
 
 
 def _completion(row: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 import pytest
 
-from vlm_r1.data.truth import infer_task, split_answer, truth_from_solution
 from vlm_r1.errors import DataError
+from vlm_r1.prompts.solution import infer_task, read_solution, split_answer
 from vlm_r1.records import LabelledBox, Truth
 
 
@@ -10,6 +10,7 @@ def boxes(*items):
 
 
 ONE = boxes(((1.0, 2.0, 3.0, 4.5), ""))
+PLAIN = LabelledBox(box=(1.0, 2.0, 3.0, 4.0))
 CAT = boxes(((1.0, 2.0, 3.0, 4.0), "cat"))
 
 
@@ -48,11 +49,13 @@ CAT = boxes(((1.0, 2.0, 3.0, 4.0), "cat"))
         (7, "text", Truth(text="7")),
         ("007", "text", Truth(text="007")),
         (r"\frac{1}{2}", "math", Truth(text=r"\frac{1}{2}")),
+        ('"a cat"', "text", Truth(text="a cat")),
+        ("true", "yes_no", Truth(text="yes")),
         (["a", "b"], "text", Truth(text='["a", "b"]')),
     ],
 )
 def test_truth_of_a_solution(solution, task, truth):
-    assert truth_from_solution(solution, task) == truth
+    assert read_solution(solution, task) == truth
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_truth_of_a_solution(solution, task, truth):
 )
 def test_a_wrong_solution_is_one_message_with_value_and_remedy(solution, task, kind, words):
     with pytest.raises(DataError) as caught:
-        truth_from_solution(solution, task)
+        read_solution(solution, task)
     assert [fault.kind for fault in caught.value.faults] == [kind]
     assert words in str(caught.value)
     assert caught.value.faults[0].remedy
@@ -88,7 +91,7 @@ def test_a_wrong_solution_is_one_message_with_value_and_remedy(solution, task, k
 
 def test_every_bad_box_of_a_list_is_named():
     with pytest.raises(DataError) as caught:
-        truth_from_solution([[9, 0, 1, 5], [0, 0, 4, 4], [1, 1, 1, 5]], "ovd")
+        read_solution([[9, 0, 1, 5], [0, 0, 4, 4], [1, 1, 1, 5]], "ovd")
     assert [fault.kind for fault in caught.value.faults] == ["box_reversed", "box_empty"]
 
 
@@ -112,14 +115,62 @@ def test_every_bad_box_of_a_list_is_named():
         ("4 cats", "", "text"),
         ("a cat", "", "text"),
         (["a"], "", "text"),
+        ("true", "", "text"),
+        ([1, 2, 3], "", "rec"),
+        (float("nan"), "", "number"),
     ],
 )
 def test_the_task_that_a_solution_suggests(solution, question, task):
     assert infer_task(solution, question) == task
 
 
-def test_without_a_task_it_is_inferred():
-    assert truth_from_solution("<answer>no</answer>") == Truth(text="no")
+@pytest.mark.parametrize(
+    ("value", "truth"),
+    [
+        ([1, 2, 3, 4], Truth(boxes=(PLAIN,))),
+        ("[1, 2, 3, 4]", Truth(boxes=(PLAIN,), text="[1, 2, 3, 4]")),
+        ("<answer> [1, 2, 3, 4] </answer>", Truth(boxes=(PLAIN,), text="[1, 2, 3, 4]")),
+        (
+            "<think>it is [9, 9, 10, 10]</think><answer>[1, 2, 3, 4]</answer>",
+            Truth(boxes=(PLAIN,), text="[1, 2, 3, 4]"),
+        ),
+        ([{"bbox_2d": [1, 2, 3, 4], "label": "cat"}], Truth(boxes=CAT.boxes)),
+        ([{"bbox": [1, 2, 3, 4], "label": "cat"}, {"bbox": [1, 2, 3, 4]}], Truth(boxes=(*CAT.boxes, PLAIN))),
+        ({"bbox_2d": [1, 2, 3, 4]}, Truth(boxes=(PLAIN,))),
+        ([[1, 2, 3, 4]], Truth(boxes=(PLAIN,))),
+        ([], Truth(boxes=())),
+        (None, Truth(boxes=())),
+        ("None", Truth(boxes=(), text="None")),
+        ("```json\nNone\n```", Truth(boxes=(), text="None")),
+        (4, Truth(number=4.0, text="4")),
+        ("-4.5", Truth(number=-4.5, text="-4.5")),
+        ("B", Truth(text="B")),
+        ('"B"', Truth(text="B")),
+        ("true", Truth(text="true")),
+        (True, Truth(text="yes")),
+        ("<answer>no</answer>", Truth(text="no")),
+        ("-1,234.5", Truth(number=-1234.5, text="-1,234.5")),
+        ("NaN", Truth(text="NaN")),
+        ('["a", "b"]', Truth(text='["a", "b"]')),
+        ({"a": 1}, Truth(text='{"a": 1}')),
+        ("[unclosed", Truth(text="[unclosed")),
+    ],
+)
+def test_solutions_as_json_or_as_a_string_that_holds_it(value, truth):
+    assert read_solution(value) == truth
+
+
+def test_a_fenced_list_is_a_list():
+    truth = read_solution('```json\n[{"bbox_2d": [1, 2, 3, 4], "label": "cat"}]\n```')
+    assert truth.boxes == CAT.boxes
+
+
+@pytest.mark.parametrize(
+    "value", [[3, 2, 1, 4], [1, 2, 3], [1, 2, 3, "4"], [{"label": "a"}], [[1, 2, 1, 4]], float("nan"), "[1, 2, 3]"]
+)
+def test_a_false_truth_is_refused(value):
+    with pytest.raises(DataError, match="solution"):
+        read_solution(value)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +181,9 @@ def test_without_a_task_it_is_inferred():
         ("<answer>3</answer><answer>4</answer>", None, "4"),
         ("<think>a</think> 4", "a", "4"),
         ("```json\n[1]\n```", None, "[1]"),
-        ("x ```y``` z", None, "x ```y``` z"),
+        ("x ```y``` z", None, "y"),
+        ("<answer>1<answer>2</answer>", None, "2"),
+        ("<answer>4", None, "<answer>4"),
     ],
 )
 def test_split_answer(text, think, answer):
