@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from typing import overload
 
 import numpy as np
 
+from vlm_r1.data.lazy import SampleSequence
 from vlm_r1.errors import DataError
 from vlm_r1.prompts.templates import TASKS
 from vlm_r1.records import Picture, Sample
@@ -47,7 +47,7 @@ def asked_names(sample: Sample) -> list[str]:
     return [name.strip() for name in (match["asked"] or match["bare"]).split(",") if name.strip()]
 
 
-class WithNegatives(Sequence[Sample]):
+class WithNegatives(SampleSequence):
     """Samples whose detection questions also ask for `n` names that are not in the picture.
 
     The names come from the labels of the other samples, and from none that is true of the same picture in any of
@@ -73,13 +73,8 @@ class WithNegatives(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._samples)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def at(self, index: int) -> Sample:
+        """The sample at an index, its question extended where it asks for detection."""
         sample = self._samples[index]
         if sample.task != "ovd":
             return sample

@@ -5,12 +5,10 @@ A scene is a pure function of its seed, and each split owns a range of seeds, so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import overload
-
 import numpy as np
 
 from vlm_r1.config import ScenesSource
+from vlm_r1.data.lazy import SampleSequence
 from vlm_r1.data.scene_questions import KINDS, Question, arrangement_for, ask
 from vlm_r1.data.scene_things import Scene, loosened, make_scene
 from vlm_r1.errors import ConfigError, nearest
@@ -25,7 +23,7 @@ SPLIT_SEEDS = {
 """First seed of each split; a split owns the 2**32 seeds from there."""
 
 
-class ScenesSequence(Sequence[Sample]):
+class ScenesSequence(SampleSequence):
     """`n * per_picture` samples, made when asked for; samples of one picture are neighbours."""
 
     def __init__(self, source: ScenesSource) -> None:
@@ -39,13 +37,8 @@ class ScenesSequence(Sequence[Sample]):
     def __len__(self) -> int:
         return self.source.n * self.per_picture
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def at(self, index: int) -> Sample:
+        """The sample at an index; its picture's samples are kept until another picture is asked for."""
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         picture, question = divmod(index % len(self), self.per_picture)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from vlm_r1.config import DataSource
 from vlm_r1.data.images import PictureFinder
 from vlm_r1.data.jsonl import empty_file, iter_rows, row_name
+from vlm_r1.data.lazy import SampleSequence
 from vlm_r1.data.negatives import WithNegatives
 from vlm_r1.data.parquet import PICTURE_COLUMNS, ParquetTable
 from vlm_r1.data.rows import RowContext, read_row
@@ -41,7 +42,7 @@ def load_source(source: DataSource, *, base: Path | None = None, seed: int = 0) 
     return WithNegatives(samples, source.negatives, seed) if source.negatives else samples
 
 
-class LazySamples(Sequence[Sample]):
+class LazySamples(SampleSequence):
     """Rows of a table, read into samples when asked for. `get_row` takes a row's index from 0."""
 
     def __init__(self, get_row: Callable[[int], Mapping[str, Any]], indices: Sequence[int], context: RowContext):
@@ -50,13 +51,8 @@ class LazySamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def at(self, index: int) -> Sample:
+        """The sample of a row. Raises `RowError` where the row has faults."""
         row = self._indices[index]
         sample, faults = read_row(self._get_row(row), self._context, row + 1)
         if sample is None:
@@ -64,7 +60,7 @@ class LazySamples(Sequence[Sample]):
         return sample
 
 
-class _Picked(Sequence[Sample]):
+class _Picked(SampleSequence):
     """The part of a sequence that a sampling string picks."""
 
     def __init__(self, samples: Sequence[Sample], sampling: str, seed: int) -> None:
@@ -74,13 +70,8 @@ class _Picked(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self._samples[i] for i in self._indices[index]]
+    def at(self, index: int) -> Sample:
+        """The sample at an index."""
         return self._samples[self._indices[index]]
 
 
