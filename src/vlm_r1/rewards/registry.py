@@ -5,31 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vlm_r1.records import Score
-from vlm_r1.rewards.detection import count, od_ap50, od_length, od_map, weighted_detection
+from vlm_r1.rewards.accuracy import ACCURACY
 from vlm_r1.rewards.format import format_reward
-from vlm_r1.rewards.grounding import giou, iou, iou_threshold, point_in_box
 from vlm_r1.rewards.llm_judge import llm_judge, llm_judge_all
-from vlm_r1.rewards.mathematics import math
 from vlm_r1.rewards.shaping import length_cosine, repetition
-from vlm_r1.rewards.text import choice, edit_similarity, exact_text, number, yes_no
 
 REWARDS: dict[str, Callable[..., Score]] = {
     "format": format_reward,
-    "iou": iou,
-    "giou": giou,
-    "iou_threshold": iou_threshold,
-    "point_in_box": point_in_box,
-    "od_map": od_map,
-    "od_ap50": od_ap50,
-    "od_length": od_length,
-    "weighted_detection": weighted_detection,
-    "count": count,
-    "choice": choice,
-    "yes_no": yes_no,
-    "number": number,
-    "math": math,
-    "exact_text": exact_text,
-    "edit_similarity": edit_similarity,
+    **ACCURACY,
     "length_cosine": length_cosine,
     "repetition": repetition,
     "llm_judge": llm_judge,
