@@ -73,15 +73,22 @@ def true_text(sample: Sample) -> str | None:
     )
 
 
-def exact_text(sample: Sample, answer: Answer, *, case: bool = False) -> Score:
-    """1 where the texts are equal but for case (unless `case`), white space, Unicode form and a final full stop."""
+def _texts(name: str, sample: Sample, answer: Answer) -> tuple[str, str] | Score:
+    """`(written, true)` to compare, or the score where there are not both."""
     true = true_text(sample)
     if true is None:
-        return not_scorable("exact_text", "the sample has no true text")
+        return not_scorable(name, "the sample has no true text")
     if answer.text is None or (answer.failure and answer.failure.kind == "empty_answer"):
-        return failed("exact_text", answer)
-    text = answer.value if isinstance(answer.value, str) else answer.text
-    folded = [fold_text(part, case=case).removesuffix(".").rstrip() for part in (text, true)]
+        return failed(name, answer)
+    return answer.value if isinstance(answer.value, str) else answer.text, true
+
+
+def exact_text(sample: Sample, answer: Answer, *, case: bool = False) -> Score:
+    """1 where the texts are equal but for case (unless `case`), white space, Unicode form and a final full stop."""
+    texts = _texts("exact_text", sample, answer)
+    if isinstance(texts, Score):
+        return texts
+    folded = [fold_text(part, case=case).removesuffix(".").rstrip() for part in texts]
     return scored("exact_text", float(folded[0] == folded[1]))
 
 
@@ -90,13 +97,11 @@ def edit_similarity(sample: Sample, answer: Answer, *, case: bool = True) -> Sco
 
     Unicode form and white space are folded, case only with `case: false`. Source: 1 - NED of text recognition.
     """
-    true = true_text(sample)
-    if true is None:
-        return not_scorable("edit_similarity", "the sample has no true text")
-    if answer.text is None or (answer.failure and answer.failure.kind == "empty_answer"):
-        return failed("edit_similarity", answer)
+    texts = _texts("edit_similarity", sample, answer)
+    if isinstance(texts, Score):
+        return texts
     from rapidfuzz.distance import Levenshtein
 
-    text = answer.value if isinstance(answer.value, str) else answer.text
-    value = Levenshtein.normalized_similarity(fold_text(text, case=case), fold_text(true, case=case))
+    written, true = (fold_text(part, case=case) for part in texts)
+    value = Levenshtein.normalized_similarity(written, true)
     return scored("edit_similarity", float(value))
