@@ -151,13 +151,18 @@ def superlative(things: Sequence[Thing], rng: np.random.Generator) -> Question |
     )
 
 
+def _only(things: Sequence[Thing], trait: Callable[[Thing], str]) -> Thing | None:
+    """The one thing that shares its trait with no other; None where there is none, or several."""
+    counts = Counter(trait(t) for t in things)
+    alone = [t for t in things if counts[trait(t)] == 1]
+    return alone[0] if len(alone) == 1 else None
+
+
 def odd_one_out(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
     """ "the object that differs from all the others": one name among alike ones (arrangement "odd")."""
-    names = Counter(t.name for t in things)
-    alone = [t for t in things if names[t.name] == 1]
-    if len(names) != 2 or len(alone) != 1:
+    thing = _only(things, lambda t: t.name)
+    if thing is None or len({t.name for t in things}) != 2:
         return None
-    thing = alone[0]
     return _refer(
         "odd_one_out",
         "the object that differs from all the others",
@@ -168,11 +173,9 @@ def odd_one_out(things: Sequence[Thing], rng: np.random.Generator) -> Question |
 
 def counting(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
     """ "the object whose colour appears only once" (arrangement "pairs")."""
-    colours = Counter(t.colour for t in things)
-    alone = [t for t in things if colours[t.colour] == 1]
-    if len(alone) != 1:
+    thing = _only(things, lambda t: t.colour)
+    if thing is None:
         return None
-    thing = alone[0]
     return _refer(
         "counting",
         "the object whose color appears only once",
