@@ -120,9 +120,13 @@ class RLConfig(Section):
     prompts_per_step: int = Field(16, gt=0, description="prompts in a step (P)")
     iterations: int = Field(1, gt=0, description="optimiser steps on each batch of rollouts (mu)")
     beta: float = Field(0.0, ge=0, description="weight of the KL divergence from the reference model")
-    clip_low: float = Field(0.2, gt=0, description="how far below 1 a ratio counts")
+    clip_low: float | None = Field(
+        None, gt=0, description="how far below 1 a ratio counts; default: the algorithm's own (0.2, gspo 3e-4, cispo 1)"
+    )
     clip_high: float | None = Field(
-        None, gt=0, description="how far above 1 a ratio counts; default: the algorithm's own (0.2, dapo 0.28)"
+        None,
+        gt=0,
+        description="how far above 1 a ratio counts; default: the algorithm's own (0.2, dapo 0.28, gspo 4e-4)",
     )
     token_budget: int = Field(16384, gt=0, description="tokens in one forward pass; the result does not depend on it")
     reuse_prefill: bool = Field(True, description="keep the prompt's graph from the rollout when everything fits")

@@ -81,6 +81,7 @@ def test_k3_is_unbiased_for_the_divergence():
 def test_token_weights_by_hand():
     lengths = torch.tensor([1, 4, 5])
     assert_close(objective.answer_mean(lengths, 8), torch.tensor([1 / 3, 1 / 12, 1 / 15]))
+    assert_close(objective.answer_sum(lengths, 8), torch.full((3,), 1 / 3))
     assert_close(objective.token_mean(lengths, 8), torch.full((3,), 0.1))
     assert_close(objective.constant_length(lengths, 8), torch.full((3,), 1 / 24))
 
@@ -92,8 +93,9 @@ def test_the_table_of_algorithms_is_the_literatures():
         "grpo": (std, token, clip, mean, 0.2),
         "dr_grpo": (advantage.mean_only, token, clip, objective.constant_length, 0.2),
         "dapo": (std, token, clip, objective.token_mean, 0.28),
-        "gspo": (std, objective.sequence_ratio, clip, mean, 0.2),
+        "gspo": (std, objective.sequence_ratio, clip, mean, 4e-4),
         "cispo": (std, token, objective.clipped_weight, objective.token_mean, 0.2),
-        "rloo": (advantage.leave_one_out, token, clip, mean, 0.2),
+        "rloo": (advantage.leave_one_out, token, clip, objective.answer_sum, 0.2),
     }
+    assert {name: a.clip_low for name, a in ALGORITHMS.items() if a.clip_low != 0.2} == {"gspo": 3e-4, "cispo": 1.0}
     assert [name for name, a in ALGORITHMS.items() if a.dynamic_sampling or a.overlong_shaping] == ["dapo"]

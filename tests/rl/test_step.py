@@ -14,7 +14,7 @@ from vlm_r1.rollout.cache import Prefill
 
 TEMPERATURE, LIMIT, LOW = 0.9, 12, 0.2
 REWARDS = torch.tensor([[0.1, 0.9, 0.4], [0.5, 0.5, 0.5], [1.0, 0.0, 0.0], [0.3, 0.2, 0.8]])
-HIGH = {"dapo": 0.28}
+HIGH = {"dapo": 0.28, "gspo": 4e-4}
 NUDGE = 0.02
 
 
@@ -75,7 +75,7 @@ def hand_loss(algorithm: str, new, old, groups, ref=None, beta: float = 0.0):
             value = -gain
             if ref is not None:
                 value = value + beta * ((ref[i] - new[i]).exp() - (ref[i] - new[i]) - 1)
-            share = {"dr_grpo": 1 / (12 * LIMIT), "dapo": 1 / tokens, "cispo": 1 / tokens}
+            share = {"dr_grpo": 1 / (12 * LIMIT), "dapo": 1 / tokens, "cispo": 1 / tokens, "rloo": 1 / 12}
             total = total + value * share.get(algorithm, 1 / (12 * n))
         at += n
     return total

@@ -33,6 +33,11 @@ def train(recipe: Recipe) -> Path:
         raise ConfigError("data.train: is empty; name at least one source (path, hub or scenes)")
     session = open_session(recipe)
     algorithm = ALGORITHMS[recipe.rl.algorithm]
+    if algorithm.dynamic_sampling and session.accelerator.num_processes > 1:
+        raise ConfigError(
+            f"rl.algorithm: {recipe.rl.algorithm} samples dynamically, which several processes would do unequally; "
+            "run it in one"
+        )
     stream = SampleStream(
         [(s.weight, load_source(s, seed=recipe.run.seed)) for s in recipe.data.train], seed=recipe.run.seed
     )

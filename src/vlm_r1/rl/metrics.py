@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from vlm_r1.config import Recipe
 from vlm_r1.rewards.diagnostics import ShadowWatch, Trend, step_diagnostics
@@ -52,6 +53,12 @@ def mean_over_processes(accelerator: Accelerator, metrics: dict[str, float]) -> 
     return merged
 
 
+def mean_group_std(rewards_PG: Tensor) -> float:
+    """Mean over groups of the standard deviation of their scored rewards; groups with fewer than two count as 0."""
+    scored = [row[~row.isnan()] for row in rewards_PG]
+    return sum(float(row.std()) if len(row) > 1 else 0.0 for row in scored) / max(1, len(scored))
+
+
 def step_metrics(experience: Experience, batch: TrainBatch, rubric: Rubric, recipe: Recipe) -> dict[str, float]:
     """What a step looked like, under TRL's names where it has them."""
     rewards = experience.rewards_PG[~experience.rewards_PG.isnan()]
@@ -64,7 +71,7 @@ def step_metrics(experience: Experience, batch: TrainBatch, rubric: Rubric, reci
     ]
     metrics = {
         "reward": float(rewards.mean()) if len(rewards) else float("nan"),
-        "reward_std": float(experience.rewards_PG.nan_to_num().std(-1).mean()),
+        "reward_std": mean_group_std(experience.rewards_PG),
         "frac_reward_zero_std": zero_variance_share(experience.rewards_PG),
         "completions/mean_length": float(lengths.mean()),
         "completions/max_length": float(lengths.max()),

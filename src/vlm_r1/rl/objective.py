@@ -45,6 +45,11 @@ def answer_mean(lengths_B: Tensor, limit: int) -> Tensor:
     return 1.0 / (len(lengths_B) * lengths_B.clamp(min=1))
 
 
+def answer_sum(lengths_B: Tensor, limit: int) -> Tensor:
+    """The mean over answers of the sum over their tokens: the log-prob of the whole answer (REINFORCE, RLOO)."""
+    return torch.ones(len(lengths_B)) / len(lengths_B)
+
+
 def token_mean(lengths_B: Tensor, limit: int) -> Tensor:
     """The mean over all tokens of the step (DAPO, arXiv 2503.14476, eq. 12)."""
     return torch.ones(len(lengths_B)) / lengths_B.sum().clamp(min=1)

@@ -52,6 +52,7 @@ class Updater:
     def __init__(self, session: Session, algorithm: Algorithm, reference: Policy | None) -> None:
         self.session, self.algorithm, self.reference = session, algorithm, reference
         self.rl = session.recipe.rl
+        self.clip_low = algorithm.clip_low if self.rl.clip_low is None else self.rl.clip_low
         self.clip_high = algorithm.clip_high if self.rl.clip_high is None else self.rl.clip_high
 
     def update(self, batch: TrainBatch, prefill: Prefill | None, step: int) -> dict[str, float]:
@@ -129,7 +130,7 @@ class Updater:
         weights_S = part.weights_B.to(logprobs_S.device)[owner_S]
         old_S = logprobs_S.detach() if old_S is None else old_S
         ratio_S = self.algorithm.ratio(logprobs_S, old_S, owner_S)
-        per_token = self.algorithm.surrogate(ratio_S, logprobs_S, advantages_S, self.rl.clip_low, self.clip_high)
+        per_token = self.algorithm.surrogate(ratio_S, logprobs_S, advantages_S, self.clip_low, self.clip_high)
         if ref_S is not None:
             kl_S = k3(logprobs_S, ref_S)
             per_token = per_token + self.rl.beta * kl_S
@@ -139,7 +140,7 @@ class Updater:
             stats.loss += float(loss)
             stats.tokens += len(logprobs_S)
             stats.ratio += float(ratio_S.sum())
-            stats.clip_low += float(((ratio_S < 1 - self.rl.clip_low) & (advantages_S < 0)).sum())
+            stats.clip_low += float(((ratio_S < 1 - self.clip_low) & (advantages_S < 0)).sum())
             stats.clip_high += float(((ratio_S > 1 + self.clip_high) & (advantages_S > 0)).sum())
         return loss
 
