@@ -24,6 +24,7 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 BACKGROUNDS = ("plain", "gradient", "stripes", "checks")
+_ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE]
 MIN_SIDE, MAX_SIDE = 14, 40
 
 
@@ -86,7 +87,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
     base = rng.integers(185, 250, 3).astype(float)
     other = np.clip(base + rng.integers(-30, 31, 3), 170, 255)
-    rows, columns = np.mgrid[0:SIZE, 0:SIZE]
+    rows, columns = _ROWS, _COLUMNS
     if kind == "plain":
         blend = np.zeros((SIZE, SIZE))
     elif kind == "gradient":
@@ -120,7 +121,8 @@ def _place(rng: np.random.Generator, count: int) -> list[Box]:
     for _ in range(200):
         if len(placed) == count:
             break
-        side = int(rng.integers(MIN_SIDE, MAX_SIDE + 1))
+        side = int(rng.integers(_ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE]
+MIN_SIDE, MAX_SIDE + 1))
         x, y = (int(v) for v in rng.integers(1, SIZE - side, 2))
         box = (float(x), float(y), float(x + side), float(y + side))
         if all(_overlap(box, other) < 0.12 for other in placed):
