@@ -121,8 +121,7 @@ def _place(rng: np.random.Generator, count: int) -> list[Box]:
     for _ in range(200):
         if len(placed) == count:
             break
-        side = int(rng.integers(_ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE]
-MIN_SIDE, MAX_SIDE + 1))
+        side = int(rng.integers(MIN_SIDE, MAX_SIDE + 1))
         x, y = (int(v) for v in rng.integers(1, SIZE - side, 2))
         box = (float(x), float(y), float(x + side), float(y + side))
         if all(_overlap(box, other) < 0.12 for other in placed):
