@@ -87,8 +87,11 @@ def main() -> None:
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "demo.json").write_text(json.dumps(result, indent=2) + "\n")
-    (RESULTS / "demo.md").write_text("# The demo over seeds\n\nMade by `benchmarks/demo_seeds.py`. Seconds depend on
-    what else the machine did.\n\n" + table(rows)) before_after_png(first, RESULTS / "demo.png")
+    head = (
+        "# The demo over seeds\n\nMade by `benchmarks/demo_seeds.py`. Seconds depend on what else the machine did.\n\n"
+    )
+    (RESULTS / "demo.md").write_text(head + table(rows))
+    before_after_png(first, RESULTS / "demo.png")
     print(table(rows))
 
 
