@@ -22,7 +22,7 @@ def choose(logprobs_BV: Tensor, settings: RolloutConfig, generator: torch.Genera
         return logprobs_BV.argmax(-1)
     # The inverse of the cumulative distribution: an order of magnitude faster than torch.multinomial on a CPU. "right"
     # takes the first token whose cumulative probability is above u, so never one of probability 0.
-    cumulative = filtered(logprobs_BV, settings).double().exp().cumsum(-1)
+    cumulative = filtered(logprobs_BV, settings).exp().cumsum(-1, dtype=torch.double)
     u = torch.rand(len(cumulative), 1, generator=generator, device=cumulative.device, dtype=torch.double)
     u = u * (1 - 2**-50) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, u, right=True)[:, 0]
