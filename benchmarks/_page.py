@@ -148,7 +148,7 @@ def plot(result: dict[str, Any], file: Path) -> None:
         axis.get_xaxis().set_major_formatter(matplotlib.ticker.ScalarFormatter())
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     left.set_yscale("log")
     figure.savefig(file, dpi=130)
     plt.close(figure)
