@@ -6,6 +6,7 @@ the model writes to pixels of the original picture. It also names the tokens a p
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from typing import Any
 
@@ -22,7 +23,7 @@ CACHED_PICTURES = 128
 """Processed pictures kept in memory: a picture asked about several times is decoded and resized once."""
 
 
-class Family:
+class Family(ABC):
     """Base of all families: M-RoPE models of the Qwen-VL kind override little, others more."""
 
     chunked_vision = False
@@ -40,29 +41,29 @@ class Family:
 
     # -- what a family states -------------------------------------------------------------------------------------
 
+    @abstractmethod
     def picture_kwargs(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
         """Keyword arguments of the picture processor for these limits (pixels of the resized picture)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def placeholder_count(self, vision: dict[str, Tensor]) -> int:
         """How many placeholder tokens one picture takes in the prompt."""
-        raise NotImplementedError
 
+    @abstractmethod
     def positions(self, token_ids: Tensor, vision: dict[str, Tensor]) -> Tensor:
         """Positions `(3, T)` of a prompt's tokens `(T,)`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def box_map(self, original: tuple[int, int], vision: dict[str, Tensor]) -> BoxMap:
         """From what the model writes about a picture of `original` (width, height) pixels to those pixels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def placeholder(self) -> str:
         """The text of one picture placeholder token in the chat template."""
-        raise NotImplementedError
 
+    @abstractmethod
     def banned_token_ids(self) -> list[int]:
         """Tokens a policy must never write: picture and video placeholders."""
-        raise NotImplementedError
 
     # -- what all families share ----------------------------------------------------------------------------------
 
