@@ -23,7 +23,7 @@ def iter_rows(path: Path) -> Iterator[tuple[int, Any]]:
     if path.suffix not in ENDINGS:
         raise DataError(f'data file "{path}" ends in "{path.suffix}"; it must be one of {", ".join(ENDINGS)}')
     if not path.is_file():
-        raise DataError(f'data file "{path}" does not exist; correct the path (relative paths start from the working folder)')
+        raise DataError(f'data file "{path}" does not exist; correct it (relative paths start from the working folder)')
     if path.suffix == ".parquet":
         yield from enumerate(iter_parquet(path), start=1)
         return

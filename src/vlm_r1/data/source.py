@@ -78,7 +78,7 @@ class _Picked(SampleSequence):
 def _load_file(path: Path, source: DataSource, folder: Path, seed: int) -> Sequence[Sample]:
     root = folder / source.image_root if source.image_root is not None else path.parent
     if not root.is_dir():
-        raise DataError(f'image_root "{root}" is not a folder; correct it (relative paths start from the working folder)')
+        raise DataError(f'image_root "{root}" is not a folder; correct it (relative to the working folder)')
     context = RowContext(name=path.name, finder=PictureFinder(root), task=source.task)
     if path.suffix == ".parquet" and path.is_file():
         return _load_parquet(path, source.sampling, context, seed)
