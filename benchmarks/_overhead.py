@@ -22,7 +22,7 @@ from vlm_r1.config import Recipe
 from vlm_r1.config_file import load_config
 from vlm_r1.models import shared_prefix
 from vlm_r1.rl import loop, step
-from vlm_r1.rollout import native, resume
+from vlm_r1.rollout import resume
 
 ROOT = Path(__file__).resolve().parent.parent
 REWARD = f"{Path(__file__).resolve().parent / '_reward.py'}:by_hash"
@@ -62,9 +62,6 @@ def wrap_everything(session: Any, clock: Clock) -> None:
     accelerator.backward = clock.wrap("backward", accelerator.backward)
     accelerator.clip_grad_norm_ = clock.wrap("clip", accelerator.clip_grad_norm_)
     session.optimizer.step = clock.wrap("optimizer", session.optimizer.step)
-    plain = getattr(native, "lean_step", None)  # a decoding step that calls the layers' weights without the model
-    if plain is not None:
-        native.lean_step = lambda policy: (found := plain(policy)) and clock.wrap("language model", found)
     # The scoring of a row is part of its forward pass; where the samplers use the same function it is not.
     timed = clock.wrap("log-probs", shared_prefix.token_logprobs)
     shared_prefix.token_logprobs = timed
