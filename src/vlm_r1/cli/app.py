@@ -1,0 +1,123 @@
+"""The application, what every command shares, and how errors end. Commands are in the files beside this one."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlm_r1.errors import ConfigError, UserError
+
+app = typer.Typer(
+    name="vlm-r1",
+    help="Reinforcement learning with checkable rewards for vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Check, look at and convert data files.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", help="A YAML recipe: examples are under recipes/, keys in docs/configuration.md."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings that replace the recipe's; values are YAML: rl.group_size=16"),
+]
+ImageRoot = Annotated[
+    Path | None, typer.Option(help="Folder that picture paths start from; default: the data file's folder.")
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="The task of rows that do not name one (rec, reasoning, ovd, list, count, choice, yes_no, number, math, "
+        "text, ocr, gui); default: what their solution looks like."
+    ),
+]
+
+_STATE = {"debug": False}
+
+CONTINUES = {"train", "sft", "demo"}
+"""Commands that go on from their last checkpoint when they are started again."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script: `--debug` may stand anywhere among the arguments."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    given = sys.argv[1:] if arguments is None else arguments
+    rest = [argument for argument in given if argument != "--debug"]
+    app(args=["--debug", *rest] if len(rest) < len(given) else rest)
+
+
+def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command whose user errors end as one message and exit code 2, and Ctrl-C as 130."""
+
+    def register(run: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(run)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            try:
+                run(*args, **kwargs)
+            except UserError as error:
+                typer.echo(traceback.format_exc() if _STATE["debug"] else f"error: {error}", err=True)
+                raise typer.Exit(2) from None
+            except KeyboardInterrupt:
+                again = f" To continue from the last checkpoint: {shlex.join(['vlm-r1', *sys.argv[1:]])}"
+                typer.echo(f"\nStopped.{again if name in CONTINUES else ''}", err=True)
+                raise typer.Exit(130) from None
+
+        return group.command(name)(guarded)
+
+    return register
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from vlm_r1 import __version__
+
+        typer.echo(f"vlm-r1 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+    _STATE["debug"] = debug
+
+
+def load_recipe(path: Path, overrides: list[str] | None, method: str | None = None) -> Any:
+    """The recipe, refused where its method is another command's."""
+    from vlm_r1.config_file import load_config
+
+    recipe = load_config(path, overrides or [])
+    if method is not None and recipe.method != method:
+        other = "sft" if recipe.method == "sft" else "train"
+        raise ConfigError(f"{path}: has method: {recipe.method}; use: vlm-r1 {other} {path}")
+    return recipe
+
+
+def parse_options(pairs: list[str] | None) -> dict[str, Any]:
+    """`--option key=value` as a mapping; values are YAML."""
+    from vlm_r1.config_file import parse_value
+
+    options = {}
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f'--option "{pair}": write KEY=VALUE')
+        options[key] = parse_value(text)
+    return options

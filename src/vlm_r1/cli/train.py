@@ -1,0 +1,72 @@
+"""Commands that train: train, sft, demo."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm_r1.cli.app import Overrides, RecipeArgument, app, command, load_recipe
+
+
+@command(app, "train")
+def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Train with reinforcement learning; the same command again continues a run.
+
+    The held-out splits of data.eval are answered before and after; everything goes into the folder run.dir.
+
+    Example: vlm-r1 train my.yaml rl.group_size=16 optim.lr=2e-6 run.dir=runs/second
+    """
+    settings = load_recipe(recipe, overrides, method="grpo")
+    from vlm_r1.rl.loop import train as run
+
+    run(settings)
+    _report(Path(settings.run.dir))
+
+
+@command(app, "sft")
+def sft(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Train on target answers (supervised); the same command again continues a run.
+
+    The target of a row is its thought and its solution in the form that RL rewards; the recipe has method: sft.
+
+    Example: vlm-r1 sft recipes/scenes/base.yaml run.steps=500 run.dir=runs/short
+    """
+    settings = load_recipe(recipe, overrides, method="sft")
+    from vlm_r1.sft.train import train as run
+
+    run(settings)
+    _report(Path(settings.run.dir))
+
+
+@command(app, "demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the data order and of sampling.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: the demo recipe's.")] = None,
+) -> None:
+    """Train the tiny model that comes with the package for a few minutes, and show before and after.
+
+    It is trained on questions like "the red circle" in generated scenes; relations, superlatives, odd-one-out and
+    counting are held out. Nothing is downloaded.
+    """
+    from vlm_r1.demo import run_demo
+
+    run_demo(out, seed, steps)
+
+
+def _report(run: Path) -> None:
+    """Show and write the results of a finished run, in the first of several processes only."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from rich.console import Console
+
+    from vlm_r1.report.html import write_report
+    from vlm_r1.report.table import before_after_table
+    from vlm_r1.runtime.runlog import read_eval
+
+    if evaluation := read_eval(run):
+        Console().print(before_after_table(evaluation))
+    typer.echo(f"report: {write_report([run])}")
