@@ -20,7 +20,7 @@ from _measure import Clock, now, versions
 from vlm_r1 import demo
 from vlm_r1.config import Recipe
 from vlm_r1.config_file import load_config
-from vlm_r1.models import shared_prefix
+from vlm_r1.models import policy as policy_module
 from vlm_r1.rl import loop, step
 from vlm_r1.rollout import resume
 
@@ -63,8 +63,8 @@ def wrap_everything(session: Any, clock: Clock) -> None:
     accelerator.clip_grad_norm_ = clock.wrap("clip", accelerator.clip_grad_norm_)
     session.optimizer.step = clock.wrap("optimizer", session.optimizer.step)
     # The scoring of a row is part of its forward pass; where the samplers use the same function it is not.
-    timed = clock.wrap("log-probs", shared_prefix.token_logprobs)
-    shared_prefix.token_logprobs = timed
+    timed = clock.wrap("log-probs", policy_module.token_logprobs)
+    policy_module.token_logprobs = timed
     for module in (resume, step):
         if hasattr(module, "token_logprobs"):
             module.token_logprobs = timed

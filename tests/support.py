@@ -147,7 +147,7 @@ def plain_inputs(model, prompts: Sequence[Prompt], answers: Sequence[Sequence[in
         ids[row, start:stop] = torch.tensor([*prompt.token_ids, *answer])
         mask[row, start:stop] = 1
     dtype = next(model.parameters()).dtype
-    vision = [p.vision for p in prompts if p.vision]
+    vision = [picture.tensors for p in prompts for picture in p.pictures]
     tensors = {name: torch.cat([v[name] for v in vision]) for name in vision[0]} if vision else {}
     tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     kinds = (ids == model.config.image_token_id).int()

@@ -18,7 +18,7 @@ from vlm_r1.data.convert import CONVERTERS
 from vlm_r1.data.faults import FAULT_KINDS
 from vlm_r1.data.scene_questions import KINDS
 from vlm_r1.eval.suites import SUITES
-from vlm_r1.models.load import FAMILIES
+from vlm_r1.models.families import FAMILIES
 from vlm_r1.prompts.parse import FAILURE_KINDS
 from vlm_r1.prompts.templates import TASKS, TEMPLATES
 from vlm_r1.rewards.registry import BATCHED, REWARDS

@@ -126,20 +126,35 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VisionInput:
+    """A processed picture: the tensors that the vision tower takes, each with one or more entries in its first dimension.
+
+    `key` says what they were made of: the picture's content and the processor's settings.
+
+    Example: `VisionInput(key="5f1c..", tensors={"pixel_values": ..., "image_grid_thw": ...})`.
+    """
+
+    key: str
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """A sample as the model sees it.
 
     `token_ids` are the prompt's `T` ids; `positions` is `(3, T)` (three equal rows where the model has plain
-    positions) and answers continue at `next_position`; `vision` holds the family's picture tensors (`pixel_values`,
-    `image_grid_thw`, ...); `box_map` turns boxes as the model writes them into original pixels (of the first picture).
+    positions) and answers continue at `next_position`; `pictures` are the processed pictures in the prompt's order;
+    `blocks` `(T,)` numbers groups of tokens that see each other both ways (-1: causal), None where the model is causal
+    throughout; `box_map` turns boxes as the model writes them into original pixels (of the first picture).
     """
 
     sample: Sample
     token_ids: tuple[int, ...]
     positions: Tensor
     next_position: int
-    vision: Mapping[str, Tensor]
+    pictures: tuple[VisionInput, ...]
     box_map: BoxMap
+    blocks: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from support import (
     tiny,
 )
 
-from vlm_r1.models import shared_prefix
+from vlm_r1.models import policy as policy_module
 from vlm_r1.models.packing import cut_by_budget, pack
 from vlm_r1.rl.batch import group_tree
 
@@ -88,7 +88,7 @@ def test_the_gradient_does_not_depend_on_the_token_budget(budget):
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 17])
 def test_chunked_logprobs_equal_the_padded_forward(monkeypatch, rows_at_once):
-    monkeypatch.setattr(shared_prefix, "LOGIT_CHUNK", rows_at_once * 400)
+    monkeypatch.setattr(policy_module, "LOGIT_CHUNK", rows_at_once * 400)
     loaded = tiny()
     logprobs, found, _ = packed(loaded, mixed_groups(loaded), 100_000)
     expected_logprobs, expected = reference("qwen3_vl")
@@ -97,7 +97,7 @@ def test_chunked_logprobs_equal_the_padded_forward(monkeypatch, rows_at_once):
 
 
 def test_no_more_logits_than_the_chunk_exist_at_once(monkeypatch):
-    monkeypatch.setattr(shared_prefix, "LOGIT_CHUNK", 5 * 400)
+    monkeypatch.setattr(policy_module, "LOGIT_CHUNK", 5 * 400)
     loaded = tiny()
     seen = []
     loaded.policy.model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.numel()))
@@ -120,12 +120,12 @@ def test_a_banned_token_has_no_probability_and_entropy_is_that_of_the_rest():
     groups = mixed_groups(loaded)[:1]
     row = pack([group_tree(groups[0])])
     _, entropy = loaded.policy(row, TEMPERATURE)
-    hidden = loaded.policy.hidden(row.token_ids, row.positions, loaded.policy.features(row.vision), row.layout)
+    hidden = loaded.policy.hidden(row.token_ids, row.positions, loaded.policy.features(row.pictures), row.layout)
     logits = loaded.policy.model.lm_head(hidden[row.predictors]).double() / TEMPERATURE
     allowed = [i for i in range(logits.shape[1]) if i not in loaded.policy.banned.tolist()]
     probs = logits[:, allowed].softmax(-1)
     torch.testing.assert_close(entropy.double(), -(probs * probs.log()).sum(-1), atol=1e-4, rtol=0)
-    logprobs = shared_prefix.masked_logprobs(logits, loaded.policy.banned, 1.0)
+    logprobs = policy_module.masked_logprobs(logits, loaded.policy.banned, 1.0)
     assert (logprobs[:, loaded.policy.banned].exp() == 0).all()
 
 

@@ -11,9 +11,15 @@ from vlm_r1.boxes import BoxMap
 from vlm_r1.config import PromptConfig
 from vlm_r1.errors import DataError
 from vlm_r1.models import family as family_module
-from vlm_r1.models.load import FAMILIES as REGISTRY
+from vlm_r1.models.families import FAMILIES as REGISTRY
+from vlm_r1.models.policy import merge_pictures
 from vlm_r1.prompts.templates import chat_messages
-from vlm_r1.records import Picture
+from vlm_r1.records import Picture, VisionInput
+
+
+def vision(prompt):
+    """The tensors of a prompt's pictures."""
+    return merge_pictures(prompt.pictures)
 
 
 def cases():
@@ -43,8 +49,8 @@ def test_encoding_equals_the_processors_own_call(name, case):
     images = [p.open() for p in one.images] or None
     expected = loaded.processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
     assert list(prompt.token_ids) == expected["input_ids"][0].tolist()
-    assert prompt.vision.keys() == expected.keys() & {"pixel_values", "image_grid_thw"}
-    for key, value in prompt.vision.items():
+    assert vision(prompt).keys() == expected.keys() & {"pixel_values", "image_grid_thw"}
+    for key, value in vision(prompt).items():
         assert torch.equal(value, expected[key])
     model = plain_model(loaded)
     kinds = (expected["input_ids"] == model.config.image_token_id).int()
@@ -78,7 +84,7 @@ def test_qwen25_writes_pixels_of_the_picture_it_saw():
     loaded = tiny("qwen2_5_vl")
     prompt = loaded.family.encode(sample("q", picture(100, 70)))
     # Sides are rounded to multiples of 16: 100 -> 96, 70 -> 64.
-    assert prompt.vision["image_grid_thw"].tolist() == [[1, 8, 12]]
+    assert vision(prompt)["image_grid_thw"].tolist() == [[1, 8, 12]]
     assert prompt.box_map.to_pixels((0, 0, 96, 64)) == pytest.approx((0, 0, 100, 70))
     assert prompt.box_map.to_pixels((48, 16, 96, 32)) == pytest.approx((50, 17.5, 100, 35))
 
@@ -104,9 +110,10 @@ def test_boxes_are_about_the_first_picture_and_none_needs_no_map():
 @given(st.integers(16, 400), st.integers(16, 400), st.tuples(*[st.floats(0, 1)] * 4))
 def test_box_maps_go_there_and_back(width, height, shares):
     box = (shares[0] * width, shares[1] * height, shares[2] * width, shares[3] * height)
-    vision = {"image_grid_thw": torch.tensor([[1, 2 * round(height / 16) or 2, 2 * round(width / 16) or 2]])}
+    grid = torch.tensor([[1, 2 * round(height / 16) or 2, 2 * round(width / 16) or 2]])
+    seen = VisionInput(key="k", tensors={"image_grid_thw": grid})
     for name in FAMILIES:
-        box_map = tiny_family(name).box_map((width, height), vision)
+        box_map = tiny_family(name).box_map((width, height), seen)
         assert box_map.to_pixels(box_map.to_model(box)) == pytest.approx(box, abs=1e-6)
 
 
@@ -120,10 +127,10 @@ def test_limits_change_what_the_model_is_shown():
     loaded = tiny()
     large = picture(256, 256)
     small = another(loaded, max_pixels=64 * 64).encode(sample("q", large))
-    assert small.vision["image_grid_thw"].tolist() == [[1, 8, 8]]
-    assert loaded.family.encode(sample("q", large)).vision["image_grid_thw"].tolist() == [[1, 32, 32]]
+    assert vision(small)["image_grid_thw"].tolist() == [[1, 8, 8]]
+    assert vision(loaded.family.encode(sample("q", large)))["image_grid_thw"].tolist() == [[1, 32, 32]]
     grown = another(loaded, min_pixels=64 * 64).encode(sample("q", picture(16, 16)))
-    assert grown.vision["image_grid_thw"].tolist() == [[1, 8, 8]]
+    assert vision(grown)["image_grid_thw"].tolist() == [[1, 8, 8]]
 
 
 def test_placeholders_are_banned_by_both_families():
@@ -162,13 +169,13 @@ def test_a_picture_is_processed_once_while_it_is_cached(monkeypatch, tmp_path):
 def test_pictures_in_memory_are_told_apart():
     family = another(tiny())
     one, two = (family.encode(sample("q", Picture(image=Image.new("RGB", (32, 32), c)))) for c in ("red", "blue"))
-    assert not torch.equal(one.vision["pixel_values"], two.vision["pixel_values"])
+    assert not torch.equal(vision(one)["pixel_values"], vision(two)["pixel_values"])
 
 
 def test_grey_and_transparent_pictures_become_rgb():
     for mode in ("L", "RGBA", "P", "1"):
         prompt = tiny().family.encode(sample("q", Picture(image=Image.new(mode, (32, 32)))))
-        assert prompt.vision["pixel_values"].shape == (16, 3 * 2 * 8 * 8)
+        assert vision(prompt)["pixel_values"].shape == (16, 3 * 2 * 8 * 8)
 
 
 def test_the_registry_names_both_families():

@@ -4,7 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_r1.models.packing import Branch, Tree, branch_mask, cut_by_budget, merge_vision, pack, pad_index
+from vlm_r1.models.layout import make_layout, pad_index
+from vlm_r1.models.packing import Branch, Tree, cut_by_budget, pack
+from vlm_r1.models.policy import merge_pictures
+from vlm_r1.records import VisionInput
 
 
 def tree(start: int, prefix: int, *branches: int, context: int = 0) -> Tree:
@@ -17,7 +20,7 @@ def tree(start: int, prefix: int, *branches: int, context: int = 0) -> Tree:
     return Tree(
         token_ids=head,
         positions=torch.arange(prefix).expand(3, prefix),
-        vision={"pixel_values": torch.full((2, 1), float(start))} if start % 2 else {},
+        pictures=(VisionInput(key=str(start), tensors={"x": torch.full((2, 1), float(start))}),) if start % 2 else (),
         branches=tuple(leaves),
     )
 
@@ -32,7 +35,7 @@ def test_a_row_by_hand():
     assert row.layout.n_prefix == 5 and row.layout.tree_of_branch.tolist() == [0, 0, 1]
     assert row.layout.prefix_index.tolist() == [[0, 1, 2], [3, 4, 4]]
     assert row.layout.branch_index.tolist() == [[5, 6, 6], [7, 7, 7], [8, 9, 10]]
-    assert row.vision["pixel_values"].tolist() == [[1.0], [1.0]]
+    assert [picture.key for picture in row.pictures] == ["1"]
 
 
 def test_context_is_read_and_not_scored():
@@ -41,11 +44,32 @@ def test_context_is_read_and_not_scored():
 
 
 def test_a_branch_sees_its_prefix_and_itself_up_to_here():
-    mask = branch_mask(torch.tensor([2, 1]), 2, 3)
-    assert mask.int().tolist() == [
+    layout = make_layout([2, 1], [3, 3], [0, 1])
+    assert layout.branch_mask(None).int().tolist() == [
         [[[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]],
         [[[1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 1, 1, 1]]],
     ]
+    assert layout.prefix_mask(None) is None  # plain causal
+
+
+def test_a_window_of_three_ends_two_tokens_back():
+    layout = make_layout([2, 1], [3, 3], [0, 1])
+    assert layout.branch_mask(3).int().tolist() == [
+        [[[1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]],
+        [[[1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [0, 0, 1, 1, 1]]],
+    ]
+    assert layout.branch_mask(5) is layout.branch_mask(None)
+    assert make_layout([3], [], []).prefix_mask(2).int().tolist() == [[[[1, 0, 0], [1, 1, 0], [0, 1, 1]]]]
+
+
+def test_blocks_see_each_other_both_ways():
+    layout = make_layout([4, 2], [1, 1], [0, 1], [torch.tensor([-1, 0, 0, -1]), None])
+    causal = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    assert layout.prefix_mask(None).int().tolist() == [
+        [[[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]],
+        [causal],
+    ]
+    assert layout.prefix_mask(2).int().tolist()[0] == [[[1, 0, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1]]]
 
 
 def test_padding_index_by_hand():
@@ -61,10 +85,10 @@ def test_padding_and_back_is_the_identity(lengths, offset):
     assert torch.equal(row[index].flatten()[unpad], row[offset:])
 
 
-def test_vision_inputs_follow_one_another_and_none_add_nothing():
-    a, b = {"x": torch.tensor([1, 2])}, {"x": torch.tensor([3])}
-    assert merge_vision([a, {}, b])["x"].tolist() == [1, 2, 3]
-    assert merge_vision([{}, {}]) == {} == merge_vision([])
+def test_pictures_follow_one_another():
+    one, two = (VisionInput(key=k, tensors={"x": torch.tensor(x)}) for k, x in (("a", [1, 2]), ("b", [3])))
+    assert merge_pictures([one, two])["x"].tolist() == [1, 2, 3]
+    assert merge_pictures([]) == {}
 
 
 shapes = st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=6)), max_size=6)
@@ -101,6 +125,4 @@ def test_a_row_moves_to_a_device_whole():
     row = pack([tree(1, 3, 2)])
     assert row.to(torch.device("cpu")) is row
     moved = row.to(torch.device("meta"))
-    assert {moved.token_ids.device.type, moved.layout.mask.device.type, moved.vision["pixel_values"].device.type} == {
-        "meta"
-    }
+    assert {moved.token_ids.device.type, moved.layout.branch_mask(None).device.type} == {"meta"}

@@ -175,9 +175,9 @@ def test_a_budget_smaller_than_a_group_repeats_its_prompt_alone(monkeypatch, mod
 
 def test_a_picture_is_decoded_and_resized_once(monkeypatch, model_folder, tmp_path, reward):
     opened, processed = Counter(), Counter()
-    open_picture, process = Picture.open, Family.process_picture
+    open_picture, process = Picture.open, Family.process
     monkeypatch.setattr(Picture, "open", lambda self: opened.update([self.path]) or open_picture(self))
-    monkeypatch.setattr(Family, "process_picture", lambda self, p: processed.update([p.path]) or process(self, p))
+    monkeypatch.setattr(Family, "process", lambda self, p: processed.update([p[0].path]) or process(self, p))
     from support import picture
 
     for number in range(5):

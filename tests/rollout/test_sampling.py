@@ -5,7 +5,7 @@ import torch
 from support import bytes_tokenizer, tiny
 
 from vlm_r1.config import RolloutConfig
-from vlm_r1.models.shared_prefix import masked_logprobs
+from vlm_r1.models.policy import masked_logprobs
 from vlm_r1.rollout.sampling import StopRule, choose, filtered
 
 PROBS = torch.tensor([[0.05, 0.40, 0.25, 0.20, 0.10]])

@@ -66,7 +66,7 @@ def test_a_tree_holds_the_picture_once_and_scores_answers_alone():
     prompts = [loaded.family.encode(one) for one in shown]
     image = loaded.policy.model.config.image_token_id
     assert tree.token_ids.tolist().count(image) == 6 == prompts[0].token_ids.count(image)
-    assert tree.vision["image_grid_thw"].shape == (1, 3)
+    assert [p.tensors["image_grid_thw"].shape for p in tree.pictures] == [(1, 3)]
     for branch, prompt in zip(tree.branches, prompts, strict=True):
         ids = [*tree.token_ids.tolist(), *branch.token_ids.tolist()]
         scored = branch.token_ids[branch.context :].tolist()

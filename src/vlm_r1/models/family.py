@@ -1,33 +1,41 @@
-"""What differs between model families, and nothing else. One file per family; `FAMILIES` is the registry.
+"""What differs between model families, and nothing else. One file per family; `models.families.FAMILIES` lists them.
 
 A family turns a `Sample` into a `Prompt`: chat template, picture tensors, positions, and the map from the coordinates
-the model writes to pixels of the original picture. It also names the tokens a policy must never write.
+the model writes to pixels of the original picture. It also names the tokens a policy must never write, and the modules
+of the tower, the connector and the language model. This base class reads all of it from the model and the processor
+where they follow transformers' conventions; a family overrides what does not.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import hashlib
+import inspect
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm_r1.boxes import BoxMap
 from vlm_r1.config import PromptConfig
-from vlm_r1.errors import DataError
+from vlm_r1.errors import ConfigError, DataError
+from vlm_r1.models.policy import merge_pictures
 from vlm_r1.prompts.templates import chat_messages
-from vlm_r1.records import Picture, Prompt, Sample
+from vlm_r1.records import Picture, Prompt, Sample, VisionInput
 
 CACHED_PICTURES = 128
 """Processed pictures kept in memory: a picture asked about several times is decoded and resized once."""
+Part = Literal["vision", "connector", "language"]
 
 
-class Family(ABC):
-    """Base of all families: M-RoPE models of the Qwen-VL kind override little, others more."""
+class Family:
+    """A model that follows transformers' conventions; boxes are 0-1000 of the picture."""
 
     chunked_vision = False
     """True where the vision tower takes variable-length attention over chunks (`models.vision_attention`)."""
+    shares_pictures = True
+    """False where the question changes what the picture's tokens see, so that questions cannot share a picture."""
 
     def __init__(
         self, model: Any, processor: Any, settings: PromptConfig, min_pixels: int | None, max_pixels: int | None
@@ -37,86 +45,129 @@ class Family(ABC):
         self.settings = settings
         self.tokenizer = processor.tokenizer
         self._picture_kwargs = self.picture_kwargs(min_pixels, max_pixels)
-        self._pictures: OrderedDict[int | str, tuple[dict[str, Tensor], tuple[int, int], Picture]] = OrderedDict()
+        self._settings_key = f"{processor.image_processor.to_dict()}{self._picture_kwargs}"
+        self._vision_names = set(inspect.signature(model.model.get_image_features).parameters)
+        self._pictures: OrderedDict[Any, tuple[VisionInput, list[str], Sequence[Picture]]] = OrderedDict()
 
     # -- what a family states -------------------------------------------------------------------------------------
 
-    @abstractmethod
     def picture_kwargs(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
-        """Keyword arguments of the picture processor for these limits (pixels of the resized picture)."""
+        """Keyword arguments of the picture processor for these limits (pixels of the resized picture).
 
-    @abstractmethod
-    def placeholder_count(self, vision: dict[str, Tensor]) -> int:
-        """How many placeholder tokens one picture takes in the prompt."""
+        Raises `ConfigError` where the family has no such limits.
+        """
+        for key, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+            if value is not None:
+                name = self.model.config.model_type
+                raise ConfigError(f"model.{key}: {name} resizes every picture to sizes of its own; remove the key")
+        return dict(getattr(type(self.processor), "images_kwargs", None) or {})
 
-    @abstractmethod
+    @property
+    def mrope(self) -> bool:
+        """Whether the model takes positions per axis (M-RoPE) instead of one position a token."""
+        return hasattr(self.model.model, "get_rope_index")
+
     def positions(self, token_ids: Tensor, vision: dict[str, Tensor]) -> Tensor:
-        """Positions `(3, T)` of a prompt's tokens `(T,)`."""
+        """Positions `(3, T)` of a prompt's tokens `(T,)`: the model's own, or three equal rows that count up."""
+        if not self.mrope:
+            return torch.arange(len(token_ids)).expand(3, -1)
+        kinds = torch.tensor(self.processor.create_mm_token_type_ids([token_ids.tolist()]))
+        grid = vision.get("image_grid_thw")
+        return self.model.model.get_rope_index(token_ids[None], kinds, image_grid_thw=grid)[0][:, 0]
 
-    @abstractmethod
-    def box_map(self, original: tuple[int, int], vision: dict[str, Tensor]) -> BoxMap:
+    def blocks(self, token_ids: Tensor) -> Tensor | None:
+        """Numbers `(T,)` of groups of prompt tokens that see each other both ways, -1 elsewhere; None: all causal."""
+        return None
+
+    def box_map(self, original: tuple[int, int], vision: VisionInput) -> BoxMap:
         """From what the model writes about a picture of `original` (width, height) pixels to those pixels."""
+        return BoxMap(x=original[0] / 1000, y=original[1] / 1000)
 
-    @abstractmethod
     def placeholder(self) -> str:
-        """The text of one picture placeholder token in the chat template."""
+        """The text that stands for one picture in the chat template."""
+        return str(self.processor.image_token)
 
-    @abstractmethod
     def banned_token_ids(self) -> list[int]:
-        """Tokens a policy must never write: picture and video placeholders."""
+        """Tokens a policy must never write: picture and video placeholders, which make the next forward pass fail."""
+        names = ("image_token_id", "video_token_id", "audio_token_id")
+        found = (getattr(self.model.config, name, None) for name in names)
+        return [token for token in found if token is not None]
+
+    def modules(self) -> dict[Part, list[nn.Module]]:
+        """The vision tower, the connector between it and the language model, and the language model with its head.
+
+        A parameter belongs to the first part in the order connector, vision, language that holds it.
+        """
+        model = self.model.model
+        tower, language = model.get_encoder(modality="image"), model.get_decoder()
+        others = [m for m in model.children() if m is not tower and m is not language]
+        return {"connector": others, "vision": [tower], "language": [language, self.model.get_output_embeddings()]}
+
+    def text(self, sample: Sample) -> str:
+        """The prompt's text, with one placeholder a picture."""
+        messages = chat_messages(sample, self.settings.template)
+        return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def group_pictures(self, pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
+        """Pictures that must be processed together; each alone unless a family says otherwise."""
+        return [(picture,) for picture in pictures]
 
     # -- what all families share ----------------------------------------------------------------------------------
 
     def encode(self, sample: Sample) -> Prompt:
         """The prompt of a sample. Raises `DataError` naming the sample for a picture that cannot be read."""
         try:
-            pictures = [self.process_picture(picture) for picture in sample.images]
+            processed = [self.process(pictures) for pictures in self.group_pictures(sample.images)]
         except DataError as error:
             raise DataError(f"sample {sample.id}: {error}") from None
-        text = self.processor.apply_chat_template(
-            chat_messages(sample, self.settings.template), tokenize=False, add_generation_prompt=True
-        )
-        pieces = text.split(self.placeholder())
-        if len(pieces) != len(pictures) + 1:
+        pieces = self.text(sample).split(self.placeholder())
+        replacements = [text for _, texts in processed for text in texts]
+        if len(pieces) != len(replacements) + 1:
             raise DataError(
                 f"sample {sample.id}: the text holds a picture placeholder ({self.placeholder()}); remove it"
             )
-        filled = pieces[0]
-        for piece, (vision, _) in zip(pieces[1:], pictures, strict=True):
-            filled += self.placeholder() * self.placeholder_count(vision) + piece
+        filled = pieces[0] + "".join(t + piece for t, piece in zip(replacements, pieces[1:], strict=True))
         token_ids = torch.tensor(self.tokenizer(filled, add_special_tokens=False)["input_ids"])
-        merged = {n: torch.cat([v[n] for v, _ in pictures]) for n in pictures[0][0]} if pictures else {}
-        positions = self.positions(token_ids, merged)
+        pictures = tuple(vision for vision, _ in processed)
+        positions = self.positions(token_ids, merge_pictures(pictures))
         return Prompt(
             sample=sample,
             token_ids=tuple(token_ids.tolist()),
             positions=positions,
             next_position=int(positions.max()) + 1,
-            vision=merged,
-            box_map=self.prompt_box_map(pictures),
+            pictures=pictures,
+            box_map=self.prompt_box_map(sample, pictures),
+            blocks=self.blocks(token_ids),
         )
 
-    def prompt_box_map(self, pictures: list[tuple[dict[str, Tensor], tuple[int, int]]]) -> BoxMap:
+    def prompt_box_map(self, sample: Sample, pictures: Sequence[VisionInput]) -> BoxMap:
         """The box map that the recipe asks for; boxes are about the first picture."""
-        if not pictures:
+        if not pictures or self.settings.coordinates == "original_pixels":
             return BoxMap()
-        vision, (width, height) = pictures[0]
-        if self.settings.coordinates == "original_pixels":
-            return BoxMap()
+        width, height = sample.images[0].size
         if self.settings.coordinates == "relative_1000":
             return BoxMap(x=width / 1000, y=height / 1000)
-        return self.box_map((width, height), vision)
+        return self.box_map((width, height), pictures[0])
 
-    def process_picture(self, picture: Picture) -> tuple[dict[str, Tensor], tuple[int, int]]:
-        """The picture's tensors and its original (width, height); decoded and resized once while it stays cached."""
-        key = id(picture) if picture.path is None else str(picture.path)
+    def process(self, pictures: Sequence[Picture]) -> tuple[VisionInput, list[str]]:
+        """The tensors of pictures that go together, and the text that replaces each one's placeholder.
+
+        Decoded and resized once while they stay cached.
+        """
+        key = tuple(id(p) if p.path is None else str(p.path) for p in pictures)
         if key in self._pictures:
             self._pictures.move_to_end(key)
             return self._pictures[key][:2]
-        image = picture.open()
-        vision = dict(self.processor.image_processor(images=[image], return_tensors="pt", **self._picture_kwargs))
-        size = (image.width, image.height)
-        self._pictures[key] = (vision, size, picture)  # holding the picture keeps its id its own
+        found = self.processor.image_processor(
+            images=[picture.open() for picture in pictures], return_tensors="pt", **self._picture_kwargs
+        )
+        texts = [self.processor.replace_image_token(found, i) for i in range(len(pictures))]
+        content = "".join(picture.key for picture in pictures) + self._settings_key
+        vision = VisionInput(
+            key=hashlib.sha256(content.encode()).hexdigest()[:32],
+            tensors={name: value for name, value in found.items() if name in self._vision_names},
+        )
+        self._pictures[key] = (vision, texts, pictures)  # holding the pictures keeps their ids their own
         if len(self._pictures) > CACHED_PICTURES:
             self._pictures.popitem(last=False)
-        return vision, size
+        return vision, texts

@@ -14,14 +14,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from vlm_r1.config import ModelConfig, PromptConfig
 from vlm_r1.errors import ModelError, nearest
 from vlm_r1.models import shared_prefix, vision_attention
+from vlm_r1.models.families import FAMILIES
 from vlm_r1.models.family import Family
+from vlm_r1.models.policy import Policy
 from vlm_r1.models.processor import load_processor
-from vlm_r1.models.qwen_vl import Qwen3VL, Qwen25VL
 from vlm_r1.models.scratch import build_scratch
-from vlm_r1.models.shared_prefix import Policy
-
-FAMILIES: dict[str, type[Family]] = {"qwen3_vl": Qwen3VL, "qwen2_5_vl": Qwen25VL}
-"""`config.model_type` -> family."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +78,7 @@ def load_policy(config: ModelConfig, prompt: PromptConfig | None = None, *, seed
         model.gradient_checkpointing_enable({"use_reentrant": False})
     prompt = prompt or PromptConfig()
     family = FAMILIES[model_type](model, processor, prompt, config.min_pixels, config.max_pixels)
-    policy = Policy(model, torch.tensor(family.banned_token_ids()))
+    policy = Policy(model, torch.tensor(family.banned_token_ids()), mrope=family.mrope)
     return LoadedPolicy(policy=policy, family=family, processor=processor)
 
 

@@ -1,4 +1,4 @@
-"""Attention over packed rows, and the policy that scores them: the prompt once for all its answers, exactly.
+"""Attention over packed rows: the prompt once for all its answers, exactly.
 
 `attend` is registered with transformers under `NAME` and used by a model's language part; every projection, norm and
 feed-forward layer is the model's own. A branch's queries meet its prefix's keys and its own; no `N x N` mask exists.
@@ -6,25 +6,28 @@ feed-forward layer is the model's own. A branch's queries meet its prefix's keys
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from vlm_r1.models.packing import Layout, PackedRow
+from vlm_r1.errors import ModelError
+from vlm_r1.models.layout import Layout, Rule
 
 NAME = "vlm_r1_shared_prefix"
-LOGIT_CHUNK = 1 << 25
-"""Most logits (tokens x vocabulary) that exist at once in float32 while log-probs are taken: 128 MiB."""
-MASKED = -1e9
-"""Logit of a banned token."""
+
+
+class Attends(Protocol):
+    """A layout with an attention of its own, as rollouts have; shapes as in `attend`."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """The attention of one layer."""
 
 
 def attend(
@@ -34,47 +37,71 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    layout: Any = None,
+    layout: Layout | Attends | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: query `(1, H, N, d)`, key and value `(1, h, N, d)` -> `(1, N, H, d)`.
 
-    `layout` (a `Layout`, or an object with `attend`, as rollouts use) reaches here through the model's keyword
-    arguments. Without it this is transformers' own SDPA attention.
+    `layout` reaches here through the model's keyword arguments. Without it this is transformers' own SDPA attention.
+    Raises `ModelError` for attention sinks, which packed rows do not have.
     """
-    if layout is None:
+    rule = Rule(scaling=scaling, window=sliding_window, softcap=softcap)
+    if s_aux is not None:
+        raise ModelError(f"{type(module).__name__}: attention sinks are not supported")
+    if layout is None and softcap is None:
+        kwargs["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    if not isinstance(layout, Layout):
-        return layout.attend(module.layer_idx, query, key, value, scaling), None
-    return attend_packed(layout, query, key, value, scaling), None
+    if layout is None:
+        causal = attention_mask is None and query.shape[2] > 1
+        return weigh(query, key, value, attention_mask, rule, causal=causal).transpose(1, 2), None
+    if isinstance(layout, Layout):
+        return attend_packed(layout, query, key, value, rule), None
+    return layout.attend(module.layer_idx, query, key, value, rule), None  # type: ignore[arg-type]
 
 
-def attend_packed(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Prefixes causally; branches over their prefix and themselves. Shapes as in `attend`."""
-    out, prompt_k, prompt_v = attend_prefix(layout, query, key, value, scaling)
+def weigh(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: Rule, *, causal: bool = False) -> Tensor:
+    """Queries `(P, H, S, d)` over keys and values `(P, h, L, d)`, which grouped heads share -> `(P, H, S, d)`.
+
+    `mask` is True where a query may look (or is added to the scores); the window is the mask's business.
+    """
+    if rule.softcap is None:
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=rule.scaling, enable_gqa=grouped
+        )
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    scale = q.shape[-1] ** -0.5 if rule.scaling is None else rule.scaling
+    scores = torch.tanh((q @ k.transpose(-1, -2)).float() * (scale / rule.softcap)) * rule.softcap
+    if mask is None and causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def attend_packed(layout: Layout, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+    """Prefixes among themselves; branches over their prefix and themselves. Shapes as in `attend`."""
+    out, prompt_k, prompt_v = attend_prefix(layout, query, key, value, rule)
     if len(layout.tree_of_branch):
-        out = torch.cat([out, attend_branches(layout, query, key, value, prompt_k, prompt_v, scaling)])
+        out = torch.cat([out, attend_branches(layout, query, key, value, prompt_k, prompt_v, rule)])
     return out[None]
 
 
 def attend_prefix(
-    layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+    layout: Layout, query: Tensor, key: Tensor, value: Tensor, rule: Rule
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Causal attention of the prefixes: output `(N_prefix, H, d)`, and their padded keys and values `(P, h, L, d)`."""
+    """Attention of the prefixes: output `(N_prefix, H, d)`, and their padded keys and values `(P, h, L, d)`."""
     q, k, v = (x[0].transpose(0, 1)[layout.prefix_index].transpose(1, 2) for x in (query, key, value))
-    grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+    out = weigh(q, k, v, layout.prefix_mask(rule.window), rule, causal=True)
     return out.transpose(1, 2).flatten(0, 1)[layout.prefix_unpad], k, v
 
 
 def attend_branches(
-    layout: Layout,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prompt_k: Tensor,
-    prompt_v: Tensor,
-    scaling: float | None,
+    layout: Layout, query: Tensor, key: Tensor, value: Tensor, prompt_k: Tensor, prompt_v: Tensor, rule: Rule
 ) -> Tensor:
     """Attention of the branches over their prefix's keys and values and their own.
 
@@ -83,8 +110,7 @@ def attend_branches(
     q, k, v = (x[0].transpose(0, 1)[layout.branch_index].transpose(1, 2) for x in (query, key, value))
     k = torch.cat([prompt_k[layout.tree_of_branch], k], 2)
     v = torch.cat([prompt_v[layout.tree_of_branch], v], 2)
-    grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask, scale=scaling, enable_gqa=grouped)
+    out = weigh(q, k, v, layout.branch_mask(rule.window), rule)
     return out.transpose(1, 2).flatten(0, 1)[layout.branch_unpad]
 
 
@@ -94,7 +120,7 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
 
 _PACKED = [False]
-AttentionInterface.register(NAME, attend)
+AttentionInterface.register(NAME, attend)  # type: ignore[arg-type]
 AttentionMaskInterface.register(NAME, _mask)
 
 
@@ -106,74 +132,3 @@ def packed() -> Iterator[None]:
         yield
     finally:
         _PACKED[0] = False
-
-
-def token_logprobs(
-    hidden: Tensor, head: nn.Module, targets: Tensor, banned: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probs of `targets` `(S,)` and the entropy at each place, in float32, from hidden states `(S, D)`.
-
-    The distribution is `softmax(logits / temperature)` with banned tokens masked: the one that rollouts sample from.
-    Only `LOGIT_CHUNK` logits exist at a time; with more, each chunk is computed again in the backward pass.
-    """
-    vocabulary: int = head.weight.shape[0]  # type: ignore[assignment,union-attr,index]
-    rows = max(1, LOGIT_CHUNK // vocabulary)
-    if len(targets) <= rows:
-        return _score(hidden, targets, head, banned, temperature)
-    parts = [
-        checkpoint(_score, h, t, head, banned, temperature, use_reentrant=False)
-        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
-    ]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-
-def masked_logprobs(logits: Tensor, banned: Tensor, temperature: float) -> Tensor:
-    """`log_softmax(logits / temperature)` in float32 with banned tokens masked; any leading shape."""
-    return F.log_softmax(logits.float().index_fill(-1, banned, MASKED) / temperature, -1)
-
-
-def _score(
-    hidden: Tensor, targets: Tensor, head: nn.Module, banned: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    logprobs = masked_logprobs(head(hidden), banned, temperature)
-    with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return logprobs.gather(-1, targets[:, None])[:, 0], entropy
-
-
-class Policy(nn.Module):
-    """A vision-language model that scores packed rows; what optimisers, DDP and FSDP wrap.
-
-    `model` is the transformers model; `banned` `(K,)` are the token ids it may not write (picture placeholders).
-    """
-
-    banned: Tensor
-
-    def __init__(self, model: Any, banned: Tensor) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("banned", banned, persistent=False)
-
-    def features(self, vision: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The vision tower's output for the pictures, in the form `hidden` takes; empty without pictures."""
-        if not vision:
-            return {}
-        return {"image": self.model.model.get_image_features(**vision, return_dict=True)}
-
-    def hidden(self, token_ids: Tensor, positions: Tensor, features: Mapping[str, Any], layout: Any) -> Tensor:
-        """Last hidden states `(N, D)` of a row: token ids `(N,)`, positions `(3, N)`."""
-        with packed():
-            out = self.model.model(
-                input_ids=token_ids[None],
-                position_ids=positions[:, None],
-                mm_encoder_outputs=dict(features),
-                use_cache=False,
-                layout=layout,
-            )
-        return out.last_hidden_state[0]
-
-    def forward(self, row: PackedRow, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Log-prob and entropy `(S,)` of every scored token of the row."""
-        hidden = self.hidden(row.token_ids, row.positions, self.features(row.vision), row.layout)
-        head = self.model.get_output_embeddings()
-        return token_logprobs(hidden[row.predictors], head, row.targets, self.banned, temperature)

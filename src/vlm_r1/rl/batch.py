@@ -46,8 +46,9 @@ def group_tree(group: RolloutGroup) -> Tree:
     return Tree(
         token_ids=torch.tensor(prompt.token_ids),
         positions=prompt.positions,
-        vision=prompt.vision,
+        pictures=prompt.pictures,
         branches=tuple(branches),
+        blocks=prompt.blocks,
     )
 
 

@@ -12,7 +12,7 @@ from vlm_r1.data.mixture import SampleStream
 from vlm_r1.data.source import load_source
 from vlm_r1.errors import ConfigError
 from vlm_r1.eval.run import evaluate, load_splits
-from vlm_r1.models.shared_prefix import Policy
+from vlm_r1.models.policy import Policy
 from vlm_r1.rewards.rubric import build_rubric
 from vlm_r1.rl.algorithms import ALGORITHMS
 from vlm_r1.rl.batch import make_batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlm_r1.models.load import load_policy
-from vlm_r1.models.shared_prefix import Policy
+from vlm_r1.models.policy import Policy
 from vlm_r1.runtime.session import Session
 
 

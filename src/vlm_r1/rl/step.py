@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlm_r1.models.packing import PackedRow, Tree, cut_by_budget, pack
-from vlm_r1.models.shared_prefix import Policy
+from vlm_r1.models.policy import Policy
 from vlm_r1.rl.algorithms import Algorithm
 from vlm_r1.rl.batch import TrainBatch
 from vlm_r1.rl.objective import k3

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlm_r1.config import RolloutConfig
 from vlm_r1.models.load import LoadedPolicy
-from vlm_r1.models.shared_prefix import Policy, masked_logprobs
+from vlm_r1.models.policy import Policy, masked_logprobs
 from vlm_r1.records import Prompt, Rollout, RolloutGroup
 from vlm_r1.rollout.cache import DecodeCache, Prefill
 from vlm_r1.rollout.sampling import StopRule, choose
@@ -49,7 +49,6 @@ def decode(
     temperature = 1.0 if seed is None else settings.temperature
     stop = StopRule(tokenizer, eos_token_ids(policy, tokenizer), settings.stop_at_answer)
     cache = DecodeCache(prefill, group_size, settings.max_new_tokens)
-    head = policy.model.get_output_embeddings()
     B, limit = len(prompts) * group_size, settings.max_new_tokens
     tokens_BT = torch.zeros(B, limit, dtype=torch.long, device=device)
     logprobs_BT = torch.zeros(B, limit, device=device)
@@ -58,7 +57,7 @@ def decode(
     rows = torch.arange(B, device=device)  # the answers that the cache's rows belong to
     live = torch.ones(B, dtype=torch.bool, device=device)
     position = prefill.next_positions.repeat_interleave(group_size)
-    logits = head(prefill.last_hidden.detach()).repeat_interleave(group_size, 0)
+    logits = policy.logits(prefill.last_hidden.detach()).repeat_interleave(group_size, 0)
     for step in range(limit):
         logprobs_RV = masked_logprobs(logits, policy.banned, temperature)
         chosen = choose(logprobs_RV, settings, generator)
@@ -75,7 +74,7 @@ def decode(
             kept = live.nonzero()[:, 0]
             cache.keep(kept)
             rows, chosen, position, live = rows[kept], chosen[kept], position[kept], live[kept]
-        logits = head(policy.hidden(chosen, (position + step).expand(3, -1), {}, cache))
+        logits = policy.logits(policy.hidden(chosen, (position + step).expand(3, -1), {}, cache))
     answers = _rollouts(tokenizer, tokens_BT, logprobs_BT, lengths_B, stopped_B)
     groups = [tuple(answers[i : i + group_size]) for i in range(0, B, group_size)]
     return [RolloutGroup(prompt=p, rollouts=g) for p, g in zip(prompts, groups, strict=True)]

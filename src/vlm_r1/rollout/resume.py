@@ -7,13 +7,16 @@ answers run over its keys and values; the gradient is the packed row's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vlm_r1.models.packing import Layout, PackedRow, branch_mask, pad_index
-from vlm_r1.models.shared_prefix import Policy, attend_branches, token_logprobs
+from vlm_r1.models.layout import Layout, Rule, pad_index
+from vlm_r1.models.packing import PackedRow
+from vlm_r1.models.policy import Policy
+from vlm_r1.models.shared_prefix import attend_branches
 from vlm_r1.rollout.cache import Prefill
 
 
@@ -31,10 +34,10 @@ class Continuation:
     def __init__(self, prefill: Prefill, layout: Layout) -> None:
         self.prefill, self.layout = prefill, layout
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """Attention of the answers over their prompt and themselves."""
         keys, values = self.prefill.keys[layer], self.prefill.values[layer]
-        return attend_branches(self.layout, query, key, value, keys, values, scaling)[None]
+        return attend_branches(self.layout, query, key, value, keys, values, rule)[None]
 
 
 def continued_row(
@@ -50,19 +53,17 @@ def continued_row(
     prompt_of_branch = prompt_of_tree[row.layout.tree_of_branch]
     lengths = torch.bincount(row.branch_of_target, minlength=len(prompt_of_branch))
     index, unpad = pad_index(lengths.tolist())
-    prompt_lengths = torch.tensor(prefill.lengths)[prompt_of_branch.cpu()]
-    layout = Layout(
+    layout = replace(
+        prefill.layout,
         n_prefix=0,
-        prefix_index=row.layout.prefix_index,
-        prefix_unpad=row.layout.prefix_unpad,
-        branch_index=index,
-        branch_unpad=unpad,
+        branch_index=index.to(device),
+        branch_unpad=unpad.to(device),
         tree_of_branch=prompt_of_branch,
-        mask=branch_mask(prompt_lengths, prefill.keys[0].shape[2], index.shape[1]),
-    ).to(device)
+        _masks={},
+    )
     hidden = policy.hidden(row.token_ids[n_prefix:], row.positions[:, n_prefix:], {}, Continuation(prefill, layout))
     starts = row.predictors < n_prefix  # an answer's first token is predicted by its prompt's last hidden state
     own = (row.predictors - n_prefix + len(prefill.lengths)).clamp(min=0)
     source = torch.where(starts, prompt_of_branch[row.branch_of_target], own)
     states = torch.cat([prefill.last_hidden, hidden])[source]
-    return token_logprobs(states, policy.model.get_output_embeddings(), row.targets, policy.banned, temperature)
+    return policy.score(states, row.targets, temperature)

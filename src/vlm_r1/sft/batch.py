@@ -57,8 +57,9 @@ def make_tree(samples: Sequence[Sample], family: Family) -> Tree:
     return Tree(
         token_ids=torch.tensor(first.token_ids[:shared]),
         positions=first.positions[:, :shared],
-        vision=first.vision,
+        pictures=first.pictures,
         branches=tuple(branches),
+        blocks=None if first.blocks is None else first.blocks[:shared],
     )
 
 

@@ -1,0 +1,8 @@
+"""The registry of model families: `config.model_type` -> family."""
+
+from __future__ import annotations
+
+from vlm_r1.models.family import Family
+from vlm_r1.models.qwen_vl import Qwen25VL, QwenVL
+
+FAMILIES: dict[str, type[Family]] = {"qwen3_vl": QwenVL, "qwen2_5_vl": Qwen25VL}

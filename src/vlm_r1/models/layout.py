@@ -1,0 +1,140 @@
+"""Where prefixes and branches lie in a packed row, and which tokens may look at which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """How a layer weighs the tokens it sees: `softmax(cap(scaling * q k))` over at most `window` tokens.
+
+    `scaling` None is `d ** -0.5`; `window` counts the token itself; `softcap` c bounds scores by `c * tanh(score / c)`
+    (Gemma 2, section 2 of its report).
+    """
+
+    scaling: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """P prefixes and B branches of a row, as attention needs them.
+
+    `prefix_index` `(P, L)` and `branch_index` `(B, T)` point into the row (padding points at the entry's last token);
+    `prefix_unpad` and `branch_unpad` take the flattened padded tensors back to row order; `tree_of_branch` `(B,)`;
+    `prefix_lengths` `(P,)`. `blocks` `(P, L)`, where a family has them, numbers groups of prefix tokens that see each
+    other both ways; -1 is plain causal.
+    """
+
+    n_prefix: int
+    prefix_index: Tensor
+    prefix_unpad: Tensor
+    branch_index: Tensor
+    branch_unpad: Tensor
+    tree_of_branch: Tensor
+    prefix_lengths: Tensor
+    blocks: Tensor | None = None
+    _masks: dict[tuple[str, int | None], Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    def to(self, device: torch.device) -> Layout:
+        """The same layout on a device."""
+        moved: dict[str, Any] = {n: v.to(device) for n in Layout.__slots__ if isinstance(v := getattr(self, n), Tensor)}
+        return replace(self, **moved, _masks={})
+
+    def prefix_mask(self, window: int | None) -> Tensor | None:
+        """`(P, 1, L, L)`: which prefix tokens a prefix token sees; None where that is plain causal."""
+        width = self.prefix_index.shape[1]
+        window = None if window is None or window >= width else window
+        if self.blocks is None and window is None:
+            return None
+        return self._cached("prefix", window, self._make_prefix_mask)
+
+    def branch_mask(self, window: int | None) -> Tensor:
+        """`(B, 1, T, L + T)`: a branch token sees its whole prefix and its own branch up to itself."""
+        width = self.prefix_index.shape[1] + self.branch_index.shape[1]
+        window = None if window is None or window >= width else window
+        return self._cached("branch", window, self._make_branch_mask)
+
+    def _cached(self, kind: str, window: int | None, make: object) -> Tensor:
+        if (kind, window) not in self._masks:
+            self._masks[kind, window] = make(window)  # type: ignore[operator]
+        return self._masks[kind, window]
+
+    def _make_prefix_mask(self, window: int | None) -> Tensor:
+        place = torch.arange(self.prefix_index.shape[1], device=self.prefix_index.device)
+        seen = (place[:, None] >= place[None])[None]
+        if self.blocks is not None:
+            inside = (self.blocks[:, :, None] == self.blocks[:, None]) & (self.blocks[:, None] >= 0)
+            seen = seen | inside
+        if window is not None:
+            seen = seen & (place[None] > place[:, None] - window)
+        return seen[:, None]
+
+    def _make_branch_mask(self, window: int | None) -> Tensor:
+        device = self.prefix_index.device
+        L, T = self.prefix_index.shape[1], self.branch_index.shape[1]
+        lengths_B = self.prefix_lengths[self.tree_of_branch][:, None, None]
+        at_T, at_L = torch.arange(T, device=device), torch.arange(L, device=device)
+        prefix = (at_L < lengths_B).expand(-1, T, L)
+        own = (at_T[:, None] >= at_T[None])[None].expand(len(lengths_B), T, T)
+        if window is not None:
+            prefix = prefix & (at_L > lengths_B + at_T[:, None] - window)
+            own = own & (at_T[None] > at_T[:, None] - window)
+        return torch.cat([prefix, own], -1)[:, None]
+
+
+def pad_index(lengths: Sequence[int], offset: int = 0) -> tuple[Tensor, Tensor]:
+    """Index of consecutive runs as a padded matrix, and its inverse.
+
+    `lengths` are the R runs' lengths, laid one after the other from `offset`. Returns `(R, max)` indices (padding
+    repeats the run's last token, so that it stays finite) and the flat positions of the real entries in row order.
+    """
+    lengths_R = torch.tensor(lengths, dtype=torch.long)
+    width = int(lengths_R.max()) if len(lengths) else 0
+    starts_R = torch.cumsum(lengths_R, 0) - lengths_R
+    column = torch.arange(width)
+    index = starts_R[:, None] + torch.minimum(column[None], (lengths_R - 1).clamp(min=0)[:, None]) + offset
+    real = column[None] < lengths_R[:, None]
+    return index, real.flatten().nonzero()[:, 0]
+
+
+def make_layout(
+    prefix_lengths: Sequence[int],
+    branch_lengths: Sequence[int],
+    tree_of_branch: Sequence[int],
+    blocks: Sequence[Tensor | None] = (),
+) -> Layout:
+    """The layout of prefixes of these lengths followed by branches of these lengths, branch b hanging on its tree.
+
+    `blocks` holds each prefix's block numbers `(L,)`, or None for a plain causal one.
+    """
+    n_prefix = sum(prefix_lengths)
+    prefix_index, prefix_unpad = pad_index(prefix_lengths)
+    branch_index, branch_unpad = pad_index(branch_lengths, n_prefix)
+    return Layout(
+        n_prefix=n_prefix,
+        prefix_index=prefix_index,
+        prefix_unpad=prefix_unpad,
+        branch_index=branch_index,
+        branch_unpad=branch_unpad,
+        tree_of_branch=torch.tensor(tree_of_branch, dtype=torch.long),
+        prefix_lengths=torch.tensor(prefix_lengths, dtype=torch.long),
+        blocks=_padded_blocks(blocks, prefix_index.shape),
+    )
+
+
+def _padded_blocks(blocks: Sequence[Tensor | None], shape: torch.Size) -> Tensor | None:
+    if all(block is None for block in blocks):
+        return None
+    padded = torch.full(shape, -1)
+    for row, block in enumerate(blocks):
+        if block is not None:
+            padded[row, : len(block)] = block
+    return padded

@@ -1,0 +1,116 @@
+"""The policy: a vision-language model that scores packed rows, and the log-probs it gives to tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vlm_r1.models.packing import PackedRow
+from vlm_r1.models.shared_prefix import packed
+from vlm_r1.records import VisionInput
+
+LOGIT_CHUNK = 1 << 25
+"""Most logits (tokens x vocabulary) that exist at once in float32 while log-probs are taken: 128 MiB."""
+MASKED = -1e9
+"""Logit of a banned token."""
+
+
+class Policy(nn.Module):
+    """A vision-language model that scores packed rows; what optimisers, DDP and FSDP wrap.
+
+    `model` is the transformers model; `banned` `(K,)` are the token ids it may not write (picture placeholders);
+    `mrope` says that it takes positions per axis (time, row, column).
+    """
+
+    banned: Tensor
+
+    def __init__(self, model: Any, banned: Tensor, *, mrope: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.mrope = mrope
+        self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self.register_buffer("banned", banned, persistent=False)
+
+    def features(self, pictures: Sequence[VisionInput]) -> dict[str, Any]:
+        """The vision tower's output for the pictures, in the form `hidden` takes; empty without pictures."""
+        return {"image": self.encode_pictures(pictures)} if pictures else {}
+
+    def encode_pictures(self, pictures: Sequence[VisionInput]) -> Any:
+        """The model's own `get_image_features` on these pictures."""
+        tensors = {name: value.to(self.banned.device) for name, value in merge_pictures(pictures).items()}
+        return self.model.model.get_image_features(**tensors, return_dict=True)
+
+    def hidden(self, token_ids: Tensor, positions: Tensor, features: Mapping[str, Any], layout: Any) -> Tensor:
+        """Last hidden states `(N, D)` of a row: token ids `(N,)`, positions `(3, N)`."""
+        with packed():
+            out = self.model.model(
+                input_ids=token_ids[None],
+                position_ids=positions[:, None] if self.mrope else positions[:1],
+                mm_encoder_outputs=dict(features),
+                use_cache=False,
+                layout=layout,
+            )
+        return out.last_hidden_state[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits `(..., V)` of hidden states `(..., D)`."""
+        logits = self.model.get_output_embeddings()(hidden)
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def forward(self, row: PackedRow, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-prob and entropy `(S,)` of every scored token of the row."""
+        hidden = self.hidden(row.token_ids, row.positions, self.features(row.pictures), row.layout)
+        return self.score(hidden[row.predictors], row.targets, temperature)
+
+    def score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-prob and entropy `(S,)` of the tokens `(S,)` that hidden states `(S, D)` predict."""
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        return token_logprobs(hidden, self.logits, vocabulary, targets, self.banned, temperature)
+
+
+def merge_pictures(pictures: Sequence[VisionInput]) -> dict[str, Tensor]:
+    """The tensors of several pictures, one after the other."""
+    names = dict.fromkeys(name for picture in pictures for name in picture.tensors)
+    return {name: torch.cat([p.tensors[name] for p in pictures if name in p.tensors]) for name in names}
+
+
+def token_logprobs(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    vocabulary: int,
+    targets: Tensor,
+    banned: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of `targets` `(S,)` and the entropy at each place, in float32, from hidden states `(S, D)`.
+
+    The distribution is `softmax(logits / temperature)` with banned tokens masked: the one that rollouts sample from.
+    Only `LOGIT_CHUNK` logits exist at a time; with more, each chunk is computed again in the backward pass.
+    """
+    rows = max(1, LOGIT_CHUNK // vocabulary)
+    if len(targets) <= rows:
+        return _score(hidden, targets, head, banned, temperature)
+    parts = [
+        checkpoint(_score, h, t, head, banned, temperature, use_reentrant=False)
+        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+    ]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def masked_logprobs(logits: Tensor, banned: Tensor, temperature: float) -> Tensor:
+    """`log_softmax(logits / temperature)` in float32 with banned tokens masked; any leading shape."""
+    return F.log_softmax(logits.float().index_fill(-1, banned, MASKED) / temperature, -1)
+
+
+def _score(
+    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], banned: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    logprobs = masked_logprobs(head(hidden), banned, temperature)
+    with torch.no_grad():
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs.gather(-1, targets[:, None])[:, 0], entropy
