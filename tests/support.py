@@ -177,14 +177,20 @@ def gradients(module) -> dict[str, torch.Tensor]:
     return found
 
 
-def assert_same_gradients(ours: dict, theirs: dict, relative: float = 1e-4) -> None:
-    """Every parameter's gradient within `relative` of its norm; leading "model." in names does not count."""
+def assert_same_gradients(ours: dict, theirs: dict, relative: float = 1e-4) -> float:
+    """Every parameter's gradient within `relative` of its norm; leading "model." in names does not count.
+
+    Returns the largest relative difference found, over parameters whose gradient is not noise around zero.
+    """
     ours, theirs = ({re.sub(r"^(model\.)+", "", name): g for name, g in found.items()} for found in (ours, theirs))
     assert ours.keys() == theirs.keys()
     scale = max(float(value.norm()) for value in theirs.values())
+    largest = 0.0
     for name, value in theirs.items():
-        error = float((ours[name].to(value.dtype) - value).norm())
-        assert error <= relative * float(value.norm()) + 1e-7 * scale, f"{name}: off by {error} of {value.norm()}"
+        error, norm = float((ours[name].to(value.dtype) - value).norm()), float(value.norm())
+        assert error <= relative * norm + 1e-7 * scale, f"{name}: off by {error} of {norm}"
+        largest = max(largest, error / norm if norm > 1e-5 * scale else 0.0)
+    return largest
 
 
 def recipe(model: Path, run_dir: Path, method: str = "grpo", /, **sections) -> Recipe:

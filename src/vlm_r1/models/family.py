@@ -94,9 +94,9 @@ class Family:
         return [token for token in found if token is not None]
 
     def modules(self) -> dict[Part, list[nn.Module]]:
-        """The vision tower, the connector between it and the language model, and the language model with its head.
+        """The connector between tower and language model, the vision tower, and the language model with its head.
 
-        A parameter belongs to the first part in the order connector, vision, language that holds it.
+        A module that lies inside another part's comes before it.
         """
         model = self.model.model
         tower, language = model.get_encoder(modality="image"), model.get_decoder()
@@ -139,6 +139,17 @@ class Family:
             box_map=self.prompt_box_map(sample, pictures),
             blocks=self.blocks(token_ids),
         )
+
+    def parameters(self) -> dict[Part, dict[str, nn.Parameter]]:
+        """Part -> name -> parameter; each belongs to the first part of `modules` that holds it, the rest to the
+        connector."""
+        owner = {
+            id(p): part for part, modules in reversed(self.modules().items()) for m in modules for p in m.parameters()
+        }
+        found: dict[Part, dict[str, nn.Parameter]] = {"vision": {}, "connector": {}, "language": {}}
+        for name, parameter in self.model.named_parameters():
+            found[owner.get(id(parameter), "connector")][name] = parameter
+        return found
 
     def prompt_box_map(self, sample: Sample, pictures: Sequence[VisionInput]) -> BoxMap:
         """The box map that the recipe asks for; boxes are about the first picture."""

@@ -1,0 +1,105 @@
+"""Every family on a tiny checkpoint in the published layout: load, encode, rollout, exact update, save, boxes."""
+
+import pytest
+import torch
+import zoo
+from support import assert_same_gradients, gradients
+
+from vlm_r1.config import RolloutConfig
+from vlm_r1.models.packing import cut_by_budget, pack
+from vlm_r1.models.policy import merge_pictures
+from vlm_r1.rl.batch import group_tree
+from vlm_r1.rollout.native import generate
+from vlm_r1.runtime.checkpoint import save_model
+
+ZOO = zoo.zoo()
+TEMPERATURE = 0.8
+
+
+@pytest.fixture(scope="module", params=ZOO)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def entry(name):
+    return ZOO[name]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, name, entry):
+    found = tmp_path_factory.mktemp("zoo") / name
+    found.mkdir()
+    entry.build(found)
+    return found
+
+
+def weights(count: int) -> torch.Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(5))
+
+
+def test_a_prompt_is_what_the_processor_makes_of_it(folder, entry):
+    loaded = zoo.load(folder)
+    for one in zoo.samples(entry):
+        prompt, expected = loaded.family.encode(one), zoo.processor_inputs(loaded, one)
+        assert list(prompt.token_ids) == expected["input_ids"][0].tolist()
+        for key, value in merge_pictures(prompt.pictures).items():
+            assert torch.equal(value.flatten(), expected[key].flatten()), key
+
+
+@pytest.mark.parametrize("budget", [100_000, 60], ids=["one-row", "cut"])
+def test_the_packed_update_equals_the_plain_one(record_property, folder, entry, budget):
+    loaded, model = zoo.load(folder), zoo.plain(folder, entry)
+    answered = zoo.groups(loaded, entry)
+    expected = zoo.plain_logprobs(model, loaded, answered, TEMPERATURE)
+    (expected * weights(len(expected))).sum().backward()
+    parts, start = [], 0
+    for trees in cut_by_budget([group_tree(g) for g in answered], budget):
+        logprobs, _ = loaded.policy(pack(trees), TEMPERATURE)
+        (logprobs * weights(len(expected))[start : start + len(logprobs)]).sum().backward()
+        start += len(logprobs)
+        parts.append(logprobs.detach())
+    torch.testing.assert_close(torch.cat(parts), expected.detach(), atol=2e-5, rtol=0)
+    record_property("gradient_difference", assert_same_gradients(gradients(loaded.policy), gradients(model)))
+
+
+def test_rollouts_record_the_log_probs_of_the_plain_forward(folder, entry):
+    loaded = zoo.load(folder)
+    prompts = [loaded.family.encode(s) for s in zoo.samples(entry)]
+    settings = RolloutConfig(max_new_tokens=7, temperature=TEMPERATURE)
+    answered = generate(loaded, prompts, 3, settings, seed=1)
+    recorded = torch.tensor([lp for g in answered for r in g.rollouts for lp in r.logprobs])
+    with torch.no_grad():
+        expected = zoo.plain_logprobs(zoo.plain(folder, entry), loaded, answered, TEMPERATURE)
+    torch.testing.assert_close(recorded, expected, atol=2e-5, rtol=0)
+    banned = set(loaded.policy.banned.tolist())
+    assert not any(banned & set(r.token_ids) for g in answered for r in g.rollouts)
+
+
+def test_a_saved_model_comes_back(tmp_path, folder, entry):
+    loaded = zoo.load(folder)
+    save_model(tmp_path, loaded.policy.model, loaded.processor, loaded.family.settings)
+    again = zoo.load(tmp_path)
+    row = pack([group_tree(g) for g in zoo.groups(loaded, entry)])
+    with torch.no_grad():
+        assert torch.equal(loaded.policy(row)[0], again.policy(row)[0])
+    one = zoo.samples(entry)[0]
+    assert again.family.encode(one).token_ids == loaded.family.encode(one).token_ids
+    published = {f.name for f in folder.iterdir()} - {"vlm_r1.json"}
+    assert published <= {f.name for f in tmp_path.iterdir()}
+
+
+def test_boxes_go_to_the_models_space_and_back(folder, entry):
+    family = zoo.load(folder).family
+    for one in zoo.samples(entry):
+        box_map = family.encode(one).box_map
+        box = (3.0, 5.0, 17.0, 29.0)
+        assert box_map.to_pixels(box_map.to_model(box)) == pytest.approx(box, abs=1e-6)
+
+
+def test_every_parameter_belongs_to_one_part(folder, entry):
+    family = zoo.load(folder).family
+    parts = family.parameters()
+    names = [name for part in parts.values() for name in part]
+    assert sorted(names) == sorted(n for n, _ in family.model.named_parameters())
+    assert all(parts.values()), {part: len(found) for part, found in parts.items()}

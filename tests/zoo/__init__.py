@@ -1,0 +1,91 @@
+"""Tiny random checkpoints of every family, in the folder layout of the published ones; and their plain forward.
+
+An entry builds its folder with the family's real configuration and processor classes and a small tokenizer. The plain
+forward is transformers' own: one unpadded row an answer, the processor's own inputs, no code of packed rows.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from support import PLAIN, made_up, picture, sample
+from transformers import AutoModelForImageTextToText
+
+from vlm_r1.config import ModelConfig
+from vlm_r1.models.load import LoadedPolicy, load_policy
+from vlm_r1.prompts.templates import chat_messages
+from vlm_r1.records import RolloutGroup
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One family: `build(folder)` writes a checkpoint of it; `attention` is what transformers can run it with."""
+
+    build: Callable[[Path], None]
+    attention: str = "sdpa"
+    multi_image: bool = True
+    without_picture: bool = True
+
+
+def zoo() -> dict[str, Entry]:
+    """Name -> entry."""
+    from zoo import qwen
+
+    return {**qwen.ENTRIES}
+
+
+def samples(entry: Entry):
+    """Questions with one picture, none and two where the family takes them; pictures differ in size and shape."""
+    found = [sample("the red circle", picture(48, 32))]
+    if entry.without_picture:
+        found.append(sample("how many?"))
+    if entry.multi_image:
+        found.append(sample("the largest blue square of both", picture(32, 64, 1), picture(90, 40, 2)))
+    found.append(sample("the small triangle left of it", picture(120, 33, 3)))
+    return found
+
+
+def load(folder: Path, **model) -> LoadedPolicy:
+    """The entry's checkpoint as a policy, with every vector (norms, biases) moved so that its gradient is its own."""
+    return load_policy(ModelConfig(path=str(folder), **model), PLAIN)
+
+
+def groups(loaded: LoadedPolicy, entry: Entry) -> list[RolloutGroup]:
+    """Made-up answers of different lengths to the samples."""
+    lengths = [(1, 5, 3), (4, 1, 7), (2, 9, 6), (8, 3, 3)]
+    prompts = [loaded.family.encode(s) for s in samples(entry)]
+    return [made_up(loaded, p, n, i) for i, (p, n) in enumerate(zip(prompts, lengths, strict=False))]
+
+
+def plain(folder: Path, entry: Entry):
+    """The checkpoint in an unmodified transformers model."""
+    return AutoModelForImageTextToText.from_pretrained(folder, attn_implementation=entry.attention).eval()
+
+
+def processor_inputs(loaded: LoadedPolicy, one) -> dict[str, torch.Tensor]:
+    """What the family's processor makes of a sample by itself."""
+    messages = chat_messages(one, PLAIN.template)
+    text = loaded.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    images = [p.open() for p in one.images] or None
+    return dict(loaded.processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False))
+
+
+def plain_logprobs(
+    model, loaded: LoadedPolicy, answered: Sequence[RolloutGroup], temperature: float = 1.0
+) -> torch.Tensor:
+    """Log-probs `(S,)` of all answers' tokens: each answer behind its prompt in a forward pass of its own."""
+    parts = []
+    for group in answered:
+        inputs = processor_inputs(loaded, group.prompt.sample)
+        inputs.pop("attention_mask", None)
+        for rollout in group.rollouts:
+            answer = torch.tensor([rollout.token_ids])
+            row = inputs | {"input_ids": torch.cat([inputs["input_ids"], answer], 1)}
+            for name, value in (("mm_token_type_ids", 0), ("token_type_ids", 0)):
+                if name in inputs:
+                    row[name] = torch.cat([inputs[name], torch.full_like(answer, value)], 1)
+            logits = model(**row).logits[0, -answer.shape[1] - 1 : -1].float()
+            logits = logits.index_fill(-1, loaded.policy.banned, -torch.inf)
+            parts.append(torch.log_softmax(logits / temperature, -1).gather(-1, answer[0][:, None])[:, 0])
+    return torch.cat(parts)
