@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,15 +18,24 @@ from vlm_r1.rollout.sampling import StopRule, choose
 DROP_SHARE = 0.1
 """Finished rows are dropped once they are this share of the rows: dropping copies the other rows' keys and values."""
 
+Watch = Callable[[Tensor, Tensor], None]
+"""Called after each token: all tokens so far `(B, t)`, and how many of each row count `(B,)`. It may raise to stop."""
+
 
 @torch.no_grad()
 def generate(
-    loaded: LoadedPolicy, prompts: Sequence[Prompt], group_size: int, settings: RolloutConfig, *, seed: int | None
+    loaded: LoadedPolicy,
+    prompts: Sequence[Prompt],
+    group_size: int,
+    settings: RolloutConfig,
+    *,
+    seed: int | None,
+    watch: Watch | None = None,
 ) -> list[RolloutGroup]:
     """`group_size` answers to each prompt; the same seed gives the same answers, no seed the greedy ones."""
     with torch.no_grad():
         prefill = Prefill(loaded.policy, prompts)
-    return decode(loaded, prompts, prefill, group_size, settings, seed=seed)
+    return decode(loaded, prompts, prefill, group_size, settings, seed=seed, watch=watch)
 
 
 @torch.no_grad()
@@ -38,6 +47,7 @@ def decode(
     settings: RolloutConfig,
     *,
     seed: int | None,
+    watch: Watch | None = None,
 ) -> list[RolloutGroup]:
     """Sample over a prefill.
 
@@ -66,6 +76,8 @@ def decode(
         done = live & stop.finished(chosen, tokens_BT[:, : step + 1], rows)
         lengths_B[rows[done]] = step + 1
         stopped_B[rows[done]] = True
+        if watch is not None:
+            watch(tokens_BT[:, : step + 1], lengths_B.clamp(max=step + 1))
         live = live & ~done
         n_live = int(live.sum())
         if step + 1 == limit or not n_live:
