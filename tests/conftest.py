@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import browser, open_page, page  # noqa: F401  # fixtures of the tests with a browser
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"

@@ -19,10 +19,16 @@ ALL = SOURCES + [
 ]
 MAX_FILE, MEDIAN_FILE, MAX_FUNCTION, UNDOCUMENTED = 400, 180, 80, 12
 TORCH_FREE = ("records", "boxes", "errors", "config", "config_file", "config_keys", "cli", "data", "prompts", "rewards")
-CORE = {
-    re.split(r"[<>=!\[ ]", line)[0].lower()
-    for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def distribution_names(lines: list[str]) -> set[str]:
+    return {re.split(r"[<>=!\[ ]", line)[0].lower() for line in lines}
+
+
+CORE = distribution_names(PROJECT["dependencies"])
+EXTRA = {"view": distribution_names(PROJECT["optional-dependencies"]["ui"])}
+"""What a part of the package may import beyond the core: its command says which extra to install."""
 
 
 def tree(file: Path) -> ast.Module:
@@ -121,14 +127,13 @@ def test_every_imported_package_is_a_declared_dependency():
                 if top in sys.stdlib_module_names or top in {"vlm_r1", "__future__"}:
                     continue
                 names = {d.lower().replace("_", "-") for d in distributions.get(top, [top])}
-                if not names & CORE:
+                if not names & (CORE | EXTRA.get(file.relative_to(PACKAGE).parts[0], set())):
                     undeclared[top] = name(file)
     assert not undeclared, f"imported and not declared in pyproject.toml: {undeclared}"
 
 
 def test_constraints_pin_every_dependency():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = CORE | {re.split(r"[<>=!\[ ]", line)[0].lower() for line in project["optional-dependencies"]["dev"]}
+    wanted = CORE | distribution_names(PROJECT["optional-dependencies"]["dev"])
     lines = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if x and not x.startswith("#")]
     assert all("==" in line and "+" not in line for line in lines), "exact versions without a build suffix"
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
