@@ -1,4 +1,4 @@
-"""What the local web pages share: gradio where it is installed, a look that fetches nothing, a private folder, a server.
+"""What the local web pages share: gradio where it is installed, a look that fetches nothing, a private folder, serving.
 
 A page is served on 127.0.0.1 only, answers no other host name, loads everything from this server and reports nothing.
 """
