@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def train(recipe: Recipe) -> Path:
     elif session.accelerator.is_main_process:
         evaluate_splits(session, "before")
 
-    with Progress(recipe.run.steps, session.start, session.accelerator.is_main_process) as progress:
+    with Progress(recipe.run.steps, session.start, session.accelerator.is_main_process, recipe.run.dir) as progress:
         for step in range(session.start, recipe.run.steps):
             started = time.perf_counter()
             experience = collect(session, stream, rubric, algorithm, step)
@@ -67,8 +68,8 @@ def train(recipe: Recipe) -> Path:
             metrics = update_metrics | step_metrics(experience, batch, rubric, recipe)
             metrics |= {"time/update_s": time.perf_counter() - collected, "time/step_s": time.perf_counter() - started}
             metrics = mean_over_processes(session.accelerator, metrics)
-            write_step(session, experience, metrics, monitor, step)
-            progress.show(step + 1, metrics, SHOWN)
+            warnings = write_step(session, experience, metrics, monitor, step)
+            progress.show(step + 1, metrics, SHOWN, warnings)
             if recipe.eval.every and (step + 1) % recipe.eval.every == 0 and step + 1 < recipe.run.steps:
                 evaluate_splits(session, f"step-{step + 1}")
             if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
@@ -83,6 +84,7 @@ def evaluate_splits(session: Session, phase: str) -> None:
     splits = load_splits(session.recipe)
     if not splits or not session.accelerator.is_main_process:
         return
+    print(f"{phase}: answering {sum(map(len, splits.values()))} held-out questions", file=sys.stderr, flush=True)
     with session.accelerator.autocast():
         metrics, rows = evaluate(session.loaded, splits, session.recipe)
     session.log.evaluation(phase, metrics, rows)
@@ -90,17 +92,14 @@ def evaluate_splits(session: Session, phase: str) -> None:
 
 def write_step(
     session: Session, experience: Experience, metrics: dict[str, float], monitor: Monitor, step: int
-) -> None:
-    """One line of metrics, the rollouts where the recipe asks for them, and warnings in words."""
+) -> list[str]:
+    """One line of metrics, and the rollouts where the recipe asks for them. Returns the warnings that are due."""
     warnings = monitor.observe(step + 1, metrics)
     session.track(step + 1, {**metrics, **({"warnings": warnings} if warnings else {})})
-    if not session.accelerator.is_main_process:
-        return
-    for warning in warnings:
-        session.accelerator.print(f"warning: {warning}")
     every = session.recipe.run.log_rollouts_every
-    if every and (step + 1) % every == 0:
+    if session.accelerator.is_main_process and every and (step + 1) % every == 0:
         advantages = torch.nan_to_num(experience.advantages_PG).tolist()
         session.log.rollouts(
             step + 1, rollout_rows(experience.groups, experience.answers, experience.scores, advantages)
         )
+    return warnings

@@ -1,46 +1,95 @@
-"""Live progress: one moving line on a terminal, a plain line now and then elsewhere."""
+"""Progress of a run: a panel that renews itself on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
+import io
+import logging
 import sys
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from vlm_r1.runtime.panel import RunPanel, clock
 
 
 class Progress:
     """`with Progress(steps, start) as progress: progress.show(step, metrics, names)`."""
 
-    def __init__(self, steps: int, start: int = 0, enabled: bool = True, lines: int = 40) -> None:
-        """`lines` is about how many lines a run of `steps` prints where the output is no terminal."""
-        self.steps, self.first, self.enabled = steps, start, enabled
-        self.live = enabled and sys.stderr.isatty()
+    def __init__(self, steps: int, start: int = 0, enabled: bool = True, title: str = "", lines: int = 40) -> None:
+        """`lines` is about how many lines a run of `steps` prints where standard error is no terminal."""
+        self.steps, self.first, self.enabled, self.live = steps, start, enabled, False
         self.every = max(1, (steps - start) // lines)
-        self.started = time.monotonic()
+        self.panel = RunPanel(steps, start, title)
+        self._open = ExitStack()
 
     def __enter__(self) -> Progress:
+        console = Console(file=sys.stderr)
+        self.live = self.enabled and sys.stderr.isatty() and not console.is_dumb_terminal
+        if self.live:
+            # Not rich's own redirection: its streams let click write past them and read markup in what is printed.
+            live = Live(self.panel, console=console, redirect_stdout=False, redirect_stderr=False)
+            self._open.enter_context(live)
+            self._lift_output(console)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self.live:
-            sys.stderr.write("\n")
+        self.panel.end()
+        self._open.close()
 
-    def show(self, step: int, metrics: Mapping[str, float], names: Sequence[str]) -> None:
-        """Report that `step` steps are done, with these metrics."""
+    def show(self, step: int, metrics: Mapping[str, float], names: Sequence[str], warnings: Sequence[str] = ()) -> None:
+        """Report that `step` steps are done, with these metrics (the first of `names` as a curve) and warnings."""
+        self.panel.update(step, metrics, names, warnings)
         if not self.enabled:
             return
-        last = step == self.steps
-        if not (self.live or last or (step - self.first) % self.every == 0 or step == self.first + 1):
-            return
-        per_step = (time.monotonic() - self.started) / max(1, step - self.first)
-        left = per_step * (self.steps - step)
-        shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
-        line = f"step {step}/{self.steps}  {shown}  {per_step:.2f} s/step  {_clock(left)} left"
-        sys.stderr.write(f"\r\x1b[2K{line}" if self.live else line + "\n")
-        sys.stderr.flush()
+        for warning in warnings:
+            print(f"warning: step {step}: {warning}", file=sys.stderr, flush=True)
+        due = step in (self.first + 1, self.steps) or (step - self.first) % self.every == 0
+        if due and not self.live:
+            shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
+            per_step = self.panel.per_step
+            left = clock(per_step * (self.steps - step))
+            line = f"step {step}/{self.steps}  {shown}  {per_step:.2f} s/step  {left} left"
+            print(line, file=sys.stderr, flush=True)
+
+    def _lift_output(self, console: Console) -> None:
+        """Until the panel closes, what is printed or logged appears above it; a stdout that is a file stays one."""
+        moved: dict[TextIO, _Above] = {sys.stderr: self._open.enter_context(_Above(console, sys.stderr))}
+        self._open.enter_context(redirect_stderr(moved[sys.stderr]))
+        if sys.stdout.isatty():
+            moved[sys.stdout] = self._open.enter_context(_Above(console, sys.stdout))
+            self._open.enter_context(redirect_stdout(moved[sys.stdout]))
+        loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+        for handler in {handler for logger in loggers for handler in getattr(logger, "handlers", ())}:
+            if isinstance(handler, logging.StreamHandler) and handler.stream in moved:
+                self._open.callback(handler.setStream, handler.setStream(moved[handler.stream]))
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+class _Above(io.TextIOBase):
+    """A stream in the place of a terminal's: whole lines are printed above the panel, the rest when it is closed."""
+
+    encoding, errors = "utf-8", "replace"  # without them click takes the stream for a broken one and goes past it
+
+    def __init__(self, console: Console, terminal: TextIO) -> None:
+        self.console, self.terminal, self.rest = console, terminal, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            self.console.print(Text.from_ansi(line), soft_wrap=True)
+        return len(text)
+
+    def close(self) -> None:
+        if self.rest:
+            self.write("\n")
+        super().close()
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.terminal.fileno()
