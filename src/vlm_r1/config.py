@@ -78,6 +78,39 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(False, description="run code that comes with the model; only if you read it")
 
 
+HOW = r"^(full|frozen|lora|last_[1-9]\d*)$"
+_CHOICES = "full, frozen, lora, or last_N for the last N blocks; default: full, or frozen where another part has lora"
+
+
+class TrainConfig(Section):
+    """Which parts of the model are trained."""
+
+    vision: str | None = Field(None, pattern=HOW, description=f"the vision tower: {_CHOICES}")
+    connector: str | None = Field(
+        None, pattern=HOW, description="what lies between tower and language model; as for vision, without last_N"
+    )
+    language: str | None = Field(None, pattern=HOW, description="the language model and its head; as for vision")
+
+    def how(self) -> dict[Literal["vision", "connector", "language"], str]:
+        """What is done with each part, defaults filled in."""
+        given = {"vision": self.vision, "connector": self.connector, "language": self.language}
+        default = "frozen" if "lora" in given.values() else "full"
+        return {part: how or default for part, how in given.items()}  # type: ignore[misc]
+
+    @model_validator(mode="after")
+    def _some_part(self) -> TrainConfig:
+        how = self.how()
+        if set(how.values()) == {"frozen"}:
+            raise ValueError("every part is frozen: nothing would be trained")
+        if "lora" in how.values() and not set(how.values()) <= {"lora", "frozen"}:
+            raise ValueError(
+                "beside a part with lora the others are lora or frozen: an adapter folder holds no full weights"
+            )
+        if (self.connector or "").startswith("last_"):
+            raise ValueError("the connector has no blocks to count; use full or frozen")
+        return self
+
+
 class PromptConfig(Section):
     """How a question is put."""
 
@@ -129,6 +162,9 @@ class RLConfig(Section):
         description="how far above 1 a ratio counts; default: the algorithm's own (0.2, dapo 0.28, gspo 4e-4)",
     )
     token_budget: int = Field(16384, gt=0, description="tokens in one forward pass; the result does not depend on it")
+    reference_offload: bool = Field(
+        False, description="keep the reference model in CPU memory and bring each layer to the GPU when it is needed"
+    )
     reuse_prefill: bool = Field(True, description="keep the prompt's graph from the rollout when everything fits")
 
 
@@ -142,8 +178,16 @@ class SFTConfig(Section):
 class OptimConfig(Section):
     """The optimiser and its schedule."""
 
-    name: Literal["adamw", "muon"] = Field("adamw", description="muon is for training from scratch")
+    name: Literal["adamw", "muon", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw",
+        description="muon is for training from scratch; 8bit keeps AdamW's averages in 8 bits (bitsandbytes, GPU)",
+    )
     lr: float = Field(1e-6, gt=0, description="highest learning rate")
+    lr_vision: float | None = Field(None, gt=0, description="of the vision tower; default: lr")
+    lr_connector: float | None = Field(None, gt=0, description="of the connector; default: lr")
+    master_weights: bool = Field(
+        False, description="with model.dtype bfloat16: keep float32 weights for the optimiser, so that no step is lost"
+    )
     weight_decay: float = Field(0.0, ge=0, description="of matrices; norms and biases are not decayed")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean of the gradient")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the mean of its square")
@@ -186,6 +230,7 @@ class Recipe(Section):
 
     method: Literal["grpo", "sft"] = Field("grpo", description="grpo runs with `vlm-r1 train`, sft with `vlm-r1 sft`")
     model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
     rollout: RolloutConfig = RolloutConfig()

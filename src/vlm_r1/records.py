@@ -127,7 +127,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionInput:
-    """A processed picture: the tensors that the vision tower takes, each with one or more entries in its first dimension.
+    """A processed picture: the tensors that the vision tower takes, which lie along their first dimension.
 
     `key` says what they were made of: the picture's content and the processor's settings.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from accelerate import cpu_offload
+
 from vlm_r1.models.load import load_policy
 from vlm_r1.models.policy import Policy
 from vlm_r1.runtime.session import Session
@@ -13,4 +15,8 @@ def load_reference(session: Session) -> Policy:
     policy = load_policy(recipe.model, recipe.prompt, seed=recipe.run.seed).policy
     policy.requires_grad_(False)
     policy.eval()
+    if recipe.rl.reference_offload:
+        policy.banned = policy.banned.to(session.accelerator.device)
+        policy.model = cpu_offload(policy.model, session.accelerator.device)
+        return policy
     return policy.to(session.accelerator.device)

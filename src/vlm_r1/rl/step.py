@@ -65,7 +65,7 @@ class Updater:
         rows = [(row, part) for row, part in _rows(batch, self.rl.token_budget)]
         old: list[Tensor] = []
         ref = [self._reference(row.to(device)) for row, _ in rows]
-        stats, norm = Stats(), 0.0
+        stats, norm, lr = Stats(), 0.0, 0.0
         for iteration in range(self.rl.iterations):
             stats = Stats()
             self.session.policy.train()
@@ -80,10 +80,10 @@ class Updater:
             norm = float(
                 self.session.accelerator.clip_grad_norm_(self.session.policy.parameters(), recipe.optim.max_grad_norm)
             )
-            set_learning_rate(self.session.optimizer, learning_rate(recipe.optim, step, recipe.run.steps))
+            lr = learning_rate(recipe.optim, step, recipe.run.steps)
+            set_learning_rate(self.session.optimizer, lr)
             self.session.optimizer.step()
             self.session.optimizer.zero_grad()
-        lr = self.session.optimizer.param_groups[0]["lr"]
         return stats.metrics(self.reference is not None) | {"grad_norm": norm, "lr": lr}
 
     def _reference(self, row: PackedRow) -> Tensor | None:

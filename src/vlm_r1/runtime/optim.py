@@ -3,47 +3,137 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from vlm_r1.config import OptimConfig
+from vlm_r1.errors import ConfigError
+
+Named = list[tuple[str, nn.Parameter]]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The recipe's optimiser over trainable parameters; norms and biases are not decayed."""
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, scales: Mapping[int, float] | None = None
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser over trainable parameters; norms and biases are not decayed.
+
+    `scales` maps a parameter's identity to its learning rate over `optim.lr`; 1 where it is not listed.
+    """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return OPTIMIZERS[config.name](model, named, config)
+    if not config.master_weights:
+        return OPTIMIZERS[config.name](model, named, config, scales or {})
+    if config.name == "muon":
+        raise ConfigError("optim.master_weights: goes with adamw, not with muon")
+    masters = {id(p): nn.Parameter(p.detach().float().clone()) for _, p in named}
+    copies = {id(masters[key]): scale for key, scale in (scales or {}).items() if key in masters}
+    inner = OPTIMIZERS[config.name](model, [(name, masters[id(p)]) for name, p in named], config, copies)
+    return MasterWeights(inner, [(p, masters[id(p)]) for _, p in named])
 
 
-def _adamw(model: nn.Module, named: list[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.Optimizer:
-    groups = [
-        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+def _groups(named: Named, config: OptimConfig, scales: Mapping[int, float]) -> list[dict[str, Any]]:
+    """Parameter groups: one for each learning rate, with and without decay. `scale` is read by `set_learning_rate`."""
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for _, p in named:
+        key = (scales.get(id(p), 1.0), config.weight_decay if p.ndim >= 2 else 0.0)
+        found.setdefault(key, []).append(p)
+    return [
+        {"params": ps, "weight_decay": decay, "lr": config.lr * scale, "scale": scale}
+        for (scale, decay), ps in sorted(found.items(), key=lambda item: (-item[0][1], item[0][0]))
     ]
+
+
+def _adamw(model: nn.Module, named: Named, config: OptimConfig, scales: Mapping[int, float]) -> torch.optim.Optimizer:
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas, fused=True)
+    return torch.optim.AdamW(_groups(named, config, scales), lr=config.lr, betas=betas, fused=True)
 
 
-def _muon(model: nn.Module, named: list[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.Optimizer:
+def _bitsandbytes(name: str) -> Callable[..., torch.optim.Optimizer]:
+    def build(
+        model: nn.Module, named: Named, config: OptimConfig, scales: Mapping[int, float]
+    ) -> torch.optim.Optimizer:
+        if not torch.cuda.is_available():
+            raise ConfigError(f"optim.name: {config.name} needs a CUDA GPU, and there is none; use adamw")
+        try:
+            import bitsandbytes
+        except ImportError:
+            raise ConfigError(f"optim.name: {config.name} needs bitsandbytes; run: pip install bitsandbytes") from None
+        optimizer = getattr(bitsandbytes.optim, name)
+        return optimizer(_groups(named, config, scales), lr=config.lr, betas=(config.beta1, config.beta2))
+
+    return build
+
+
+def _muon(model: nn.Module, named: Named, config: OptimConfig, scales: Mapping[int, float]) -> torch.optim.Optimizer:
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     head = model.model.get_output_embeddings()  # type: ignore[operator,union-attr]
     embeddings |= {id(p) for p in head.parameters()}
-    matrices = [p for _, p in named if p.ndim == 2 and id(p) not in embeddings]
-    chosen = {id(p) for p in matrices}
+    matrices = [(name, p) for name, p in named if p.ndim == 2 and id(p) not in embeddings]
+    chosen = {id(p) for _, p in matrices}
     rest = [(name, p) for name, p in named if id(p) not in chosen]
     muon = torch.optim.Muon(
-        matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw", momentum=0.95
+        _groups(matrices, config, scales), lr=config.lr, adjust_lr_fn="match_rms_adamw", momentum=0.95
     )
-    return Pair(muon, _adamw(model, rest, config))
+    return Pair(muon, _adamw(model, rest, config, scales))
 
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": _adamw, "muon": _muon}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "muon": _muon,
+    "adamw_8bit": _bitsandbytes("AdamW8bit"),
+    "paged_adamw_8bit": _bitsandbytes("PagedAdamW8bit"),
+}
 """`optim.name` -> builder. `muon` orthogonalises the updates of hidden matrices (Jordan et al. 2024) with AdamW's
 update size, and leaves embeddings, the output head, norms and biases to AdamW; it is meant for training from
-scratch."""
+scratch. The 8-bit ones are bitsandbytes' (Dettmers et al. 2022); paged ones move to CPU memory when the GPU is full."""
+
+
+class MasterWeights(torch.optim.Optimizer):
+    """An optimiser of float32 copies; the model's weights are their rounded image after each step.
+
+    `pairs` are (the model's parameter, its float32 copy that `inner` optimises), on one device.
+    """
+
+    def __init__(self, inner: torch.optim.Optimizer, pairs: list[tuple[nn.Parameter, nn.Parameter]]) -> None:
+        self.inner, self.pairs = inner, pairs
+        self.defaults: dict[str, Any] = inner.defaults
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The groups of the float32 copies."""
+        return self.inner.param_groups
+
+    @property
+    def state(self) -> dict[Any, Any]:  # type: ignore[override]
+        """The inner optimiser's state, by float32 copy."""
+        return self.inner.state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of the float32 copies, rounded into the model."""
+        for weight, master in self.pairs:
+            master.grad = None if weight.grad is None else weight.grad.to(master.dtype)
+        self.inner.step()
+        for weight, master in self.pairs:
+            weight.copy_(master)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of the model and of the copies."""
+        for weight, master in self.pairs:
+            weight.grad = master.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner state and the float32 weights."""
+        return {"inner": self.inner.state_dict(), "masters": [master.detach() for _, master in self.pairs]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore both."""
+        self.inner.load_state_dict(state_dict["inner"])
+        for (_, master), saved in zip(self.pairs, state_dict["masters"], strict=True):
+            master.copy_(saved)
 
 
 class Pair(torch.optim.Optimizer):
@@ -96,6 +186,6 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Give every parameter group this learning rate."""
+    """Give every parameter group this learning rate, times its scale."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group.get("scale", 1.0)

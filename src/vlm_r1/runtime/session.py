@@ -16,6 +16,8 @@ from accelerate.utils import set_seed
 from vlm_r1.config import Recipe
 from vlm_r1.config_file import resolved_yaml
 from vlm_r1.errors import CheckpointError, ConfigError
+from vlm_r1.models.family import Part
+from vlm_r1.models.freeze import freeze, learning_rate_scales
 from vlm_r1.models.load import LoadedPolicy, load_policy
 from vlm_r1.runtime.checkpoint import (
     list_checkpoints,
@@ -109,13 +111,17 @@ def open_session(recipe: Recipe) -> Session:
     if checkpoints:
         state = read_state(checkpoints[-1])
         model_config = model_config.model_copy(update={"path": str(checkpoints[-1]), "init": "pretrained"})
-    if recipe.model.dtype == "bfloat16" and recipe.optim.lr < LEAST_BF16_LR:
+    if recipe.model.dtype == "bfloat16" and not recipe.optim.master_weights and recipe.optim.lr < LEAST_BF16_LR:
         accelerator.print(
             f"warning: model.dtype bfloat16 keeps 8 bits of a weight: steps of optim.lr {recipe.optim.lr:g} are mostly "
-            "lost to rounding. Use model.dtype float32 with model.autocast bf16"
+            "lost to rounding. Use optim.master_weights true, or model.dtype float32 with model.autocast bf16"
         )
     loaded = load_policy(model_config, recipe.prompt, seed=recipe.run.seed)
-    optimizer = build_optimizer(loaded.policy, recipe.optim)
+    freeze(loaded.family, recipe.train)
+    loaded.policy.to(accelerator.device)
+    rates: dict[Part, float | None] = {"vision": recipe.optim.lr_vision, "connector": recipe.optim.lr_connector}
+    scales = learning_rate_scales(loaded.family, rates, recipe.optim.lr)
+    optimizer = build_optimizer(loaded.policy, recipe.optim, scales)
     if checkpoints:
         load_optimizer(checkpoints[-1], optimizer)
     policy, optimizer = accelerator.prepare(loaded.policy, optimizer)

@@ -31,7 +31,7 @@ def train(recipe: Recipe) -> Path:
         stream.load_state_dict(session.state["stream"])
     session.share_of(recipe.sft.pictures_per_step, "sft.pictures_per_step")
     rank, world = session.accelerator.process_index, session.accelerator.num_processes
-    with Progress(recipe.run.steps, session.start, session.accelerator.is_main_process) as progress:
+    with Progress(recipe.run.steps, session.start, session.accelerator.is_main_process, recipe.run.dir) as progress:
         for step in range(session.start, recipe.run.steps):
             started = time.perf_counter()
             pictures = stream.take(recipe.sft.pictures_per_step)
@@ -62,12 +62,13 @@ def sft_step(session: Session, trees: Sequence[Tree], step: int) -> dict[str, fl
             accelerator.backward(loss)
         loss_sum += loss.detach()
     norm = accelerator.clip_grad_norm_(session.policy.parameters(), recipe.optim.max_grad_norm)
-    set_learning_rate(session.optimizer, learning_rate(recipe.optim, step, recipe.run.steps))
+    lr = learning_rate(recipe.optim, step, recipe.run.steps)
+    set_learning_rate(session.optimizer, lr)
     session.optimizer.step()
     session.optimizer.zero_grad()
     return {
         "loss": float(accelerator.reduce(loss_sum, "mean")),
         "grad_norm": float(norm),
-        "lr": session.optimizer.param_groups[0]["lr"],
+        "lr": lr,
         "tokens/answer": float(n_scored),
     }

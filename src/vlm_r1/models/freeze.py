@@ -1,0 +1,52 @@
+"""Which parameters are trained: by the modules of each part, never by a substring of a name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from vlm_r1.config import TrainConfig
+from vlm_r1.errors import ConfigError
+from vlm_r1.models.family import Family, Part
+
+
+def freeze(family: Family, train: TrainConfig) -> dict[Part, int]:
+    """Set `requires_grad` of every parameter as `train` says; returns the trainable parameters of each part.
+
+    "lora" freezes the part's own weights; adapters are added elsewhere. Raises `ConfigError` for a last_N with more
+    blocks than the part has.
+    """
+    counts: dict[Part, int] = {}
+    for part, parameters in family.parameters().items():
+        how = train.how()[part]
+        trained = {id(p) for p in parameters.values()} if how == "full" else set()
+        if how.startswith("last_"):
+            blocks = blocks_of(family, part)
+            wanted = int(how.removeprefix("last_"))
+            if wanted > len(blocks):
+                raise ConfigError(
+                    f"train.{part}: {how}, but there are {len(blocks)} blocks; use full or a smaller number"
+                )
+            trained = {id(p) for block in blocks[-wanted:] for p in block.parameters()}
+        for parameter in parameters.values():
+            parameter.requires_grad_(id(parameter) in trained)
+        counts[part] = sum(p.numel() for p in parameters.values() if p.requires_grad)
+    return counts
+
+
+def blocks_of(family: Family, part: Part) -> list[nn.Module]:
+    """The transformer blocks of a part, first to last: the list of modules that holds most of its parameters."""
+    mine = {id(p) for p in family.parameters()[part].values()}
+    lists = [m for module in family.modules()[part] for m in module.modules() if isinstance(m, nn.ModuleList)]
+    return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters() if id(p) in mine), default=()))
+
+
+def learning_rate_scales(family: Family, rates: Mapping[Part, float | None], base: float) -> dict[int, float]:
+    """Parameter identity -> its learning rate over `base`, for parts that have a rate of their own."""
+    return {
+        id(parameter): rate / base
+        for part, parameters in family.parameters().items()
+        if (rate := rates.get(part)) is not None
+        for parameter in parameters.values()
+    }
