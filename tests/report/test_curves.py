@@ -28,6 +28,12 @@ def test_held_out_curve_starts_before_and_ends_after_training():
     assert held_out(metrics, evaluation, "a", "acc@0.5") == [(0, 0.25), (2, 0.4), (4, 0.5)]
 
 
+def test_held_out_curve_has_the_evaluations_during_training():
+    values = {"step-2": 0.4, "after": 0.5, "before": 0.25, "mine": 0.9}
+    evaluation = {phase: {"a": {"mean_iou": value}} for phase, value in values.items()}
+    assert held_out([{"step": 4}], evaluation, "a", "mean_iou") == [(0, 0.25), (2, 0.4), (4, 0.5)]
+
+
 def test_only_what_was_logged_is_drawn():
     metrics = [{"step": step, "reward": step / 2, "kl": 0.0, "rewards/iou/mean": 0.5} for step in range(3)]
     assert [chart.title for chart in charts([metrics], [{}])] == ["Reward", "Reward parts"]

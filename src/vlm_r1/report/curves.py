@@ -44,7 +44,7 @@ class Chart:
 
 def charts(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """The curves that the runs have data for, each run given by its metrics lines and its `eval.json`."""
-    return [chart for chart in (_chart(runs, evals, *plan) for plan in _PLANS) if chart is not None]
+    return [chart for chart in (_chart(runs, evals, *plan) for plan in PLANS) if chart is not None]
 
 
 def is_smoothed(runs: Sequence[Metrics]) -> bool:
@@ -61,23 +61,39 @@ def held_out(metrics: Metrics, evaluation: Mapping[str, Any], split: str, metric
     """A held-out metric during training, with the evaluations before (step 0) and after (the last step)."""
     points = dict(curve(metrics, f"eval/{split}/{metric}"))
     last = max((row["step"] for row in metrics), default=1)
-    for phase, step in (("before", 0), ("after", last)):
-        value = evaluation.get(phase, {}).get(split, {}).get(metric)
-        if isinstance(value, int | float):
+    for phase, splits in evaluation.items():
+        step = phase_step(phase, last)
+        value = splits.get(split, {}).get(metric)
+        if step is not None and isinstance(value, int | float):
             points.setdefault(step, float(value))
     return sorted(points.items())
 
 
-def _named(*names: str, **labels: str) -> Callable[..., list[Line]]:
+def phase_step(phase: str, last: int) -> int | None:
+    """The optimiser step that an evaluation belongs to; None for a name that is no place in the training.
+
+    >>> phase_step("before", 90), phase_step("step-25", 90), phase_step("after", 90), phase_step("mine", 90)
+    (0, 25, 90, None)
+    """
+    match = re.fullmatch(r"step-(\d+)", phase)
+    return int(match[1]) if match else {"before": 0, "after": last}.get(phase)
+
+
+def logged_names(runs: Sequence[Metrics]) -> list[str]:
+    """Every name in the runs' metrics, once, in the order they appear."""
+    return list(dict.fromkeys(name for run in runs for row in run for name in row))
+
+
+def named(*names: str, **labels: str) -> Callable[..., list[Line]]:
     def lines(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) -> list[Line]:
         return [Line(label=labels.get(name, name), runs=[curve(run, name) for run in runs]) for name in names]
 
     return lines
 
 
-def _matching(pattern: str) -> Callable[..., list[Line]]:
+def matching(pattern: str) -> Callable[..., list[Line]]:
     def lines(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) -> list[Line]:
-        names = {name: re.fullmatch(pattern, name) for run in runs for row in run for name in row}
+        names = {name: re.fullmatch(pattern, name) for name in logged_names(runs)}
         return [Line(label=match[1], runs=[curve(run, name) for run in runs]) for name, match in names.items() if match]
 
     return lines
@@ -85,14 +101,8 @@ def _matching(pattern: str) -> Callable[..., list[Line]]:
 
 def _held_out(metric: str) -> Callable[..., list[Line]]:
     def lines(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) -> list[Line]:
-        logged = [
-            m[1]
-            for run in runs
-            for row in run
-            for m in [re.fullmatch(f"eval/(.+)/{metric}", name) for name in row]
-            if m
-        ]
-        splits = dict.fromkeys([s for e in evals for phase in ("before", "after") for s in e.get(phase, {})] + logged)
+        logged = [m[1] for m in (re.fullmatch(f"eval/(.+)/{metric}", name) for name in logged_names(runs)) if m]
+        splits = dict.fromkeys([s for e in evals for phase in e.values() for s in phase] + logged)
         return [
             Line(label=split_name(s), runs=[held_out(r, e, s, metric) for r, e in zip(runs, evals, strict=True)])
             for s in splits
@@ -106,32 +116,32 @@ def _phase_times(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) ->
     return [Line(label=label, runs=[curve(run, name) for run in runs]) for name, label in names.items()]
 
 
-_PLANS: list[tuple[str, str, Callable[..., list[Line]]]] = [
-    ("Reward", "mean over the answers of a step", _named("reward")),
-    ("Reward parts", "mean over the answers of a step, before weights", _matching("rewards/(.+)/mean")),
+PLANS: list[tuple[str, str, Callable[..., list[Line]]]] = [
+    ("Reward", "mean over the answers of a step", named("reward")),
+    ("Reward parts", "mean over the answers of a step, before weights", matching("rewards/(.+)/mean")),
     ("Held-out Acc@0.5", "greedy answers; share with IoU of at least 0.5", _held_out("acc@0.5")),
     ("Held-out mean IoU", "greedy answers", _held_out("mean_iou")),
     ("Held-out accuracy", "greedy answers", _held_out("accuracy")),
-    ("Answer length", "tokens, mean over the answers of a step", _named("completions/mean_length")),
-    ("Groups without a signal", "share of groups whose rewards are all equal", _named("frac_reward_zero_std")),
-    ("Spread of rewards", "standard deviation of the reward", _named("reward_std")),
-    ("Loss", "", _named("loss")),
-    ("Gradient norm", "before clipping", _named("grad_norm")),
-    ("KL to the reference model", "nats a token", _named("kl")),
+    ("Answer length", "tokens, mean over the answers of a step", named("completions/mean_length")),
+    ("Groups without a signal", "share of groups whose rewards are all equal", named("frac_reward_zero_std")),
+    ("Spread of rewards", "standard deviation of the reward", named("reward_std")),
+    ("Loss", "", named("loss")),
+    ("Gradient norm", "before clipping", named("grad_norm")),
+    ("KL to the reference model", "nats a token", named("kl")),
     (
         "Clipped tokens",
         "share of tokens beyond the clip range",
-        _named(
+        named(
             "clip_ratio/low_mean",
             "clip_ratio/high_mean",
             **{"clip_ratio/low_mean": "low", "clip_ratio/high_mean": "high"},
         ),
     ),
-    ("Learning rate", "", _named("lr")),
+    ("Learning rate", "", named("lr")),
     ("Time of a step", "seconds", _phase_times),
 ]
 
-_FREE = ("Reward", "Reward parts", "Loss", "KL to the reference model")
+FREE = ("Reward", "Reward parts", "Loss", "KL to the reference model")
 """Charts of quantities that may be negative or far from zero; the others begin at zero."""
 
 
@@ -152,7 +162,7 @@ def _chart(
         axes = figure.add_subplot()
         for place, line in enumerate(lines):
             _draw(axes, line, _SERIES[place % len(_SERIES)], smooth)
-        _dress(axes, several=len(lines) > 1, from_zero=title not in _FREE)
+        _dress(axes, several=len(lines) > 1, from_zero=title not in FREE)
         svg = to_svg(figure)
     return Chart(title=title, note=note, svg=svg)
 

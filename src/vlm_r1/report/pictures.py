@@ -67,16 +67,19 @@ class Album:
         """A picture of `size` (width, height; original pixels) with its boxes; labels only where there are several."""
         width, height = size[0] or 1, size[1] or 1
         named = len(true) > 1 or len(predicted) > 1
-        strokes = [_stroke("true", item, width, height, named) for item in true]
-        strokes += [_stroke("pred", item, width, height, named) for item in predicted]
-        drawn = tuple(stroke for stroke in strokes if stroke is not None)
+        strokes = [stroke("true", item, width, height, named) for item in true]
+        strokes += [stroke("pred", item, width, height, named) for item in predicted]
+        drawn = tuple(found for found in strokes if found is not None)
         if image is None:
             return View(width=width, height=height, strokes=drawn)
         anchor = self._seen.get(image)
         if anchor is not None:
             return View(width=width, height=height, anchor=anchor, strokes=drawn)
-        uri = _data_uri(image)
-        if uri is None or len(uri) > self.budget:
+        try:
+            uri = data_uri(image)
+        except DataError:
+            uri = ""
+        if not uri or len(uri) > self.budget:
             self.left_out += 1
             return View(width=width, height=height, strokes=drawn)
         self.budget -= len(uri)
@@ -84,21 +87,20 @@ class Album:
         return View(width=width, height=height, anchor=anchor, uri=uri, strokes=drawn)
 
 
-def _data_uri(image: bytes) -> str | None:
-    try:
-        opened = Picture(data=image).open()
-    except DataError:
-        return None
+def data_uri(image: bytes, longest_side: int = LONGEST_SIDE) -> str:
+    """An encoded picture as a data URI, shrunk where a side is above `longest_side` pixels. Raises `DataError`."""
+    opened = Picture(data=image).open()
     kind = "png" if image.startswith(b"\x89PNG") else "jpeg" if image.startswith(b"\xff\xd8") else ""
-    if not kind or len(image) > KEPT_AS_THEY_ARE or max(opened.size) > LONGEST_SIDE:
-        opened.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    if not kind or len(image) > KEPT_AS_THEY_ARE or max(opened.size) > longest_side:
+        opened.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
         sink = io.BytesIO()
         opened.save(sink, "JPEG", quality=82)
         image, kind = sink.getvalue(), "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-def _stroke(kind: str, item: LabelledBox, width: int, height: int, named: bool) -> Stroke | None:
+def stroke(kind: str, item: LabelledBox, width: int, height: int, named: bool) -> Stroke | None:
+    """A box of a picture of `width` by `height` pixels, kept inside it; None where a side is not finite."""
     if not all(math.isfinite(x) for x in item.box):
         return None
     xs = sorted(min(max(x, 0.0), float(width)) for x in (item.box[0], item.box[2]))
