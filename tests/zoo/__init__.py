@@ -30,9 +30,9 @@ class Entry:
 
 def zoo() -> dict[str, Entry]:
     """Name -> entry."""
-    from zoo import qwen
+    from zoo import qwen, qwen_more
 
-    return {**qwen.ENTRIES}
+    return {**qwen.ENTRIES, **qwen_more.ENTRIES}
 
 
 def samples(entry: Entry):

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from vlm_r1.models.family import Family
-from vlm_r1.models.qwen_vl import Qwen25VL, QwenVL
+from vlm_r1.models.qwen_vl import Qwen3VLMoe, Qwen25VL, QwenVL
 
-FAMILIES: dict[str, type[Family]] = {"qwen3_vl": QwenVL, "qwen2_5_vl": Qwen25VL}
+FAMILIES: dict[str, type[Family]] = {
+    "qwen3_vl": QwenVL,
+    "qwen2_5_vl": Qwen25VL,
+    "qwen2_vl": QwenVL,
+    "qwen3_vl_moe": Qwen3VLMoe,
+}

@@ -52,7 +52,11 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(f'model.path: no processor can be loaded from "{path}": {_first_line(error)}') from error
 
 
-VIDEO_PROCESSORS = {"Qwen3VLProcessor": "Qwen3VLVideoProcessor", "Qwen2_5_VLProcessor": "Qwen2VLVideoProcessor"}
+VIDEO_PROCESSORS = {
+    "Qwen3VLProcessor": "Qwen3VLVideoProcessor",
+    "Qwen2_5_VLProcessor": "Qwen2VLVideoProcessor",
+    "Qwen2VLProcessor": "Qwen2VLVideoProcessor",
+}
 """Processor class -> the video processor class that its published checkpoints name."""
 
 

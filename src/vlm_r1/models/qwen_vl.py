@@ -1,7 +1,8 @@
 """Qwen2-VL, Qwen2.5-VL, Qwen3-VL and its mixture of experts.
 
 All have M-RoPE positions and one placeholder token per merged patch, and differ in the coordinates they write:
-Qwen2.5-VL pixels of the resized picture it saw, the others 0-1000 (their published cookbooks on grounding).
+Qwen2.5-VL pixels of the resized picture it saw, the others 0-1000 (their published cookbooks on grounding; for
+Qwen2-VL its report). A mixture of experts routes each token by itself, so a packed row is exact.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from transformers.core_model_loading import Transpose
 
 from vlm_r1.boxes import BoxMap
 from vlm_r1.models.family import Family, Part
@@ -41,3 +43,15 @@ class Qwen25VL(QwenVL):
         _, rows, columns = vision.tensors["image_grid_thw"][0].tolist()
         patch = self.processor.image_processor.patch_size
         return BoxMap(x=original[0] / (columns * patch), y=original[1] / (rows * patch))
+
+
+class Qwen3VLMoe(QwenVL):
+    """Qwen3-VL's mixture of experts, published with its experts' matrices as `(experts, in, out)`."""
+
+    def __init__(self, model: Any, *args: Any) -> None:
+        super().__init__(model, *args)
+        # transformers turns the matrices when it loads them but not when it saves them; servers expect them turned.
+        for conversion in getattr(model, "_weight_conversions", None) or ():
+            for operation in getattr(conversion, "operations", ()):
+                if isinstance(operation, Transpose):
+                    operation.check_dims = False
