@@ -17,7 +17,7 @@ from vlm_r1.data.convert import CONVERTERS
 from vlm_r1.prompts.templates import TASKS, TEMPLATES
 from vlm_r1.rewards.rubric import build_rubric
 
-RUN = ("data", "score", "compare", "report")
+RUN = ("data", "score", "compare", "report", "runs")
 """Commands that are cheap enough to be run here."""
 
 LINES = [
@@ -135,6 +135,7 @@ def test_reward_sections_of_the_page_build_rubrics(folder):
         ("score", ["iou_threshold.threshold=0.7"]),
         ("compare", ["runs/x:after"]),
         ("report", ["report.html"]),
+        ("runs", ["--json"]),
         ("demo", ["--steps"]),
         ("data show", [".png"]),
     ],
@@ -148,6 +149,6 @@ def test_help_names_what_there_is_to_choose_from(monkeypatch, capsys, command, n
 
 def test_examples_in_the_help_are_commands(monkeypatch, capsys):
     monkeypatch.setitem(os.environ, "COLUMNS", "200")
-    for command in ("train", "sft", "eval", "predict", "compare", "score", "data convert"):
+    for command in ("train", "sft", "eval", "predict", "compare", "runs", "score", "data convert"):
         assert call(f"vlm-r1 {command} --help") == 0
         assert f"Example: vlm-r1 {command} " in capsys.readouterr().out
