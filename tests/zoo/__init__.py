@@ -30,9 +30,9 @@ class Entry:
 
 def zoo() -> dict[str, Entry]:
     """Name -> entry."""
-    from zoo import qwen, qwen_more
+    from zoo import gemma, glm, internvl, qwen, qwen_more
 
-    return {**qwen.ENTRIES, **qwen_more.ENTRIES}
+    return {**gemma.ENTRIES, **internvl.ENTRIES, **glm.ENTRIES, **qwen.ENTRIES, **qwen_more.ENTRIES}
 
 
 def samples(entry: Entry):

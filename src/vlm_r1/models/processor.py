@@ -7,6 +7,7 @@ left out; pictures and chat templates work as usual.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from functools import cache
@@ -30,10 +31,22 @@ def has_torchvision() -> bool:
 def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """A subclass of a processor class that has no video processor; same name, so it saves as the original."""
 
-    def get_attributes(cls: type[ProcessorMixin]) -> list[str]:
-        return [a for a in processor_class.get_attributes() if a != "video_processor"]
+    class Without(processor_class):  # type: ignore[misc,valid-type]
+        apply_chat_template = ProcessorMixin.apply_chat_template  # SmolVLM's asks the video processor for its defaults
 
-    return type(processor_class.__name__, (processor_class,), {"get_attributes": classmethod(get_attributes)})
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [a for a in processor_class.get_attributes() if a != "video_processor"]
+
+        @classmethod
+        def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+            return super().from_args_and_dict(args, processor_dict | {"video_processor": None}, **kwargs)
+
+    Without.__name__ = Without.__qualname__ = processor_class.__name__
+    if Without.__name__ == "SmolVLMProcessor":  # refuses to start without num2words, which only prompts on videos use
+        module: Any = importlib.import_module(processor_class.__module__)
+        module.num2words = module.num2words or str
+    return Without
 
 
 def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
@@ -48,7 +61,7 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
         if "video_processor" in processor_class.get_attributes():
             processor_class = without_video(processor_class)
         return processor_class.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ModelError(f'model.path: no processor can be loaded from "{path}": {_first_line(error)}') from error
 
 
@@ -56,6 +69,11 @@ VIDEO_PROCESSORS = {
     "Qwen3VLProcessor": "Qwen3VLVideoProcessor",
     "Qwen2_5_VLProcessor": "Qwen2VLVideoProcessor",
     "Qwen2VLProcessor": "Qwen2VLVideoProcessor",
+    "Glm4vProcessor": "Glm4vVideoProcessor",
+    "Glm46VProcessor": "Glm46VVideoProcessor",
+    "InternVLProcessor": "InternVLVideoProcessor",
+    "LlavaOnevisionProcessor": "LlavaOnevisionVideoProcessor",
+    "SmolVLMProcessor": "SmolVLMVideoProcessor",
 }
 """Processor class -> the video processor class that its published checkpoints name."""
 
@@ -63,20 +81,30 @@ VIDEO_PROCESSORS = {
 def save_processor(processor: Any, folder: Path) -> None:
     """Save a processor so that it loads with and without torchvision, and in servers that want the published layout.
 
-    A processor that was loaded without its video part gets a video section in `processor_config.json`, with the picture
-    processor's patch sizes, and a `preprocessor_config.json` of its own.
+    The picture processor gets a `preprocessor_config.json` of its own. A processor that was loaded without its video
+    part gets a video section in `processor_config.json`, with the picture processor's sizes.
     """
     processor.save_pretrained(folder)
+    pictures = processor.image_processor
+    pictures.save_pretrained(folder)
     name = type(processor).__name__
     if name not in VIDEO_PROCESSORS or getattr(processor, "video_processor", None) is not None:
         return
     file = folder / "processor_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    pictures = processor.image_processor
-    sizes = {key: getattr(pictures, key) for key in ("patch_size", "merge_size", "temporal_patch_size")}
-    config["video_processor"] = {"video_processor_type": VIDEO_PROCESSORS[name], **sizes}
+    settings = _frame_settings(pictures.to_dict())
+    config["video_processor"] = {"video_processor_type": VIDEO_PROCESSORS[name], **settings}
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    pictures.save_pretrained(folder)
+
+
+def _frame_settings(pictures: dict[str, Any]) -> dict[str, Any]:
+    """What a video's frames share with pictures: the patches; or the tile, which is a whole frame, and its colours."""
+    patches = ("patch_size", "merge_size", "temporal_patch_size")
+    sizes: dict[str, Any] = {key: pictures[key] for key in patches if key in pictures}
+    if sizes:
+        return sizes
+    shared = {key: pictures[key] for key in ("image_mean", "image_std", "max_image_size") if key in pictures}
+    return shared | {"size": pictures.get("max_image_size", pictures["size"])}
 
 
 def _processor_class_name(path: str) -> str | None:
