@@ -1,7 +1,6 @@
 import pytest
 from PIL import Image
 
-from vlm_r1.data.draw import draw_truth
 from vlm_r1.data.show import show_file, truth_text
 from vlm_r1.errors import DataError
 from vlm_r1.records import LabelledBox, Truth
@@ -42,18 +41,6 @@ def test_the_seed_picks_the_rows(write, folder):
         show_file(path, folder / "page.html", n=5, seed=seed)
         pages.append((folder / "page.html").read_text(encoding="utf-8"))
     assert pages[0] == pages[1] != pages[2]
-
-
-def test_boxes_are_drawn_where_they_are():
-    drawn = draw_truth(Image.new("RGB", (100, 50)), [LabelledBox(box=(20, 10, 60, 40))], longest=200)
-    assert drawn.size == (200, 100)
-    bright = [(x, y) for x in range(200) for y in range(100) if drawn.getpixel((x, y)) == (0x12, 0xB7, 0x6A)]
-    assert (min(x for x, _ in bright), min(y for _, y in bright)) == (40, 20)
-    assert (max(x for x, _ in bright), max(y for _, y in bright)) == (120, 80)
-
-
-def test_a_box_that_reaches_out_of_its_picture_is_drawn_too():
-    assert draw_truth(Image.new("RGB", (10, 10)), [LabelledBox(box=(-5, -5, 20, 20), label="big")]).size == (420, 420)
 
 
 @pytest.mark.parametrize(

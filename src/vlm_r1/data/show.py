@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vlm_r1.data.draw import draw_truth, side_by_side
+from vlm_r1.data.draw import draw_boxes, side_by_side
 from vlm_r1.data.images import PictureFinder
 from vlm_r1.data.jsonl import empty_file, iter_rows, row_name
 from vlm_r1.data.rows import RowContext, read_row
@@ -24,7 +24,7 @@ article{background:#fff;border:1px solid #dde1e6;border-radius:8px;padding:12px;
 img{max-width:100%;height:auto;display:block;margin-bottom:8px}
 small{color:#5b6470}.truth{color:#067647;font-weight:600}"""
 _COLUMNS = 4
-_CELL = 320
+_CELL, _DRAWN = 320, 420
 
 
 def show_file(path: Path, out: Path, n: int = 20, image_root: Path | None = None, seed: int = 0) -> None:
@@ -90,7 +90,8 @@ def _picture(sample: Sample) -> Image.Image | None:
     if not sample.images:
         return None
     images = [image.open() for image in sample.images]
-    drawn = [draw_truth(images[0], sample.truth.boxes or ()), *(draw_truth(image, ()) for image in images[1:])]
+    boxes = [sample.truth.boxes or (), *((),) * (len(images) - 1)]
+    drawn = [draw_boxes(i, b, scale=_DRAWN / max(i.size)) for i, b in zip(images, boxes, strict=True)]
     return side_by_side(drawn)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from vlm_r1.data.draw import PREDICTED_COLOR, TRUE_COLOR, draw_boxes, font
 from vlm_r1.errors import CheckpointError
 from vlm_r1.records import Picture
-from vlm_r1.report.draw import PREDICTED_COLOR, TRUE_COLOR, draw_boxes, font
 from vlm_r1.report.findings import MINUS
 from vlm_r1.report.pairs import Pair, Row, read_pairs
 from vlm_r1.runtime.runlog import boxes_from_json, write_atomically

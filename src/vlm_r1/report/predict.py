@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlm_r1.data.draw import draw_boxes
 from vlm_r1.errors import UserError
 from vlm_r1.eval.predict import ask
 from vlm_r1.records import Answer, LabelledBox
-from vlm_r1.report.draw import draw_boxes
 
 
 def predict(

@@ -1,10 +1,7 @@
-import pytest
 from PIL import Image, ImageColor
 
-from vlm_r1.errors import CheckpointError
+from vlm_r1.data.draw import PREDICTED_COLOR, TRUE_COLOR, draw_boxes, fitting_scale
 from vlm_r1.records import LabelledBox
-from vlm_r1.report.draw import PREDICTED_COLOR, TRUE_COLOR, draw_boxes, fitting_scale
-from vlm_r1.report.picture import TILE, before_after_png, typical
 
 GREEN, ORANGE = ImageColor.getrgb(TRUE_COLOR), ImageColor.getrgb(PREDICTED_COLOR)
 
@@ -46,24 +43,17 @@ def test_labels_of_near_boxes_do_not_cover_each_other():
     assert label > 300 and two - plain > 1.6 * label
 
 
-def test_before_after_picture_shows_questions_in_two_rows(run_dir, tmp_path):
-    out = before_after_png(run_dir, tmp_path / "new" / "figure.png", count=3)
-    with Image.open(out) as figure:
-        assert figure.format == "PNG" and figure.width > 3 * TILE and figure.height > 2 * TILE
-        assert count(figure.convert("RGB"), GREEN) > 500 and count(figure.convert("RGB"), ORANGE) > 200
-    assert out.stat().st_size < 1_500_000
+def test_boxes_are_drawn_where_they_are():
+    drawn = draw_boxes(Image.new("RGB", (100, 50)), [LabelledBox(box=(20, 10, 60, 40))], scale=2)
+    assert drawn.size == (200, 100)
+    bright = [(x, y) for x in range(200) for y in range(100) if drawn.getpixel((x, y)) == GREEN]
+    assert (min(x for x, _ in bright), min(y for _, y in bright)) == (40, 20)
+    assert (max(x for x, _ in bright), max(y for _, y in bright)) == (120, 80)
 
 
-def test_before_after_picture_without_pictures_says_what_is_needed(tmp_path):
-    with pytest.raises(CheckpointError, match=r"eval-before\.parquet"):
-        before_after_png(tmp_path, tmp_path / "figure.png")
-
-
-def test_typical_pairs_span_the_ranking():
-    class Fake:
-        def __init__(self, gain):
-            self.gain, self.image = gain, b"x"
-
-    pairs = [Fake(gain / 10) for gain in (3, 9, 0, 5, 1, 8, 2, 7, 4, 6)]
-    assert [pair.gain for pair in typical(pairs, 5)] == [0.1, 0.3, 0.5, 0.7, 0.9]
-    assert len(typical(pairs, 20)) == 10
+def test_predicted_boxes_have_colors_of_their_own():
+    image = Image.new("RGB", (100, 100), "white")
+    boxes = [LabelledBox(box=(10, 10, 30, 30)), LabelledBox(box=(60, 60, 90, 90))]
+    drawn = draw_boxes(image, predicted=boxes, scale=1, colors=["#ff0000", "#0000ff"])
+    assert drawn.getpixel((10, 10)) == (255, 0, 0) and drawn.getpixel((60, 60)) == (0, 0, 255)
+    assert count(drawn, ORANGE) == 0
