@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CAUSAL, WHOLE = -1, -2
+"""Block numbers of prefix tokens that see what lies before them, and of those that see each other at any distance."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
@@ -30,7 +33,7 @@ class Layout:
     `prefix_index` `(P, L)` and `branch_index` `(B, T)` point into the row (padding points at the entry's last token);
     `prefix_unpad` and `branch_unpad` take the flattened padded tensors back to row order; `tree_of_branch` `(B,)`;
     `prefix_lengths` `(P,)`. `blocks` `(P, L)`, where a family has them, numbers groups of prefix tokens that see each
-    other both ways; -1 is plain causal.
+    other both ways: from 0 up within a layer's window, `WHOLE` whatever the window; `CAUSAL` tokens do not.
     """
 
     n_prefix: int
@@ -71,11 +74,17 @@ class Layout:
         place = torch.arange(self.prefix_index.shape[1], device=self.prefix_index.device)
         seen = (place[:, None] >= place[None])[None]
         if self.blocks is not None:
-            inside = (self.blocks[:, :, None] == self.blocks[:, None]) & (self.blocks[:, None] >= 0)
-            seen = seen | inside
+            seen = seen | self._same_block(self.blocks >= 0)
         if window is not None:
             seen = seen & (place[None] > place[:, None] - window)
+        if self.blocks is not None:
+            seen = seen | self._same_block(self.blocks == WHOLE)
         return seen[:, None]
+
+    def _same_block(self, counts: Tensor) -> Tensor:
+        """`(P, L, L)`: tokens of the same block, of the blocks that count."""
+        assert self.blocks is not None
+        return (self.blocks[:, :, None] == self.blocks[:, None]) & counts[:, None]
 
     def _make_branch_mask(self, window: int | None) -> Tensor:
         device = self.prefix_index.device
@@ -133,7 +142,7 @@ def make_layout(
 def _padded_blocks(blocks: Sequence[Tensor | None], shape: torch.Size) -> Tensor | None:
     if all(block is None for block in blocks):
         return None
-    padded = torch.full(shape, -1)
+    padded = torch.full(shape, CAUSAL)
     for row, block in enumerate(blocks):
         if block is not None:
             padded[row, : len(block)] = block
