@@ -53,7 +53,7 @@ def main() -> None:
 
 def render() -> str:
     """The page as Markdown."""
-    sections = {name: f.annotation for name, f in Recipe.model_fields.items() if _is_section(f.annotation)}
+    sections = {name: found for name, f in Recipe.model_fields.items() if (found := _section(f.annotation))}
     parts = [HEAD, _table("The top", "A recipe's own key; all others stand in a section.", "", Recipe)]
     for name, section in sections.items():
         parts.append(_table(f"`{name}`", _doc(section), f"{name}.", section))
@@ -68,13 +68,18 @@ def _table(title: str, about: str, prefix: str, section: type[Section]) -> str:
     rows = [
         f"| `{prefix}{name}` | {_type(f.annotation)}{_limits(f)} | {_default(f)} | {_cell(f.description or '')} |"
         for name, f in section.model_fields.items()
-        if prefix or section is not Recipe or not _is_section(f.annotation)
+        if prefix or section is not Recipe or _section(f.annotation) is None
     ]
     return f"## {title}\n\n{about}\n\n| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def _doc(section: Any) -> str:
     return " ".join((section.__doc__ or "").split())
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    """The section that an annotation stands for, be it `RLConfig` or `LoraConfig | None`."""
+    return next((part for part in (annotation, *get_args(annotation)) if _is_section(part)), None)
 
 
 def _is_section(annotation: Any) -> bool:

@@ -75,7 +75,24 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, more time"
     )
+    quantize: Literal["none", "nf4", "int8"] = Field(
+        "none", description="load the language model's linear layers in 4 or 8 bits (bitsandbytes); trained with lora"
+    )
+    vision_cache_mb: int = Field(
+        2048,
+        ge=0,
+        description="CPU memory for the features of pictures, in MiB; used where tower and connector are frozen; 0: none",
+    )
+    vision_cache_dir: str | None = Field(
+        None, description="also keep those features in this folder (safetensors), for later runs and larger data"
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the model; only if you read it")
+
+    @model_validator(mode="after")
+    def _weights_to_quantize(self) -> ModelConfig:
+        if self.quantize != "none" and self.init == "scratch":
+            raise ValueError("init: scratch has no weights to quantize; remove the key quantize")
+        return self
 
 
 HOW = r"^(full|frozen|lora|last_[1-9]\d*)$"
@@ -109,6 +126,20 @@ class TrainConfig(Section):
         if (self.connector or "").startswith("last_"):
             raise ValueError("the connector has no blocks to count; use full or frozen")
         return self
+
+
+class LoraConfig(Section):
+    """The adapter of the parts that `train` puts at lora."""
+
+    rank: int = Field(16, gt=0, description="of the two matrices beside each adapted layer")
+    alpha: int = Field(32, gt=0, description="their product is scaled by alpha / rank; rslora: by alpha / sqrt(rank)")
+    variant: Literal["lora", "rslora", "dora"] = Field("lora", description="dora also learns the size of each output")
+    layers: list[str] | None = Field(
+        None, description="adapt only linear layers whose own name is one of these; default: all of the part"
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="sft only: with it, the policy that RL updates is not the one that sampled"
+    )
 
 
 class PromptConfig(Section):
@@ -231,6 +262,7 @@ class Recipe(Section):
     method: Literal["grpo", "sft"] = Field("grpo", description="grpo runs with `vlm-r1 train`, sft with `vlm-r1 sft`")
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    lora: LoraConfig | None = None
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -240,3 +272,22 @@ class Recipe(Section):
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _lora(self) -> Recipe:
+        if "lora" not in self.train.how().values():
+            if self.lora is not None:
+                raise ValueError("lora: no part is trained with it; set train.language: lora, or remove the section")
+            return self
+        if self.model.init == "scratch":
+            raise ValueError("train: lora needs a base model with weights, and model.init is scratch")
+        if self.method == "grpo" and self.lora is not None and self.lora.dropout:
+            raise ValueError(
+                "lora.dropout: the policy that is updated would not be the one that sampled the answers; use 0"
+            )
+        if self.rl.reference_offload:
+            raise ValueError(
+                "rl.reference_offload: beside lora there is no second model, the reference is this one without its "
+                "adapter; remove the key"
+            )
+        return self

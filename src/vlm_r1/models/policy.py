@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlm_r1.models.packing import PackedRow
 from vlm_r1.models.shared_prefix import packed
+from vlm_r1.models.vision_cache import VisionCache, WeightsVersion
 from vlm_r1.records import VisionInput
 
 LOGIT_CHUNK = 1 << 25
@@ -33,12 +34,43 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.mrope = mrope
+        self.vision_cache: VisionCache | None = None
+        self._frozen: tuple[str, ...] = ()
+        self._weights_version = WeightsVersion()
         self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self.register_buffer("banned", banned, persistent=False)
 
     def features(self, pictures: Sequence[VisionInput]) -> dict[str, Any]:
-        """The vision tower's output for the pictures, in the form `hidden` takes; empty without pictures."""
-        return {"image": self.encode_pictures(pictures)} if pictures else {}
+        """The vision tower's output for the pictures, in the form `hidden` takes; empty without pictures.
+
+        With a cache (tower and connector are frozen) only pictures that it does not hold are encoded.
+        """
+        if not pictures:
+            return {}
+        if self.vision_cache is None:
+            return {"image": self.encode_pictures(pictures)}
+        device = self.banned.device
+        weights = self._weights_version(self.model.get_parameter(name) for name in self._frozen)
+        if torch.is_autocast_enabled(device.type):
+            weights += str(torch.get_autocast_dtype(device.type))
+        return {"image": self.vision_cache.lookup(pictures, weights, self._encode_frozen, device)}
+
+    def cache_features(self, cache: VisionCache, frozen: Iterable[str]) -> None:
+        """Keep the features of pictures in `cache`; `frozen` names the model's parameters that make them."""
+        self.vision_cache, self._frozen, self._weights_version = cache, tuple(frozen), WeightsVersion()
+
+    def cache_metrics(self) -> dict[str, float]:
+        """Hit rate and size of the cache since the last call; empty without one."""
+        return {} if self.vision_cache is None else self.vision_cache.metrics()
+
+    @torch.no_grad()
+    def _encode_frozen(self, picture: VisionInput) -> Any:
+        training = self.model.training
+        self.model.eval()  # what is kept must not depend on a draw of dropout
+        try:
+            return self.encode_pictures([picture])
+        finally:
+            self.model.train(training)
 
     def encode_pictures(self, pictures: Sequence[VisionInput]) -> Any:
         """The model's own `get_image_features` on these pictures."""

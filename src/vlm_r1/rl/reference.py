@@ -15,6 +15,8 @@ def load_reference(session: Session) -> Policy:
     policy = load_policy(recipe.model, recipe.prompt, seed=recipe.run.seed).policy
     policy.requires_grad_(False)
     policy.eval()
+    if session.loaded.policy.vision_cache is not None:  # a frozen tower is the reference's own
+        policy.features = session.loaded.policy.features  # type: ignore[method-assign]
     if recipe.rl.reference_offload:
         policy.banned = policy.banned.to(session.accelerator.device)
         policy.model = cpu_offload(policy.model, session.accelerator.device)

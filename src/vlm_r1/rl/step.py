@@ -84,7 +84,8 @@ class Updater:
             set_learning_rate(self.session.optimizer, lr)
             self.session.optimizer.step()
             self.session.optimizer.zero_grad()
-        return stats.metrics(self.reference is not None) | {"grad_norm": norm, "lr": lr}
+        metrics = stats.metrics(self.reference is not None) | {"grad_norm": norm, "lr": lr}
+        return metrics | self.session.loaded.policy.cache_metrics()
 
     def _reference(self, row: PackedRow) -> Tensor | None:
         if self.reference is None:

@@ -19,6 +19,7 @@ from vlm_r1.errors import CheckpointError, ConfigError
 from vlm_r1.models.family import Part
 from vlm_r1.models.freeze import freeze, learning_rate_scales
 from vlm_r1.models.load import LoadedPolicy, load_policy
+from vlm_r1.models.vision_cache import VisionCache
 from vlm_r1.runtime.checkpoint import (
     list_checkpoints,
     load_optimizer,
@@ -117,7 +118,9 @@ def open_session(recipe: Recipe) -> Session:
             "lost to rounding. Use optim.master_weights true, or model.dtype float32 with model.autocast bf16"
         )
     loaded = load_policy(model_config, recipe.prompt, seed=recipe.run.seed)
-    freeze(loaded.family, recipe.train)
+    trained = freeze(loaded.family, recipe.train)
+    if not trained["vision"] + trained["connector"]:
+        cache_features(loaded, recipe)
     loaded.policy.to(accelerator.device)
     rates: dict[Part, float | None] = {"vision": recipe.optim.lr_vision, "connector": recipe.optim.lr_connector}
     scales = learning_rate_scales(loaded.family, rates, recipe.optim.lr)
@@ -139,6 +142,16 @@ def open_session(recipe: Recipe) -> Session:
         start=start,
         state=state,
     )
+
+
+def cache_features(loaded: LoadedPolicy, recipe: Recipe) -> None:
+    """Give a policy with frozen tower and connector a cache of features, as the recipe says."""
+    folder = recipe.model.vision_cache_dir
+    if not recipe.model.vision_cache_mb and folder is None:
+        return
+    cache = VisionCache(recipe.model.vision_cache_mb * 2**20, Path(folder) if folder else None)
+    parts = loaded.family.parameters()
+    loaded.policy.cache_features(cache, [*parts["vision"], *parts["connector"]])
 
 
 def _accelerator(recipe: Recipe, run_dir: Path) -> Accelerator:

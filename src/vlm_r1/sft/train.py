@@ -71,4 +71,5 @@ def sft_step(session: Session, trees: Sequence[Tree], step: int) -> dict[str, fl
         "grad_norm": float(norm),
         "lr": lr,
         "tokens/answer": float(n_scored),
+        **session.loaded.policy.cache_metrics(),
     }

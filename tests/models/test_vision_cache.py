@@ -1,0 +1,150 @@
+"""Features of a frozen tower are computed once: equal to its own, bounded, kept on disk, dropped with the weights."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import assert_same_gradients, gradients, mixed_groups, mixed_prompts, recipe, save_tiny, tiny
+
+from vlm_r1.models.packing import pack
+from vlm_r1.models.vision_cache import VisionCache, WeightsVersion
+from vlm_r1.records import VisionInput
+from vlm_r1.rl import loop
+from vlm_r1.rl.batch import group_tree
+from vlm_r1.runtime.runlog import read_metrics
+from vlm_r1.sft.train import train as sft
+
+FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+
+
+def cached(family: str = "qwen3_vl", capacity: int = 1 << 30, folder=None):
+    """A policy with a frozen, cached tower, and a list that a call of the tower adds to."""
+    loaded = tiny(family)
+    tower = loaded.policy.model.model.visual
+    tower.requires_grad_(False)
+    loaded.policy.cache_features(
+        VisionCache(capacity, folder), [f"model.visual.{name}" for name, _ in tower.named_parameters()]
+    )
+    calls: list[int] = []
+    tower.register_forward_hook(lambda *_: calls.append(1))
+    return loaded, calls
+
+
+def rows(loaded):
+    return pack([group_tree(g) for g in mixed_groups(loaded)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_features_give_the_same_log_probs_and_gradients(family):
+    plain = tiny(family)
+    plain.policy.model.model.visual.requires_grad_(False)
+    expected = plain.policy(rows(plain))[0]
+    expected.square().sum().backward()
+    wanted = gradients(plain.policy)
+    loaded, calls = cached(family)
+    for _ in range(2):
+        found = loaded.policy(rows(loaded))[0]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        found.square().sum().backward()
+        assert_same_gradients(gradients(loaded.policy), wanted)
+    assert len(calls) == 6  # the six pictures, one by one, once
+
+
+def test_other_weights_are_other_features():
+    """This fails where a cache goes on answering after the weights changed."""
+    loaded, calls = cached()
+    before = loaded.policy(rows(loaded))[0]
+    with torch.no_grad():
+        loaded.policy.model.model.visual.merger.linear_fc2.weight.mul_(1.5)
+    after = loaded.policy(rows(loaded))[0]
+    loaded.policy.vision_cache = None
+    assert torch.equal(after, after.detach()) and (before - after).abs().max() > 1e-3
+    torch.testing.assert_close(after, loaded.policy(rows(loaded))[0], atol=1e-5, rtol=0)
+    assert len(calls) == 6 + 6 + 1
+
+
+def test_weights_that_are_written_or_replaced_have_another_hash():
+    version, weight = WeightsVersion(), torch.nn.Parameter(torch.ones(3))
+    first = version([weight])
+    assert version([weight]) == first == WeightsVersion()([torch.ones(3)])
+    with torch.no_grad():
+        weight.add_(1)
+    second = version([weight])
+    weight.data = torch.ones(3)
+    assert second != first and version([weight]) == first
+    assert version([torch.ones(3, dtype=torch.bfloat16)]) != first
+
+
+def test_memory_is_bounded_and_the_least_recently_used_go_first():
+    made = []
+
+    class Output(dict):
+        pass
+
+    def encode(picture):
+        made.append(picture.key)
+        return Output(pooler_output=torch.zeros(1, 10), last_hidden_state=torch.zeros(1000))
+
+    cache = VisionCache(capacity=2 * 40)
+    for key in "aabacab":  # c pushes out b
+        cache.lookup([VisionInput(key=key, tensors={})], "w", encode, torch.device("cpu"))
+    assert made == ["a", "b", "c", "b"] and cache.size == 80
+    assert cache.metrics() == {"vision_cache/mb": 80 / 2**20, "vision_cache/hit_rate": 3 / 7}
+    assert "vision_cache/hit_rate" not in cache.metrics()
+
+
+def test_features_come_back_from_disk_and_a_damaged_file_is_made_again(tmp_path):
+    first, calls = cached(folder=tmp_path)
+    expected = first.policy(rows(first))[0]
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) == len(calls) == 6 and sorted(tmp_path.iterdir()) == files
+    second, calls = cached(folder=tmp_path)
+    torch.testing.assert_close(second.policy(rows(second))[0], expected, atol=1e-5, rtol=0)
+    assert calls == []
+    files[0].write_bytes(files[0].read_bytes()[:50])
+    third, calls = cached(capacity=0, folder=tmp_path)
+    torch.testing.assert_close(third.policy(rows(third))[0], expected, atol=1e-5, rtol=0)
+    assert len(calls) == 1 and set(load_file(files[0])) >= {"pooler_output.0"}
+
+
+def test_two_questions_about_one_picture_encode_it_once():
+    loaded, calls = cached()
+    prompt = mixed_prompts(loaded)[0]
+    loaded.policy.features([*prompt.pictures, *prompt.pictures])
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("method", ["grpo", "sft"])
+def test_a_second_epoch_makes_no_tower_call(monkeypatch, tmp_path, method):
+    """12 pictures, 2 a step: six steps see each once. Rollout, update, reference and later epochs share features."""
+    from vlm_r1.models.policy import Policy
+
+    calls: list[str] = []
+    encode = Policy.encode_pictures
+    monkeypatch.setattr(
+        Policy,
+        "encode_pictures",
+        lambda self, pictures: calls.extend(p.key for p in pictures) or encode(self, pictures),
+    )
+    settings = recipe(
+        save_tiny(tmp_path / "model"),
+        tmp_path / "run",
+        method,
+        train={"vision": "frozen", "connector": "frozen"},
+        run={"steps": 12, "save_every": 100},
+        **({"rl": {"beta": 0.1, "iterations": 2, "reuse_prefill": False}} if method == "grpo" else {}),
+    )
+    (loop.train if method == "grpo" else sft)(settings)
+    n_pictures = 12
+    assert len(calls) == len(set(calls)) == n_pictures
+    metrics = read_metrics(tmp_path / "run")
+    assert [m["vision_cache/hit_rate"] for m in metrics[6:]] == [1.0] * 6
+    assert metrics[0]["vision_cache/hit_rate"] < 1
+
+
+def test_a_trained_tower_has_no_cache(tmp_path):
+    from vlm_r1.runtime.session import open_session
+
+    folder = save_tiny(tmp_path / "model")
+    for number, train in enumerate([{}, {"vision": "frozen"}, {"connector": "frozen"}, {"vision": "last_1"}]):
+        session = open_session(recipe(folder, tmp_path / f"run-{number}", train=train))
+        assert session.loaded.policy.vision_cache is None
