@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+
 from vlm_r1.models.scratch import CHAT_TEMPLATE, build_tokenizer
 from zoo import Entry
 from zoo.making import RANGE, make_model, make_processor, write
@@ -64,7 +65,7 @@ def build_qwen(
 
 
 def flat(config: dict) -> dict:
-    """Qwen2-VL's config.json holds the language model's keys at the top level and names rotary positions the old way."""
+    """Qwen2-VL's config.json: the language model's keys at the top level, rotary positions named the old way."""
     text, vision = config.pop("text_config"), config.pop("vision_config")
     rope = text.pop("rope_parameters")
     text |= {
