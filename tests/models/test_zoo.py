@@ -5,11 +5,15 @@ import torch
 import zoo
 from support import assert_same_gradients, gradients
 
-from vlm_r1.config import RolloutConfig
+from vlm_r1.config import RolloutConfig, TrainConfig
+from vlm_r1.models.freeze import freeze
 from vlm_r1.models.packing import cut_by_budget, pack
 from vlm_r1.models.policy import merge_pictures
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.models.vision_cache import VisionCache
+from vlm_r1.rl.batch import TrainBatch, group_tree
+from vlm_r1.rollout.cache import Prefill
 from vlm_r1.rollout.native import generate
+from vlm_r1.rollout.resume import continued_row
 from vlm_r1.runtime.checkpoint import save_model
 
 ZOO = zoo.zoo()
@@ -63,6 +67,22 @@ def test_the_packed_update_equals_the_plain_one(record_property, folder, entry, 
     record_property("gradient_difference", assert_same_gradients(gradients(loaded.policy), gradients(model)))
 
 
+def test_going_on_from_the_prefill_equals_the_plain_update(folder, entry):
+    loaded, model = zoo.load(folder), zoo.plain(folder, entry)
+    answered = zoo.groups(loaded, entry)
+    prefill = Prefill(loaded.policy, [g.prompt for g in answered])
+    numbers = (len(answered) - 1, 0)
+    nothing = torch.zeros(0)
+    trees = tuple(group_tree(answered[n]) for n in numbers)
+    batch = TrainBatch(trees=trees, advantages_B=nothing, weights_B=nothing, group_numbers=numbers)
+    logprobs, _ = continued_row(loaded.policy, prefill, batch, pack(trees), TEMPERATURE)
+    expected = zoo.plain_logprobs(model, loaded, [answered[n] for n in numbers], TEMPERATURE)
+    torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=0)
+    (logprobs * weights(len(expected))).sum().backward()
+    (expected * weights(len(expected))).sum().backward()
+    assert_same_gradients(gradients(loaded.policy), gradients(model))
+
+
 def test_rollouts_record_the_log_probs_of_the_plain_forward(folder, entry):
     loaded = zoo.load(folder)
     prompts = [loaded.family.encode(s) for s in zoo.samples(entry)]
@@ -103,3 +123,20 @@ def test_every_parameter_belongs_to_one_part(folder, entry):
     names = [name for part in parts.values() for name in part]
     assert sorted(names) == sorted(n for n, _ in family.model.named_parameters())
     assert all(parts.values()), {part: len(found) for part, found in parts.items()}
+
+
+def test_features_of_a_frozen_tower_are_made_once(monkeypatch, folder, entry):
+    loaded = zoo.load(folder)
+    counts = freeze(loaded.family, TrainConfig(vision="frozen", connector="frozen"))
+    assert counts["vision"] == counts["connector"] == 0 < counts["language"]
+    parts = loaded.family.parameters()
+    loaded.policy.cache_features(VisionCache(1 << 30), [*parts["vision"], *parts["connector"]])
+    calls, encode = [], loaded.policy.encode_pictures
+    monkeypatch.setattr(loaded.policy, "encode_pictures", lambda pictures: calls.append(1) or encode(pictures))
+    answered = zoo.groups(loaded, entry)
+    row = pack([group_tree(g) for g in answered])
+    with torch.no_grad():
+        expected = zoo.plain_logprobs(zoo.plain(folder, entry), loaded, answered, TEMPERATURE)
+        for _ in range(2):
+            torch.testing.assert_close(loaded.policy(row, TEMPERATURE)[0], expected, atol=2e-5, rtol=0)
+    assert len(calls) == len({picture.key for picture in row.pictures})
