@@ -90,7 +90,7 @@ def launch(page: Any, folder: Path, *, port: int | None = None, css: str = "", o
             max_file_size=LARGEST_UPLOAD,
             app_kwargs={"middleware": [hosts]},
             theme=theme(),
-            css=css,
+            head=f"<style>{css}</style>",  # gradio's own `css` drops container queries
         )
     except OSError as error:
         place = f"port {port}" if port is not None else "no port from 7860 to 7959"
