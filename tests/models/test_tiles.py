@@ -4,6 +4,7 @@ import pytest
 import zoo
 
 from vlm_r1.errors import ConfigError
+from vlm_r1.runtime.checkpoint import save_model
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,46 @@ def test_internvl_takes_limits_as_numbers_of_tiles(folders):
         tiles(folder, 96, 32, max_pixels=255)
 
 
-@pytest.mark.parametrize("name", ["internvl"])
+def test_idefics_takes_the_largest_square_of_whole_tiles(folders):
+    # Pictures are enlarged to 48 pixels, their longest side, in tiles of 16: 96 x 32 becomes 3 x 1 tiles and the whole.
+    folder = folders("smolvlm")
+    assert tiles(folder, 96, 32) == 3 + 1
+    assert tiles(folder, 8, 8) == 9 + 1
+    assert tiles(folder, 8, 8, max_pixels=48 * 48 - 1) == 4 + 1
+    assert tiles(folder, 96, 32, max_pixels=256) == 1
+    with pytest.raises(ConfigError, match=r"model.max_pixels: 255 is less than one tile of this model, 256 pixels"):
+        tiles(folder, 8, 8, max_pixels=255)
+    with pytest.raises(ConfigError, match=r"model.min_pixels: smolvlm resizes every picture"):
+        tiles(folder, 8, 8, min_pixels=256)
+
+
+def test_onevision_takes_limits_as_a_choice_of_resolutions(folders, tmp_path):
+    # Of 16, 32 and 48 pixels a side, 90 x 40 fits 48 x 32 best: 3 x 2 tiles and the whole.
+    folder = folders("llava_onevision")
+    assert tiles(folder, 90, 40) == 6 + 1
+    assert tiles(folder, 90, 40, max_pixels=1535) == 3 + 1
+    assert tiles(folder, 90, 40, max_pixels=256) == 1 + 1
+    assert tiles(folder, 8, 8, min_pixels=2000) == 9 + 1
+    with pytest.raises(ConfigError, match="they have 256, 512, 768, 1024, 1536, 2304 pixels"):
+        tiles(folder, 8, 8, max_pixels=255)
+    limited = zoo.load(folder, max_pixels=256)
+    save_model(tmp_path, limited.policy.model, limited.processor, limited.family.settings)
+    assert tiles(tmp_path, 90, 40) == 1 + 1
+
+
+def test_pictures_of_one_onevision_prompt_are_one_tile_each(folders):
+    family = zoo.load(folders("llava_onevision")).family
+    two = family.encode(zoo.sample("q", zoo.picture(90, 40), zoo.picture(16, 48)))
+    one = family.encode(zoo.sample("q", zoo.picture(90, 40)))
+    [together], [alone] = two.pictures, one.pictures
+    assert together.tensors["pixel_values"].shape == (2, 3, 16, 16)
+    assert together.tensors["batch_num_images"].tolist() == [2]
+    assert alone.tensors["batch_num_images"].tolist() == [1]
+    assert two.token_ids.count(family.model.config.image_token_id) == 2 * (16 + 1)  # a newline behind each
+    assert together.key != alone.key
+
+
+@pytest.mark.parametrize("name", ["internvl", "smolvlm", "idefics3", "llava_onevision"])
 def test_boxes_are_thousandths_of_the_picture(folders, name):
     family = zoo.load(folders(name)).family
     box_map = family.encode(zoo.sample("q", zoo.picture(640, 480))).box_map

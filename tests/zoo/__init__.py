@@ -30,9 +30,17 @@ class Entry:
 
 def zoo() -> dict[str, Entry]:
     """Name -> entry."""
-    from zoo import gemma, glm, internvl, qwen, qwen_more
+    from zoo import gemma, glm, idefics, internvl, llava, qwen, qwen_more
 
-    return {**gemma.ENTRIES, **internvl.ENTRIES, **glm.ENTRIES, **qwen.ENTRIES, **qwen_more.ENTRIES}
+    return {
+        **gemma.ENTRIES,
+        **idefics.ENTRIES,
+        **internvl.ENTRIES,
+        **llava.ENTRIES,
+        **glm.ENTRIES,
+        **qwen.ENTRIES,
+        **qwen_more.ENTRIES,
+    }
 
 
 def samples(entry: Entry):
@@ -64,10 +72,13 @@ def plain(folder: Path, entry: Entry):
 
 
 def processor_inputs(loaded: LoadedPolicy, one) -> dict[str, torch.Tensor]:
-    """What the family's processor makes of a sample by itself."""
-    messages = chat_messages(one, PLAIN.template)
-    text = loaded.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    images = [p.open() for p in one.images] or None
+    """What the family's processor makes of a sample by itself, its pictures nested as its chat template nests them."""
+    if loaded.processor.chat_template is None:  # PaliGemma: its processor lays the prompt out
+        text = loaded.processor.image_token * len(one.images) + one.question
+    else:
+        messages = chat_messages(one, PLAIN.template)
+        text = loaded.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    images = [[p.open() for p in one.images]] if one.images else None
     return dict(loaded.processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False))
 
 
@@ -75,14 +86,16 @@ def plain_logprobs(
     model, loaded: LoadedPolicy, answered: Sequence[RolloutGroup], temperature: float = 1.0
 ) -> torch.Tensor:
     """Log-probs `(S,)` of all answers' tokens: each answer behind its prompt in a forward pass of its own."""
+    suffix = int(model.config.model_type == "paligemma")  # there 0 marks what sees itself both ways
     parts = []
     for group in answered:
         inputs = processor_inputs(loaded, group.prompt.sample)
-        inputs.pop("attention_mask", None)
+        for name in ("attention_mask", "labels"):
+            inputs.pop(name, None)
         for rollout in group.rollouts:
             answer = torch.tensor([rollout.token_ids])
             row = inputs | {"input_ids": torch.cat([inputs["input_ids"], answer], 1)}
-            for name, value in (("mm_token_type_ids", 0), ("token_type_ids", 0)):
+            for name, value in (("mm_token_type_ids", 0), ("token_type_ids", suffix)):
                 if name in inputs:
                     row[name] = torch.cat([inputs[name], torch.full_like(answer, value)], 1)
             logits = model(**row).logits[0, -answer.shape[1] - 1 : -1].float()

@@ -112,6 +112,10 @@ class Family:
         """Pictures that must be processed together; each alone unless a family says otherwise."""
         return [(picture,) for picture in pictures]
 
+    def tensors(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the picture processor made, in shapes that can be put one after the other in their first dimension."""
+        return found
+
     # -- what all families share ----------------------------------------------------------------------------------
 
     def encode(self, sample: Sample) -> Prompt:
@@ -170,13 +174,13 @@ class Family:
             self._pictures.move_to_end(key)
             return self._pictures[key][:2]
         found = self.processor.image_processor(
-            images=[picture.open() for picture in pictures], return_tensors="pt", **self._picture_kwargs
+            images=[[picture.open() for picture in pictures]], return_tensors="pt", **self._picture_kwargs
         )
         texts = [self.processor.replace_image_token(found, i) for i in range(len(pictures))]
         content = "".join(picture.key for picture in pictures) + self._settings_key
         vision = VisionInput(
             key=hashlib.sha256(content.encode()).hexdigest()[:32],
-            tensors={name: value for name, value in found.items() if name in self._vision_names},
+            tensors=self.tensors({name: value for name, value in found.items() if name in self._vision_names}),
         )
         self._pictures[key] = (vision, texts, pictures)  # holding the pictures keeps their ids their own
         if len(self._pictures) > CACHED_PICTURES:
