@@ -14,10 +14,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from vlm_r1.config import ModelConfig, PromptConfig
 from vlm_r1.errors import ModelError, nearest
 from vlm_r1.models import shared_prefix, vision_attention
+from vlm_r1.models.adapters import base_of_adapter, load_adapter
 from vlm_r1.models.families import FAMILIES
 from vlm_r1.models.family import Family
 from vlm_r1.models.policy import Policy
 from vlm_r1.models.processor import load_processor
+from vlm_r1.models.quantize import keep_trainable, quantization
 from vlm_r1.models.scratch import build_scratch
 
 
@@ -85,26 +87,34 @@ def load_policy(config: ModelConfig, prompt: PromptConfig | None = None, *, seed
 def _load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
     path = resolve_path(config.path)
     looks_local = Path(path).exists() or path.startswith((".", "/", "~"))
-    if looks_local and not Path(path, "config.json").is_file():
+    if looks_local and not any(Path(path, name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ModelError(f'model.path: "{path}" is no model folder (it has no config.json)')
     try:
-        model_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        adapted = base_of_adapter(path)
+        base = adapted or path
+        model_config = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
         if model_config.model_type not in FAMILIES:
             kind = model_config.model_type
-            raise ModelError(f'model.path: family "{kind}" of "{path}" is not supported; {nearest(kind, FAMILIES)}')
+            raise ModelError(f'model.path: family "{kind}" of "{base}" is not supported; {nearest(kind, FAMILIES)}')
+        own = adapted is None or Path(path, "processor_config.json").is_file()  # other trainers' adapters have none
+        processor = load_processor(path if own else base, trust_remote_code=config.trust_remote_code)
         model, info = AutoModelForImageTextToText.from_pretrained(
-            path,
+            base,
             dtype=getattr(torch, config.dtype),
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            quantization_config=quantization(config, model_config, processor),
         )
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f'model.path: "{path}" cannot be loaded: {reason}') from error
     if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
         raise ModelError(
-            f'model.path: "{path}" has no weights for {len(missing)} parameters ({missing[0]}, ...); '
+            f'model.path: "{base}" has no weights for {len(missing)} parameters ({missing[0]}, ...); '
             "its config.json and its weights belong to different models, or a file is missing"
         )
-    return model, load_processor(path, trust_remote_code=config.trust_remote_code)
+    keep_trainable(model)
+    if adapted is not None:
+        load_adapter(model, path)
+    return model, processor

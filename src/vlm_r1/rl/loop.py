@@ -13,17 +13,18 @@ from vlm_r1.data.mixture import SampleStream
 from vlm_r1.data.source import load_source
 from vlm_r1.errors import ConfigError
 from vlm_r1.eval.run import evaluate, load_splits
-from vlm_r1.models.policy import Policy
 from vlm_r1.rewards.rubric import build_rubric
 from vlm_r1.rl.algorithms import ALGORITHMS
 from vlm_r1.rl.batch import make_batch
 from vlm_r1.rl.experience import Experience, answer_weights, collect
 from vlm_r1.rl.metrics import Monitor, mean_over_processes, step_metrics
+from vlm_r1.rl.pictures import rollout_pictures
 from vlm_r1.rl.reference import load_reference
 from vlm_r1.rl.step import Updater
 from vlm_r1.runtime.progress import Progress
 from vlm_r1.runtime.rows import rollout_rows
 from vlm_r1.runtime.session import Session, open_session
+from vlm_r1.runtime.trackers import track_pictures
 
 SHOWN = ("reward", "completions/mean_length", "frac_reward_zero_std", "time/rollout_s", "time/update_s")
 
@@ -44,7 +45,7 @@ def train(recipe: Recipe) -> Path:
     )
     rubric = build_rubric(recipe.rewards)
     monitor = Monitor(recipe)
-    reference: Policy | None = load_reference(session) if recipe.rl.beta else None
+    reference = load_reference(session) if recipe.rl.beta else None
     updater = Updater(session, algorithm, reference)
     if session.state:
         stream.load_state_dict(session.state["stream"])
@@ -93,11 +94,15 @@ def evaluate_splits(session: Session, phase: str) -> None:
 def write_step(
     session: Session, experience: Experience, metrics: dict[str, float], monitor: Monitor, step: int
 ) -> list[str]:
-    """One line of metrics, and the rollouts where the recipe asks for them. Returns the warnings that are due."""
+    """One line of metrics, rollouts and their pictures where the recipe asks for them; returns the warnings due."""
     warnings = monitor.observe(step + 1, metrics)
     session.track(step + 1, {**metrics, **({"warnings": warnings} if warnings else {})})
-    every = session.recipe.run.log_rollouts_every
-    if session.accelerator.is_main_process and every and (step + 1) % every == 0:
+    if not session.accelerator.is_main_process:
+        return warnings
+    pictures_every, every = session.recipe.run.track_pictures_every, session.recipe.run.log_rollouts_every
+    if pictures_every and (step + 1) % pictures_every == 0:
+        track_pictures(session.accelerator, step + 1, rollout_pictures(experience))
+    if every and (step + 1) % every == 0:
         advantages = torch.nan_to_num(experience.advantages_PG).tolist()
         session.log.rollouts(
             step + 1, rollout_rows(experience.groups, experience.answers, experience.scores, advantages)

@@ -1,17 +1,29 @@
-"""The reference model that a KL term holds on to: a frozen copy of the policy the run started from."""
+"""The reference model that a KL term holds on to: a frozen copy of the policy the run started from.
+
+Beside an adapter there is no copy: the model is the policy's own, without the adapter, or with the one it started from.
+"""
 
 from __future__ import annotations
 
-from accelerate import cpu_offload
+from collections.abc import Callable
 
-from vlm_r1.models.load import load_policy
-from vlm_r1.models.policy import Policy
+from accelerate import cpu_offload
+from torch import Tensor
+
+from vlm_r1.models.adapters import REFERENCE, add_reference, base_of_adapter, switched
+from vlm_r1.models.load import load_policy, resolve_path
+from vlm_r1.models.packing import PackedRow
 from vlm_r1.runtime.session import Session
 
+Reference = Callable[[PackedRow, float], tuple[Tensor, Tensor]]
+"""Log-prob and entropy `(S,)` of every scored token of a row at a temperature; a `Policy` is one."""
 
-def load_reference(session: Session) -> Policy:
+
+def load_reference(session: Session) -> Reference:
     """The model of the recipe, not of a checkpoint, with gradients off."""
     recipe = session.recipe
+    if "lora" in recipe.train.how().values():
+        return _switched_policy(session)
     policy = load_policy(recipe.model, recipe.prompt, seed=recipe.run.seed).policy
     policy.requires_grad_(False)
     policy.eval()
@@ -22,3 +34,17 @@ def load_reference(session: Session) -> Policy:
         policy.model = cpu_offload(policy.model, session.accelerator.device)
         return policy
     return policy.to(session.accelerator.device)
+
+
+def _switched_policy(session: Session) -> Reference:
+    """The policy without its adapter; where the run started from an adapter, with that one."""
+    policy, path = session.loaded.policy, resolve_path(session.recipe.model.path)
+    started_from = REFERENCE if base_of_adapter(path) else None
+    if started_from:
+        add_reference(policy.model, path)
+
+    def reference(row: PackedRow, temperature: float) -> tuple[Tensor, Tensor]:
+        with switched(policy.model, started_from):
+            return policy(row, temperature)
+
+    return reference

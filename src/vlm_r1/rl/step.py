@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from vlm_r1.models.packing import PackedRow, Tree, cut_by_budget, pack
-from vlm_r1.models.policy import Policy
 from vlm_r1.rl.algorithms import Algorithm
 from vlm_r1.rl.batch import TrainBatch
 from vlm_r1.rl.objective import k3
+from vlm_r1.rl.reference import Reference
 from vlm_r1.rollout.cache import Prefill
 from vlm_r1.rollout.resume import continued_row
 from vlm_r1.runtime.optim import learning_rate, set_learning_rate
@@ -49,7 +49,7 @@ class Stats:
 class Updater:
     """Runs the update of a session: `iterations` optimiser steps on each batch."""
 
-    def __init__(self, session: Session, algorithm: Algorithm, reference: Policy | None) -> None:
+    def __init__(self, session: Session, algorithm: Algorithm, reference: Reference | None) -> None:
         self.session, self.algorithm, self.reference = session, algorithm, reference
         self.rl = session.recipe.rl
         self.clip_low = algorithm.clip_low if self.rl.clip_low is None else self.rl.clip_low

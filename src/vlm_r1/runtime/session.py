@@ -16,6 +16,7 @@ from accelerate.utils import set_seed
 from vlm_r1.config import Recipe
 from vlm_r1.config_file import resolved_yaml
 from vlm_r1.errors import CheckpointError, ConfigError
+from vlm_r1.models.adapters import adapt, trained_parameters
 from vlm_r1.models.family import Part
 from vlm_r1.models.freeze import freeze, learning_rate_scales
 from vlm_r1.models.load import LoadedPolicy, load_policy
@@ -112,14 +113,18 @@ def open_session(recipe: Recipe) -> Session:
     if checkpoints:
         state = read_state(checkpoints[-1])
         model_config = model_config.model_copy(update={"path": str(checkpoints[-1]), "init": "pretrained"})
-    if recipe.model.dtype == "bfloat16" and not recipe.optim.master_weights and recipe.optim.lr < LEAST_BF16_LR:
+    how = recipe.train.how()
+    own_float32 = recipe.optim.master_weights or "lora" in how.values()
+    if recipe.model.dtype == "bfloat16" and not own_float32 and recipe.optim.lr < LEAST_BF16_LR:
         accelerator.print(
             f"warning: model.dtype bfloat16 keeps 8 bits of a weight: steps of optim.lr {recipe.optim.lr:g} are mostly "
             "lost to rounding. Use optim.master_weights true, or model.dtype float32 with model.autocast bf16"
         )
     loaded = load_policy(model_config, recipe.prompt, seed=recipe.run.seed)
-    trained = freeze(loaded.family, recipe.train)
-    if not trained["vision"] + trained["connector"]:
+    freeze(loaded.family, recipe.train)
+    adapt(loaded.family, recipe.train, recipe.lora, recipe.run.seed)
+    accelerator.print(trained_parameters(loaded.family, recipe.train))
+    if how["vision"] == how["connector"] == "frozen":
         cache_features(loaded, recipe)
     loaded.policy.to(accelerator.device)
     rates: dict[Part, float | None] = {"vision": recipe.optim.lr_vision, "connector": recipe.optim.lr_connector}
@@ -172,7 +177,16 @@ def _accelerator(recipe: Recipe, run_dir: Path) -> Accelerator:
     return accelerator
 
 
-_MAY_CHANGE = {"steps", "save_every", "keep", "threads", "dir", "log_rollouts_every", "trackers"}
+_MAY_CHANGE = {
+    "steps",
+    "save_every",
+    "keep",
+    "threads",
+    "dir",
+    "log_rollouts_every",
+    "trackers",
+    "track_pictures_every",
+}
 
 
 def _claim_folder(recipe: Recipe, run_dir: Path, accelerator: Accelerator) -> None:

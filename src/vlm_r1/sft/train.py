@@ -17,7 +17,7 @@ from vlm_r1.models.packing import Tree, cut_by_budget, pack
 from vlm_r1.runtime.optim import learning_rate, set_learning_rate
 from vlm_r1.runtime.progress import Progress
 from vlm_r1.runtime.session import Session, open_session
-from vlm_r1.sft.batch import ByPicture, make_tree
+from vlm_r1.sft.batch import ByPicture, make_trees
 
 
 def train(recipe: Recipe) -> Path:
@@ -35,7 +35,8 @@ def train(recipe: Recipe) -> Path:
         for step in range(session.start, recipe.run.steps):
             started = time.perf_counter()
             pictures = stream.take(recipe.sft.pictures_per_step)
-            trees = [make_tree(samples, session.loaded.family) for samples in pictures[rank::world]]
+            shown = pictures[rank::world]
+            trees = [tree for samples in shown for tree in make_trees(samples, session.loaded.family)]
             prepared = time.perf_counter()
             metrics = sft_step(session, trees, step)
             metrics |= {"time/data_s": prepared - started, "time/step_s": time.perf_counter() - started}
@@ -54,6 +55,8 @@ def sft_step(session: Session, trees: Sequence[Tree], step: int) -> dict[str, fl
     total = int(accelerator.reduce(n_scored, "sum")) / accelerator.num_processes  # DDP averages over processes
     loss_sum = torch.zeros((), device=accelerator.device)
     session.policy.train()
+    if recipe.lora is not None and recipe.lora.dropout:  # the same draws after a restart
+        torch.manual_seed((recipe.run.seed * 1_000_003 + step) * 1009 + accelerator.process_index)
     for i, row in enumerate(rows):
         sync = nullcontext() if i == len(rows) - 1 else accelerator.no_sync(session.policy)
         with sync, accelerator.autocast():
