@@ -1,4 +1,4 @@
-"""Qwen2-VL and the mixtures of experts of Qwen3-VL."""
+"""Qwen2-VL, the mixtures of experts of Qwen3-VL, and Qwen3.5."""
 
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,15 @@ VISION = {
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 INTERLEAVED = ROPE | {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
+LINEAR, FULL = "linear_attention", "full_attention"
+DELTA_NET = {
+    "head_dim": 16,
+    "rope_parameters": INTERLEAVED | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5},
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 
 
 def build_qwen(
@@ -81,7 +90,31 @@ def transposed(name: str, value: torch.Tensor) -> torch.Tensor:
     return value.transpose(1, 2) if ".experts." in name else value
 
 
+def slow(model) -> None:
+    """Gated delta nets that remember the whole prompt: as they are initialised, most forget within a few tokens."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("A_log"):
+                parameter.copy_(torch.linspace(0.005, 0.4, len(parameter)).log())
+
+
+def qwen35(model_type: str, text: dict) -> Entry:
+    """Qwen3.5: recurrent layers before, between and after layers of full attention."""
+    layers = {"num_hidden_layers": 5, "layer_types": [LINEAR, LINEAR, FULL, LINEAR, FULL]}
+    build = partial(
+        build_qwen,
+        model_type=model_type,
+        processor="Qwen3VLProcessor",
+        text=TEXT | DELTA_NET | layers | text,
+        vision=VISION,
+        adjust=slow,
+    )
+    return Entry(build=build)
+
+
 ENTRIES = {
+    "qwen3_5": qwen35("qwen3_5", {}),
+    "qwen3_5_moe": qwen35("qwen3_5_moe", EXPERTS | {"shared_expert_intermediate_size": 24}),
     "qwen2_vl": Entry(
         build=partial(
             build_qwen,

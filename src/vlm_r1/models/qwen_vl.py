@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and its mixture of experts.
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5 and their mixtures of experts.
 
 All have M-RoPE positions and one placeholder token per merged patch, and differ in the coordinates they write:
 Qwen2.5-VL pixels of the resized picture it saw, the others 0-1000 (their published cookbooks on grounding; for
@@ -14,6 +14,7 @@ from transformers.core_model_loading import Transpose
 
 from vlm_r1.boxes import BoxMap
 from vlm_r1.models.family import Family, Part
+from vlm_r1.models.recurrent import share_states
 from vlm_r1.records import VisionInput
 
 
@@ -55,3 +56,13 @@ class Qwen3VLMoe(QwenVL):
             for operation in getattr(conversion, "operations", ()):
                 if isinstance(operation, Transpose):
                     operation.check_dims = False
+
+
+class Qwen35(QwenVL):
+    """Qwen3.5, dense and mixture of experts: most layers are gated delta nets, which carry a state."""
+
+    def __init__(self, model: Any, *args: Any) -> None:
+        super().__init__(model, *args)
+        for layer in model.model.get_decoder().layers:
+            if hasattr(layer, "linear_attn"):
+                share_states(layer.linear_attn)

@@ -1,7 +1,9 @@
 """Keys and values while answers are sampled: the prompt's once for all its answers, the answers' own beside them.
 
-Both classes are layouts that `models.shared_prefix.attend` hands its tensors to, so the model's own layers run
-unchanged.
+A recurrent layer has a state in their place: the prompt's once, then one for every answer.
+
+Both classes are layouts that `models.shared_prefix.attend` and `models.recurrent` hand their tensors to, so the model's
+own layers run unchanged.
 """
 
 from __future__ import annotations
@@ -9,17 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm_r1.models.layout import Rule, make_layout
 from vlm_r1.models.policy import Policy
+from vlm_r1.models.recurrent import State, recur_prefix, run
 from vlm_r1.models.shared_prefix import attend_prefix
 from vlm_r1.records import Prompt
 
 
 class Prefill:
-    """Prompts run through the model once: their keys and values per layer `(P, h, L, d)`, and last hidden states `(P,
-    D)`.
+    """Prompts run through the model once: their keys and values per layer `(P, h, L, d)`, the states of recurrent
+    layers, and last hidden states `(P, D)`.
 
     Run with gradients enabled it keeps the graph, and the update can go on from it (see `rl.step`).
     """
@@ -31,6 +34,7 @@ class Prefill:
         self.layout = make_layout(self.lengths, [], [], [p.blocks for p in prompts]).to(device)
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
+        self.states: dict[int, State] = {}
         token_ids = torch.tensor([t for p in prompts for t in p.token_ids], device=device)
         positions = torch.cat([p.positions for p in prompts], 1).to(device)
         features = policy.features([picture for prompt in prompts for picture in prompt.pictures])
@@ -42,6 +46,11 @@ class Prefill:
         """Attention within each prompt; keeps the layer's keys and values."""
         out, self.keys[layer], self.values[layer] = attend_prefix(self.layout, query, key, value, rule)
         return out[None]
+
+    def recur(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """A recurrent layer over each prompt; keeps its states at the prompts' ends."""
+        out, self.states[layer.layer_idx] = recur_prefix(self.layout, layer, hidden)  # type: ignore[index]
+        return out
 
 
 class DecodeCache:
@@ -63,6 +72,7 @@ class DecodeCache:
             {layer: x.new_empty(P * group_size, x.shape[1], max_tokens, x.shape[3]) for layer, x in kept.items()}
             for kept in (self.keys, self.values)
         )
+        self.states = {layer: s.detach().take(self.prompt_of_row) for layer, s in prefill.states.items()}
         self.length = 0
         self._biases: dict[int | None, Tensor | None] = {}
         self._arrange()
@@ -81,6 +91,7 @@ class DecodeCache:
         self.prompt_of_row = self.prompt_of_row[rows]
         self.own_keys = {layer: k[rows] for layer, k in self.own_keys.items()}
         self.own_values = {layer: v[rows] for layer, v in self.own_values.items()}
+        self.states = {layer: state.take(rows) for layer, state in self.states.items()}
         alive, self.prompt_of_row = torch.unique(self.prompt_of_row, return_inverse=True)
         if len(alive) < len(self.lengths):
             self.lengths = self.lengths[alive]
@@ -88,6 +99,10 @@ class DecodeCache:
             self.values = {layer: v[alive] for layer, v in self.values.items()}
             self._biases = {}
         self._arrange()
+
+    def recur(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """A recurrent layer for one new token per row, `(R, D)`."""
+        return run(layer, hidden[:, None], self.states[layer.layer_idx])[:, 0]  # type: ignore[index]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """Query `(1, H, R, d)`, key and value `(1, h, R, d)` of one new token per row -> `(1, R, H, d)`."""

@@ -1,7 +1,7 @@
 """Going on from a rollout's prefill: the prompt (tower included) runs once in the whole step.
 
 Where the update is on-policy and everything fits in one row, the rollout's prompt pass keeps its graph and the
-answers run over its keys and values; the gradient is the packed row's.
+answers run over its keys, values and states; the gradient is the packed row's.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm_r1.models.layout import Layout, Rule, pad_index
 from vlm_r1.models.packing import PackedRow
 from vlm_r1.models.policy import Policy
+from vlm_r1.models.recurrent import recur_branches
 from vlm_r1.models.shared_prefix import attend_branches
 from vlm_r1.rollout.cache import Prefill
 
@@ -29,7 +30,7 @@ class HasGroups(Protocol):
 
 
 class Continuation:
-    """The layout of answers alone, over a prefill's keys and values."""
+    """The layout of answers alone, over a prefill's keys, values and states."""
 
     def __init__(self, prefill: Prefill, layout: Layout) -> None:
         self.prefill, self.layout = prefill, layout
@@ -38,6 +39,10 @@ class Continuation:
         """Attention of the answers over their prompt and themselves."""
         keys, values = self.prefill.keys[layer], self.prefill.values[layer]
         return attend_branches(self.layout, query, key, value, keys, values, rule)[None]
+
+    def recur(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """A recurrent layer over the answers, from their prompt's states."""
+        return recur_branches(self.layout, layer, hidden, self.prefill.states[layer.layer_idx])  # type: ignore[index]
 
 
 def continued_row(

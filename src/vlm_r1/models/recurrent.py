@@ -1,0 +1,122 @@
+"""Recurrent layers over packed rows: the prompt's state is computed once, and every answer goes on from it.
+
+A gated delta net carries a state from token to token, so one answer of a row cannot stand behind another. Inside such a
+layer the prefixes run as one batch, and the branches as a second one that starts from their prefix's states. The
+layer's projections, convolution and delta rule are the model's own. All of it happens within one call of the layer, so
+gradient checkpointing works as for any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlm_r1.models.layout import Layout
+
+
+@dataclass(slots=True)
+class State:
+    """What a layer carries for R rows: the last inputs of its convolution `(R, C, K)` and its memory `(R, H, k, v)`.
+
+    It is the cache that a layer is given, as transformers' layers use theirs, and is replaced after each call instead
+    of written in place: the graph stays whole.
+    """
+
+    conv: Tensor | None = None
+    memory: Tensor | None = None
+
+    def take(self, rows: Tensor) -> State:
+        """The states of these rows `(R',)`, which may repeat."""
+        assert self.conv is not None and self.memory is not None
+        return State(self.conv[rows], self.memory[rows])
+
+    def detach(self) -> State:
+        """The same without a graph."""
+        assert self.conv is not None and self.memory is not None
+        return State(self.conv.detach(), self.memory.detach())
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        """Inputs of the convolution before the next token; None before the first one."""
+        return self.conv
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        """The memory; None before the first token."""
+        return self.memory
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        """True: the layer takes its general path also for one token; the other one writes into the state."""
+        return True
+
+    def update_conv_state(self, inputs: Tensor, layer_idx: int, conv_kernel_size: int, **_: Any) -> Tensor:
+        """Add inputs `(R, C, T)`; returns what the convolution runs over, `(R, C, K + T)` or, at first, `(R, C, T)`."""
+        full = inputs if self.conv is None else torch.cat([self.conv, inputs], -1)
+        self.conv = F.pad(full, (max(0, conv_kernel_size - full.shape[-1]), 0))[..., -conv_kernel_size:]
+        return full
+
+    def update_recurrent_state(self, memory: Tensor, layer_idx: int, **_: Any) -> None:
+        """Replace the memory."""
+        self.memory = memory
+
+
+class Recurs(Protocol):
+    """A layout with states of its own, as rollouts have."""
+
+    def recur(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """One layer's output `(N, D)` for inputs `(N, D)`."""
+
+
+def share_states(layer: nn.Module) -> None:
+    """Make a recurrent layer follow the layout that reaches it as a keyword; without one it is unchanged."""
+    layer.forward = _Forward(layer)  # type: ignore[method-assign,assignment]
+
+
+class _Forward:
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(self, hidden_states: Tensor, *, layout: Layout | Recurs | None = None, **kwargs: Any) -> Tensor:
+        if layout is None:
+            return type(self.layer).forward(self.layer, hidden_states, **kwargs)  # type: ignore[no-any-return]
+        if isinstance(layout, Layout):
+            return recur_packed(layout, self.layer, hidden_states[0])[None]
+        return layout.recur(self.layer, hidden_states[0])[None]
+
+
+def run(layer: nn.Module, hidden: Tensor, state: State) -> Tensor:
+    """The layer's own forward on `(R, T, D)`, going on from `state`, which it replaces."""
+    return type(layer).forward(layer, hidden, cache_params=state)  # type: ignore[no-any-return]
+
+
+def recur_packed(layout: Layout, layer: nn.Module, hidden: Tensor) -> Tensor:
+    """Prefixes by themselves; branches from their prefix's states. In and out `(N, D)`."""
+    out, state = recur_prefix(layout, layer, hidden)
+    if len(layout.tree_of_branch):
+        out = torch.cat([out, recur_branches(layout, layer, hidden, state)])
+    return out
+
+
+def recur_prefix(layout: Layout, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, State]:
+    """The prefixes' output `(N_prefix, D)` and their states.
+
+    They are padded on the left with zeros, which leave both states zero, so that all end together.
+    """
+    P, L = layout.prefix_index.shape
+    place = layout.prefix_unpad + (L - layout.prefix_lengths)[layout.prefix_unpad // L]
+    padded = hidden.new_zeros(P * L, hidden.shape[-1]).index_copy(0, place, hidden[: layout.n_prefix])
+    state = State()
+    out = run(layer, padded.view(P, L, -1), state)
+    return out.flatten(0, 1)[place], state
+
+
+def recur_branches(layout: Layout, layer: nn.Module, hidden: Tensor, prefixes: State) -> Tensor:
+    """The branches' output `(N_branch, D)`, each from its prefix's states."""
+    batch = hidden[layout.branch_index]
+    T = batch.shape[1]
+    if T == 1:  # the rule for one token after a state is the one of decoding, whose fast kernel has no gradient
+        batch = F.pad(batch, (0, 0, 0, 1))
+    out = run(layer, batch, prefixes.take(layout.tree_of_branch))
+    return out[:, :T].flatten(0, 1)[layout.branch_unpad]
