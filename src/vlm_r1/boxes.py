@@ -72,11 +72,14 @@ def is_proper(box: Sequence[float]) -> bool:
 class BoxMap:
     """How boxes as the model writes them become pixels of the original picture: one factor per axis.
 
+    `loc` says that they are written as PaliGemma's location tokens, y before x (`prompts.parse_boxes.loc_tokens`).
+
     Example: a model that writes 0-1000 about a 640x480 picture has `BoxMap(x=0.64, y=0.48)`.
     """
 
     x: float = 1.0
     y: float = 1.0
+    loc: bool = False
 
     def to_pixels(self, box: Box) -> Box:
         """Model coordinates to original pixels."""

@@ -3,18 +3,21 @@
 import pytest
 import torch
 import zoo
-from support import assert_same_gradients, gradients
+from support import assert_same_gradients, gradients, picture, sample
 
 from vlm_r1.config import RolloutConfig, TrainConfig
 from vlm_r1.models.freeze import freeze
 from vlm_r1.models.packing import cut_by_budget, pack
 from vlm_r1.models.policy import merge_pictures
 from vlm_r1.models.vision_cache import VisionCache
+from vlm_r1.records import Rollout, RolloutGroup
 from vlm_r1.rl.batch import TrainBatch, group_tree
 from vlm_r1.rollout.cache import Prefill
 from vlm_r1.rollout.native import generate
 from vlm_r1.rollout.resume import continued_row
 from vlm_r1.runtime.checkpoint import save_model
+from vlm_r1.sft.batch import make_trees
+from vlm_r1.sft.targets import target_ids
 
 ZOO = zoo.zoo()
 TEMPERATURE = 0.8
@@ -81,6 +84,24 @@ def test_going_on_from_the_prefill_equals_the_plain_update(folder, entry):
     (logprobs * weights(len(expected))).sum().backward()
     (expected * weights(len(expected))).sum().backward()
     assert_same_gradients(gradients(loaded.policy), gradients(model))
+
+
+def test_questions_about_a_picture_train_as_each_would_alone(folder, entry):
+    loaded, model = zoo.load(folder), zoo.plain(folder, entry)
+    shown = picture(48, 32)
+    asked = [sample("the red circle", shown), sample("the blue square left of it", shown, think="there")]
+    logprobs, _ = loaded.policy(pack(make_trees(asked, loaded.family)))
+    alone = [RolloutGroup(prompt=p, rollouts=(taught(loaded, p),)) for p in map(loaded.family.encode, asked)]
+    expected = zoo.plain_logprobs(model, loaded, alone)
+    torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=0)
+    (logprobs * weights(len(expected))).sum().backward()
+    (expected * weights(len(expected))).sum().backward()
+    assert_same_gradients(gradients(loaded.policy), gradients(model))
+
+
+def taught(loaded, prompt) -> Rollout:
+    ids = tuple(target_ids(prompt, loaded.tokenizer))
+    return Rollout(token_ids=ids, logprobs=(0.0,) * len(ids), text="", finish="stop")
 
 
 def test_rollouts_record_the_log_probs_of_the_plain_forward(folder, entry):

@@ -1,10 +1,17 @@
 """Gemma 3, and PaliGemma with the text models of Gemma 1 and Gemma 2."""
 
 import string
+from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import Gemma3ImageProcessor, Gemma3Processor, GemmaTokenizer
+from transformers import (
+    Gemma3ImageProcessor,
+    Gemma3Processor,
+    GemmaTokenizer,
+    PaliGemmaProcessor,
+    SiglipImageProcessor,
+)
 
 from zoo import Entry
 from zoo.making import RANGE, make_model, write
@@ -88,4 +95,35 @@ def build_gemma3(folder: Path) -> None:
     write(folder, model, processor, ends, lambda config: config | published)
 
 
-ENTRIES = {"gemma3": Entry(build=build_gemma3)}
+def build_paligemma(folder: Path, text: dict) -> None:
+    """PaliGemma over a text model; the processor adds the tokens of locations and segments."""
+    tokenizer = build_tokenizer()
+    processor = PaliGemmaProcessor(
+        image_processor=SiglipImageProcessor(size={"height": 16, "width": 16}, image_seq_length=16),
+        tokenizer=tokenizer,
+    )
+    model = make_model(
+        "paligemma",
+        text_config=TEXT | {"vocab_size": len(tokenizer)} | text,
+        vision_config=VISION | {"model_type": "siglip_vision_model", "image_size": 16},
+        projection_dim=32,
+        hidden_size=32,
+        image_token_index=processor.image_token_id,
+    )
+    write(folder, model, processor, [1])
+
+
+GEMMA1 = {"model_type": "gemma", "num_key_value_heads": 1}
+GEMMA2 = {
+    "model_type": "gemma2",
+    "query_pre_attn_scalar": 24,
+    "sliding_window": WINDOW,
+    "attn_logit_softcapping": 0.5,
+    "final_logit_softcapping": 1.5,
+}
+"""The published caps are 50 and 30: these bound what such small weights give."""
+ENTRIES = {
+    "gemma3": Entry(build=build_gemma3),
+    "paligemma": Entry(build=partial(build_paligemma, text=GEMMA1), without_picture=False),
+    "paligemma2": Entry(build=partial(build_paligemma, text=GEMMA2), attention="eager", without_picture=False),
+}

@@ -1,7 +1,8 @@
 """What the model wrote, read one way: training and evaluation both call `read_answer`.
 
 The rules:
-- What counts is the last complete `<answer>` block; without one the answer is a failure.
+- What counts is the last complete `<answer>` block; without one the answer is a failure. Where the model writes
+  location tokens (PaliGemma), whose published checkpoints know no tags, a text without any tag counts as a whole.
 - Inside it the last fenced block counts, else the whole. JSON is repaired, boxes may be floats.
 - Malformed, reversed and empty boxes are dropped and counted, and are not predictions.
 - Only None, null and [] say that nothing is there; any other unreadable answer is a failure.
@@ -113,27 +114,28 @@ def read_answer(raw: str, sample: Sample, box_map: BoxMap, *, n_tokens: int = 0,
     """
     kind = task_of(sample).kind
     blocks = extract_blocks(raw)
+    text = raw if box_map.loc and not _TAG.search(raw) else blocks.answer
     value: tuple[LabelledBox, ...] | float | str | None = None
     failure: str | None = None
     dropped = 0
-    if blocks.answer is None:
+    if text is None:
         failure = blocks.fault if blocks.fault in ("unclosed_answer", "stray_tag", "nested_tag") else "no_answer"
-    elif not blocks.answer.strip():
+    elif not text.strip():
         failure = "empty_answer"
     elif kind in ("box", "boxes", "point"):
-        value, failure, dropped = read_boxes(blocks.answer, box_map, points=kind == "point")
+        value, failure, dropped = read_boxes(text, box_map, points=kind == "point")
     elif kind == "number":
-        value, failure = read_number(blocks.answer)
+        value, failure = read_number(text)
     elif kind == "choice":
-        value, failure = read_choice(blocks.answer)
+        value, failure = read_choice(text)
     elif kind == "yes_no":
-        value, failure = read_yes_no(blocks.answer)
+        value, failure = read_yes_no(text)
     else:
-        value, failure = read_text(blocks.answer)
+        value, failure = read_text(text)
     return Answer(
         raw=raw,
         think=blocks.think,
-        text=None if blocks.answer is None else blocks.answer.strip(),
+        text=None if text is None else text.strip(),
         value=value,
         failure=None if failure is None else ParseFailure(kind=failure, detail=FAILURE_KINDS[failure]),
         well_formed=blocks.well_formed,

@@ -27,7 +27,7 @@ _PLAIN_BOX = re.compile(rf"\[{_NUM},{_NUM},{_NUM},{_NUM}\]", re.ASCII)
 _PAIR_BOX = re.compile(rf"\(\s*{_NUM},{_NUM}\)\s*,?\s*\({_NUM},{_NUM}\)", re.ASCII)
 _ROUND_BOX = re.compile(rf"\({_NUM},{_NUM},{_NUM},{_NUM}\)", re.ASCII)
 _BARE_BOX = re.compile(rf"^{_NUM},{_NUM},{_NUM},{_NUM}$", re.ASCII)
-_LOC_BOX = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>([^<;]*)", re.ASCII)
+_LOC_BOX = re.compile(r"(?:<loc(\d{4})>)" * 4 + r"(?:\s*<seg\d{3}>){0,16}([^<;]*)", re.ASCII)
 _FLAT_OBJECT = re.compile(r"\{[^{}]*\}")
 _POINT = re.compile(rf"[\[(]{_NUM},{_NUM}[\])]", re.ASCII)
 
@@ -57,6 +57,13 @@ def read_boxes(
     if not found:
         return None, "no_valid_box" if dropped else "unreadable", dropped
     return tuple(LabelledBox(box=box_map.to_pixels(box), label=label) for box, label in found), None, dropped
+
+
+def loc_tokens(box: Box) -> str:
+    """A box in 1024ths of the picture as PaliGemma's location tokens: `(256, 128, 512, 768)` is
+    `<loc0128><loc0256><loc0768><loc0512>`."""
+    x1, y1, x2, y2 = (min(max(round(side), 0), 1023) for side in box)
+    return "".join(f"<loc{side:04d}>" for side in (y1, x1, y2, x2))
 
 
 def _load(text: str) -> Any:

@@ -48,11 +48,21 @@ class ByPicture(Sequence[tuple[Sample, ...]]):
         return tuple(self.samples[i] for i in range(start, stop))
 
 
+def make_trees(samples: Sequence[Sample], family: Family) -> list[Tree]:
+    """Samples that show the same pictures as one tree; where questions cannot share a picture, a tree each."""
+    if family.shares_pictures:
+        return [make_tree(samples, family)]
+    return [make_tree((sample,), family) for sample in samples]
+
+
 def make_tree(samples: Sequence[Sample], family: Family) -> Tree:
-    """The tree of samples that show the same pictures; answers are scored, questions are context."""
+    """The tree of samples that show the same pictures; answers are scored, questions are context.
+
+    Where the question changes what the picture's tokens see, the prefix is the whole prompt of one sample.
+    """
     first = family.encode(samples[0])
     prompts = [first, *(family.encode(sample) for sample in samples[1:])]
-    shared = _common_prefix([p.token_ids for p in prompts])
+    shared = _common_prefix([p.token_ids for p in prompts]) if family.shares_pictures else len(first.token_ids)
     branches = [_branch(prompt, shared, target_ids(prompt, family.tokenizer)) for prompt in prompts]
     return Tree(
         token_ids=torch.tensor(first.token_ids[:shared]),

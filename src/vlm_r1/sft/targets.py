@@ -6,6 +6,7 @@ import json
 
 from vlm_r1.boxes import Box, BoxMap
 from vlm_r1.errors import DataError
+from vlm_r1.prompts.parse_boxes import loc_tokens
 from vlm_r1.records import Prompt, Sample
 
 
@@ -15,14 +16,21 @@ def target_text(sample: Sample, box_map: BoxMap) -> str:
 
 
 def answer_text(sample: Sample, box_map: BoxMap) -> str:
-    """The truth as the inside of an answer tag: one box as `[x1, y1, x2, y2]`, several as JSON, `None` for none."""
+    """The truth as the inside of an answer tag: one box as `[x1, y1, x2, y2]`, several as JSON, `None` for none.
+
+    Where the model writes location tokens: `<loc0128><loc0256><loc0768><loc0512> cat ; ...`.
+    """
     truth = sample.truth
     if truth.boxes is not None:
         if not truth.boxes:
             return "None"
-        if sample.task not in ("ovd", "list"):
-            return json.dumps(_rounded(truth.boxes[0].box, box_map))
-        rows = [{"bbox_2d": _rounded(b.box, box_map), "label": b.label} for b in truth.boxes]
+        single = sample.task not in ("ovd", "list")
+        boxes = truth.boxes[:1] if single else truth.boxes
+        if box_map.loc:
+            return " ; ".join(f"{loc_tokens(box_map.to_model(b.box))} {b.label}".strip() for b in boxes)
+        if single:
+            return json.dumps(_rounded(boxes[0].box, box_map))
+        rows = [{"bbox_2d": _rounded(b.box, box_map), "label": b.label} for b in boxes]
         return json.dumps(rows, ensure_ascii=False)
     if truth.number is not None:
         return f"{truth.number:g}"
