@@ -155,7 +155,7 @@ def _rollout_card(row: Row, rows: Sequence[Row], album: Album) -> RolloutCard:
         reward=number(row["reward"]),
         advantage="" if row["advantage"] is None else signed(row["advantage"]),
         group=f"group of {len(group)}: rewards {spread}, mean {number(sum(rewards) / len(rewards))}",
-        parts=_bars(json.loads(row["parts"]) if row["parts"] else {}),
+        parts=bars(json.loads(row["parts"]) if row["parts"] else {}),
         think=_cut(row["think"]),
         answer=_cut(row["answer"] if row["answer"] is not None else row["completion"]),
         failure=row["failure"],
@@ -163,11 +163,12 @@ def _rollout_card(row: Row, rows: Sequence[Row], album: Album) -> RolloutCard:
     )
 
 
-def _bars(parts: Mapping[str, float | None]) -> tuple[tuple[str, str, float], ...]:
+def bars(parts: Mapping[str, float | None]) -> tuple[tuple[str, str, float], ...]:
+    """Each part of a reward: its name, its value in words, and the length of its bar in percent."""
     known = [(name, value) for name, value in parts.items() if value is not None]
     full = max([1.0, *(abs(value) for _, value in known)])
-    bars = [(name, number(value), round(100 * max(0.0, value) / full, 1)) for name, value in known]
-    return (*bars, *((name, "not scored", 0.0) for name, value in parts.items() if value is None))
+    drawn = [(name, number(value), round(100 * max(0.0, value) / full, 1)) for name, value in known]
+    return (*drawn, *((name, "not scored", 0.0) for name, value in parts.items() if value is None))
 
 
 def _cut(text: str | None) -> str:

@@ -1,0 +1,204 @@
+"""What the page does: checks what was filled in, asks the models, scores their answers and keeps the page told."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from secrets import randbelow
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vlm_r1.config import RewardConfig
+from vlm_r1.errors import DataError, UserError
+from vlm_r1.play.answers import Asked, Progress, Speaker, stream
+from vlm_r1.play.cards import Card, Column, finished_card, growing_cards, summary
+from vlm_r1.play.pictures import Pictures
+from vlm_r1.play.truth import read_truth
+from vlm_r1.prompts.templates import TASKS, task_of
+from vlm_r1.records import Answer, Sample, Score, Truth
+from vlm_r1.rewards.accuracy import DEFAULT_FOR_KIND
+from vlm_r1.rewards.registry import BATCHED, REWARDS
+from vlm_r1.rewards.rubric import build_rubric
+
+MOST_SAMPLES = 32
+LONGEST_ANSWER = 8192
+CHOSEN_REWARDS = sorted(set(REWARDS) - set(BATCHED))
+"""Rewards that the page offers: those that need no server."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """What was filled in, as the page sends it: unchecked.
+
+    Example: `Form(picture={"path": "/tmp/x.png"}, task="rec", question="the red circle")`.
+    """
+
+    picture: Mapping[str, Any] | None = None
+    task: Any = "rec"
+    question: Any = ""
+    truth: Any = ""
+    greedy: Any = True
+    n: Any = 1
+    temperature: Any = 1.0
+    seed: Any = None
+    limit: Any = 1024
+    template: Any = None
+    rewards: Any = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What the page shows: a line of status, whether it is an error, and each model's column (None: unchanged)."""
+
+    status: str
+    columns: tuple[Column | None, ...]
+    error: bool = False
+    busy: bool = False
+
+
+@dataclass(slots=True)
+class Playground:
+    """One or two models, the pictures, and one thread in which the models run."""
+
+    speakers: Sequence[Speaker]
+    pictures: Pictures
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="model"))
+    _halts: dict[str, threading.Event] = field(default_factory=dict)
+
+    def stop(self, session: str) -> None:
+        """End what a browser tab asked for after the next token."""
+        halt = self._halts.get(session)
+        if halt is not None:
+            halt.set()
+
+    def close(self) -> None:
+        """End everything that is under way."""
+        for halt in list(self._halts.values()):
+            halt.set()
+        self.pool.shutdown(cancel_futures=True)
+
+    def ask(self, form: Form, session: str) -> Iterator[View]:
+        """The page while the models answer, one after the other. What is wrong with the form is told on the page."""
+        nothing: tuple[None, ...] = (None,) * len(self.speakers)
+        halt = self._halts[session] = threading.Event()
+        try:
+            picture, image = self.pictures.uploaded(form.picture)
+            sample, told = self._sample(form, picture, image.size)
+            asked = _asked(form, sample)
+            rubric = build_rubric(RewardConfig(parts=dict.fromkeys(_rewards(form, sample), 1.0)))
+            ratio = round(image.width / image.height, 4)
+            columns = [
+                Column(name=s.name, note="Waiting", busy=True, ratio=ratio, cards=(Card(),) * asked.n)
+                for s in self.speakers
+            ]
+            yield View(status="Looking at the picture …", columns=tuple(columns), busy=True)
+            for place, speaker in enumerate(self.speakers):
+                for progress in stream(speaker, asked, halt, self.pool):
+                    if progress.answers is None:
+                        columns[place] = replace(columns[place], note="Writing …", cards=growing_cards(progress))
+                    else:
+                        scores = rubric.score_all([sample] * asked.n, progress.answers) if told else None
+                        columns[place] = self._finished(columns[place], speaker, asked, progress, image, scores)
+                    shown: list[Column | None] = [*nothing]
+                    shown[place] = columns[place]
+                    yield View(status=f"{speaker.name} answers …", columns=tuple(shown), busy=True)
+            yield View(status="Stopped." if halt.is_set() else "Done.", columns=nothing)
+        except UserError as error:
+            yield View(status=_sentence(str(error)), columns=nothing, error=True)
+        except torch.OutOfMemoryError:
+            message = "The model ran out of memory: ask for fewer samples or shorter answers, or use a smaller picture."
+            yield View(status=message, columns=nothing, error=True)
+        except Exception as error:
+            _log.exception("a question failed")
+            message = f"This failed inside the program ({type(error).__name__}); the terminal shows where."
+            yield View(status=message, columns=nothing, error=True)
+        finally:
+            halt.set()
+            if self._halts.get(session) is halt:
+                del self._halts[session]
+
+    def _sample(self, form: Form, picture: Any, size: tuple[int, int]) -> tuple[Sample, bool]:
+        """The question as a sample, and whether a truth was given."""
+        question, task = str(form.question or "").strip(), str(form.task)
+        if not question:
+            raise DataError('There is no question: write what to look for, as in "the red circle"')
+        sample = Sample(id="question", images=(picture,), question=question, truth=Truth(), task=task)
+        task_of(sample)
+        truth = read_truth(str(form.truth or ""), task, size)
+        return (sample, False) if truth is None else (replace(sample, truth=truth), True)
+
+    def _finished(
+        self,
+        column: Column,
+        speaker: Speaker,
+        asked: Asked,
+        progress: Progress,
+        image: Image.Image,
+        scores: Sequence[Score] | None,
+    ) -> Column:
+        answers = progress.answers or ()
+        pictures = [self._drawn(image, asked.sample.truth, answer) for answer in answers]
+        given: Sequence[Score | None] = scores or [None] * len(answers)
+        rows = zip(answers, pictures, given, strict=True)
+        how = "greedy" if asked.seed is None else f"temperature {asked.temperature:g}, seed {asked.seed}"
+        count = "1 answer" if len(answers) == 1 else f"{len(answers)} answers"
+        return replace(
+            column,
+            note=f"{count}, {how}, {progress.seconds:.1f} s{', stopped' if progress.stopped else ''}",
+            cards=tuple(finished_card(a, p, score, stopped=progress.stopped) for a, p, score in rows),
+            summary=summary(scores) if scores else (),
+            key=bool(asked.sample.truth.boxes),
+            busy=False,
+            asked=progress.asked,
+            template=asked.template or speaker.template,
+        )
+
+    def _drawn(self, image: Image.Image, truth: Truth, answer: Answer) -> str:
+        """The address of the picture with the true and the answered boxes."""
+        predicted = answer.value if isinstance(answer.value, tuple) else ()
+        return f"gradio_api/file={self.pictures.draw(image, truth.boxes or (), predicted)}"
+
+
+def _asked(form: Form, sample: Sample) -> Asked:
+    limit = _whole("The longest answer", form.limit, 1, LONGEST_ANSWER)
+    template = str(form.template).strip() if form.template else None
+    if form.greedy:
+        return Asked(sample=sample, max_new_tokens=limit, template=template)
+    temperature = form.temperature
+    if not isinstance(temperature, (int, float)) or not 0.01 <= temperature <= 5:
+        raise DataError(f"The temperature {temperature} is no number from 0.01 to 5")
+    blank = form.seed is None or form.seed == ""
+    seed = randbelow(1_000_000) if blank else _whole("The seed", form.seed, 0, (1 << 63) - 1)
+    n = _whole("The number of samples", form.n, 1, MOST_SAMPLES)
+    return Asked(sample=sample, n=n, temperature=float(temperature), seed=seed, max_new_tokens=limit, template=template)
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or value != int(value)
+        or not low <= value <= high
+    ):
+        raise DataError(f"{name} {value} is no whole number from {low} to {high}")
+    return int(value)
+
+
+def _rewards(form: Form, sample: Sample) -> list[str]:
+    """The chosen rewards, else the accuracy of the task and the format."""
+    chosen = [str(name) for name in form.rewards or ()]
+    if unknown := [name for name in chosen if name not in CHOSEN_REWARDS]:
+        raise DataError(f'There is no reward "{unknown[0]}" here')
+    return chosen or [DEFAULT_FOR_KIND[TASKS[sample.task].kind], "format"]
+
+
+def _sentence(message: str) -> str:
+    """A message without the made-up id of the page's sample."""
+    return message.removeprefix("sample question: ")
