@@ -1,4 +1,4 @@
-"""What Qwen2-VL and the mixtures of experts of Qwen3-VL add to the family."""
+"""Coordinates and published weights of Qwen2-VL, Qwen3.5 and the mixtures of experts."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from support import PLAIN, picture, sample
 from vlm_r1.runtime.checkpoint import save_model
 
 
-@pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl_moe"])
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe"])
 def folder(request, tmp_path_factory):
     found = tmp_path_factory.mktemp(request.param)
     zoo.zoo()[request.param].build(found)

@@ -47,7 +47,7 @@ def write(
     processor,
     eos_token_ids: list[int],
     published_config: Callable[[dict], dict] | None = None,
-    published_weights: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+    published_weights: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None,
 ) -> None:
     """Write the folder; the two functions make what the published one holds of what transformers writes."""
     model.generation_config.eos_token_id = eos_token_ids
@@ -58,5 +58,5 @@ def write(
         file.write_text(json.dumps(published_config(json.loads(file.read_text())), indent=2))
     if published_weights is not None:
         file = folder / "model.safetensors"
-        weights = {name: published_weights(name, value).contiguous() for name, value in load_file(file).items()}
-        save_file(weights, file, {"format": "pt"})
+        weights = published_weights(load_file(file))
+        save_file({name: value.contiguous() for name, value in weights.items()}, file, {"format": "pt"})

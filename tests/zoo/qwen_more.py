@@ -85,9 +85,21 @@ def flat(config: dict) -> dict:
     return text | config | {"vision_config": vision}
 
 
-def transposed(name: str, value: torch.Tensor) -> torch.Tensor:
+def transposed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Qwen3-VL's experts are published as `(experts, in, out)`."""
-    return value.transpose(1, 2) if ".experts." in name else value
+    return {name: value.transpose(1, 2) if ".experts." in name else value for name, value in weights.items()}
+
+
+def fused(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Qwen3.5's experts are published in one tensor a layer, `(experts, out, in)`, the gate above the up projection."""
+    found = {name: value for name, value in weights.items() if ".experts." not in name}
+    for layer in {name.split(".experts.")[0] for name in weights.keys() - found.keys()}:
+        gate, up, down = (
+            torch.stack([weights[f"{layer}.experts.{i}.{part}_proj.weight"] for i in range(EXPERTS["num_experts"])])
+            for part in ("gate", "up", "down")
+        )
+        found |= {f"{layer}.experts.gate_up_proj": torch.cat([gate, up], 1), f"{layer}.experts.down_proj": down}
+    return found
 
 
 def slow(model) -> None:
@@ -98,7 +110,7 @@ def slow(model) -> None:
                 parameter.copy_(torch.linspace(0.005, 0.4, len(parameter)).log())
 
 
-def qwen35(model_type: str, text: dict) -> Entry:
+def qwen35(model_type: str, text: dict, **published) -> Entry:
     """Qwen3.5: recurrent layers before, between and after layers of full attention."""
     layers = {"num_hidden_layers": 5, "layer_types": [LINEAR, LINEAR, FULL, LINEAR, FULL]}
     build = partial(
@@ -108,13 +120,14 @@ def qwen35(model_type: str, text: dict) -> Entry:
         text=TEXT | DELTA_NET | layers | text,
         vision=VISION,
         adjust=slow,
+        **published,
     )
     return Entry(build=build)
 
 
 ENTRIES = {
     "qwen3_5": qwen35("qwen3_5", {}),
-    "qwen3_5_moe": qwen35("qwen3_5_moe", EXPERTS | {"shared_expert_intermediate_size": 24}),
+    "qwen3_5_moe": qwen35("qwen3_5_moe", EXPERTS | {"shared_expert_intermediate_size": 24}, published_weights=fused),
     "qwen2_vl": Entry(
         build=partial(
             build_qwen,
