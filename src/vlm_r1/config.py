@@ -254,6 +254,18 @@ class RunConfig(Section):
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         default_factory=list, description="also send every metric to these; each must be installed"
     )
+    track_pictures_every: int = Field(
+        0,
+        ge=0,
+        description="steps between pictures of rollouts sent to the trackers, 4 questions each time; 0: none, because "
+        "pictures show your data to whoever sees the tracker, and take room there",
+    )
+
+    @model_validator(mode="after")
+    def _pictures_go_somewhere(self) -> RunConfig:
+        if self.track_pictures_every and not self.trackers:
+            raise ValueError("track_pictures_every sends pictures to trackers, and there are none; set run.trackers")
+        return self
 
 
 class Recipe(Section):

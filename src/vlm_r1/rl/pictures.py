@@ -1,0 +1,103 @@
+"""Rollouts of a step as pictures for the trackers: true and answered boxes, and each answer with its reward."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from PIL import Image, ImageColor, ImageDraw
+
+from vlm_r1.data.draw import TRUE_COLOR, draw_boxes, fitting_scale, font
+from vlm_r1.data.show import truth_text
+from vlm_r1.records import Answer, LabelledBox, RolloutGroup, Score
+from vlm_r1.rl.experience import Experience
+
+MOST_GROUPS = 4
+LONGEST_SIDE, NARROWEST = 640, 320
+"""Pixels: larger pictures are shrunk, and a caption is never narrower."""
+MOST_ANSWERS = 8
+"""Answers that are shown of a group: of more, the best and the worst halves of these."""
+
+LOW, MIDDLE, HIGH, UNSCORED = "#6a1fb0", "#f0563a", "#ffe14d", "#9aa3af"
+"""Colours of a group's lowest, middle and highest reward: the brighter, the better, for colour-blind people too."""
+
+_LINE, _MARGIN = 20, 8
+
+
+def rollout_pictures(experience: Experience) -> list[Image.Image]:
+    """The first `MOST_GROUPS` groups that have a picture, drawn; fewer where there are fewer."""
+    drawn: list[Image.Image] = []
+    for group, answers, scores in zip(experience.groups, experience.answers, experience.scores, strict=True):
+        if group.prompt.sample.images and len(drawn) < MOST_GROUPS:
+            drawn.append(draw_group(group, answers, scores))
+    return drawn
+
+
+def draw_group(group: RolloutGroup, answers: Sequence[Answer], scores: Sequence[Score]) -> Image.Image:
+    """The first picture of a prompt with its true boxes and those of its answers, and a caption below.
+
+    The caption holds the question, the truth and the answers from the highest to the lowest reward.
+    """
+    sample = group.prompt.sample
+    image = sample.images[0].open()
+    ranked = sorted(zip(answers, scores, reward_colors(scores), strict=True), key=lambda row: -_total(row[1]))
+    half, more = MOST_ANSWERS // 2, len(ranked) - MOST_ANSWERS
+    shown = [*ranked[:half], *ranked[-half:]] if more > 0 else ranked
+    boxes = [(b, color) for a, _, color in reversed(shown) for b in (a.value if isinstance(a.value, tuple) else ())]
+    true = sample.truth.boxes or ()
+    picture = draw_boxes(
+        image,
+        true if len(true) > 1 else [LabelledBox(box=b.box) for b in true],
+        [LabelledBox(box=b.box) for b, _ in boxes],
+        scale=min(fitting_scale(image.size), LONGEST_SIDE / max(image.size)),
+        colors=[color for _, color in boxes],
+    )
+    lines = [(line, "") for line in textwrap.wrap(sample.question, max(picture.width, NARROWEST) // 7)[:3]]
+    lines += [(f"truth  {truth_text(sample.truth)}", TRUE_COLOR)]
+    lines += [(_told(answer, score), color) for answer, score, color in shown]
+    if more > 0:
+        lines.insert(len(lines) - half, (f"... {more} more ...", ""))
+    return _with_caption(picture, lines)
+
+
+def reward_colors(scores: Sequence[Score]) -> list[str]:
+    """A colour an answer: between `LOW` and `HIGH` by its place between the group's lowest and highest reward."""
+    totals = [score.total for score in scores]
+    known = [total for total in totals if total is not None]
+    low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
+    return [UNSCORED if total is None else _between((total - low) / span if span else 0.5) for total in totals]
+
+
+def _between(share: float) -> str:
+    first, second = (LOW, MIDDLE) if share < 0.5 else (MIDDLE, HIGH)
+    part = 2 * share - (share >= 0.5)
+    pairs = zip(ImageColor.getrgb(first), ImageColor.getrgb(second), strict=True)
+    return "#" + "".join(f"{round(a + part * (b - a)):02x}" for a, b in pairs)
+
+
+def _total(score: Score) -> float:
+    return float("-inf") if score.total is None else score.total
+
+
+def _told(answer: Answer, score: Score) -> str:
+    reward = "none" if score.total is None else f"{score.total:.3f}"
+    text = answer.text if answer.text is not None else answer.raw
+    failure = f"{answer.failure.kind}: " if answer.failure else ""
+    return f"{reward}  {failure}{' '.join(text.split())}"
+
+
+def _with_caption(picture: Image.Image, lines: Sequence[tuple[str, str]]) -> Image.Image:
+    """The picture above lines of text; a line with a colour has a swatch of it, a line that is too long is cut."""
+    width = max(picture.width, NARROWEST)
+    sheet = Image.new("RGB", (width, picture.height + _LINE * len(lines) + 2 * _MARGIN), "white")
+    sheet.paste(picture, (0, 0))
+    pen, face = ImageDraw.Draw(sheet), font(13)
+    for place, (text, color) in enumerate(lines):
+        y = picture.height + _MARGIN + place * _LINE
+        x = _MARGIN + (_LINE if color else 0)
+        while pen.textlength(text, font=face) > width - x - _MARGIN:
+            text = text[: -max(2, len(text) // 8)] + "…"
+        if color:
+            pen.rectangle((_MARGIN, y + 3, _MARGIN + 12, y + 15), fill=color)
+        pen.text((x, y), text, fill="#101418", font=face)
+    return sheet

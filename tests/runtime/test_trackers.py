@@ -1,0 +1,90 @@
+"""Pictures of rollouts reach the trackers: TensorBoard's own files are read back."""
+
+import io
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import recipe
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vlm_r1.data.draw import TRUE_COLOR
+from vlm_r1.errors import ConfigError
+from vlm_r1.rl import loop
+from vlm_r1.runtime.runlog import boxes_from_json, read_rollouts
+from vlm_r1.runtime.trackers import track_pictures
+
+TRACKED = {"trackers": ["tensorboard"], "track_pictures_every": 2, "log_rollouts_every": 1, "steps": 2}
+
+
+def events(folder) -> EventAccumulator:
+    found = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    found.Reload()
+    return found
+
+
+def test_a_run_sends_pictures_of_its_rollouts(model_folder, tmp_path):
+    run = recipe(model_folder, tmp_path / "run", run=TRACKED, rl={"prompts_per_step": 5, "group_size": 2})
+    loop.train(run)
+    found = events(tmp_path / "run" / "run")
+    assert [event.step for event in found.Scalars("reward")] == [1, 2]
+    assert sorted(found.Tags()["images"]) == [f"rollouts/{place}" for place in (1, 2, 3, 4)]
+    [event] = found.Images("rollouts/1")
+    assert event.step == 2
+    picture = Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB")
+    # A scene of 96 pixels is drawn 4 times as large; below are the question, the truth and two answers.
+    assert picture.size == (event.width, event.height) == (384, 384 + 4 * 20 + 2 * 8)
+    row = read_rollouts(tmp_path / "run", 2)[0]
+    assert row["pred_boxes"] == "[]"  # a tiny model with random weights draws no box over the true one
+    left, top, right, bottom = (round(4 * side) for side in boxes_from_json(row["true_boxes"])[0].box)
+    green = np.argwhere((np.asarray(picture)[:384] == tuple(bytes.fromhex(TRUE_COLOR[1:]))).all(-1))
+    assert green.min(0).tolist() == [top, left]
+    assert green.max(0).tolist() == [min(bottom, 383), min(right, 383)]
+
+
+def test_pixels_arrive_where_they_were(tmp_path):
+    from accelerate import Accelerator
+
+    picture = Image.new("RGB", (30, 20), "white")
+    picture.putpixel((25, 5), (255, 0, 0))
+    accelerator = Accelerator(log_with="tensorboard", project_dir=tmp_path)
+    accelerator.init_trackers("x")
+    track_pictures(accelerator, 7, [picture, Image.new("RGB", (8, 60))])
+    accelerator.end_training()
+    found = events(tmp_path / "x")
+    [first], [second] = found.Images("rollouts/1"), found.Images("rollouts/2")
+    shown = Image.open(io.BytesIO(first.encoded_image_string))
+    assert first.step == 7 and shown.size == (30, 20) and (second.width, second.height) == (8, 60)
+    assert np.array_equal(np.asarray(shown.convert("RGB")), np.asarray(picture))
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_other_trackers_get_pictures_as_accelerate_hands_them_on(monkeypatch, name):
+    """Neither is installed here: this holds the calls that their trackers in accelerate take."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    sent = []
+    package = types.SimpleNamespace(Image=lambda picture: ("image", picture))
+    monkeypatch.setitem(sys.modules, name, package)
+    tracker = LOGGER_TYPE_TO_CLASS[name]("x")
+    tracker.run = types.SimpleNamespace(log=lambda values, step: sent.append((values, step)))
+    pictures = [Image.new("RGB", (4, 4)), Image.new("RGB", (5, 4))]
+    track_pictures(types.SimpleNamespace(trackers=[tracker]), 3, pictures)
+    values = {key: value for part, _ in sent for key, value in part.items()}
+    assert {step for _, step in sent} == {3}
+    first, second = (("image", picture) for picture in pictures)
+    listed = name == "wandb"
+    assert values == {"rollouts/1": [first] if listed else first, "rollouts/2": [second] if listed else second}
+
+
+def test_pictures_without_a_tracker_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"there are none; set run\.trackers"):
+        recipe(tmp_path, tmp_path / "run", run={"track_pictures_every": 2})
+
+
+def test_a_tracker_that_is_missing_is_named_before_the_model_is_loaded(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="tensorboard is not installed; run: pip install tensorboard"):
+        loop.train(recipe(model_folder, tmp_path / "run", run=TRACKED))
