@@ -51,31 +51,18 @@ def base_of_adapter(path: str) -> str | None:
     return base
 
 
-def load_adapter(model: Any, path: str) -> None:
-    """Put the adapter of a folder or hub id into its base model, frozen. Raises `ModelError`."""
-    try:
-        found = model.load_adapter(path, adapter_name=NAME, is_trainable=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f'model.path: the adapter "{path}" cannot be loaded: {reason}') from error
-    _check_keys(path, sorted(found.missing_keys) or sorted(found.unexpected_keys))
-
-
-def add_reference(model: Any, path: str) -> None:
-    """Put the adapter of a folder or hub id beside the trained one, frozen. Raises `ModelError`."""
+def load_adapter(model: Any, path: str, name: str = NAME) -> None:
+    """Put the adapter of a folder or hub id into its base model and switch it on. Raises `ModelError`."""
     import peft
 
-    weights = peft.load_peft_weights(path, device="cpu")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")
-        peft.inject_adapter_in_model(peft.PeftConfig.from_pretrained(path), model, REFERENCE)
-    inner = {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
-    found = peft.set_peft_model_state_dict(model, inner, REFERENCE)
-    _check_keys(path, [*found.unexpected_keys, *(key for key in found.missing_keys if f".{REFERENCE}." in key)])
-    model.set_adapter(NAME)
-
-
-def _check_keys(path: str, wrong: Sequence[str]) -> None:
+    try:
+        config, weights = peft.PeftConfig.from_pretrained(path), peft.load_peft_weights(path, device="cpu")
+        _inject(model, config, name)
+        found = peft.set_peft_model_state_dict(model, weights, name)
+    except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f'model.path: the adapter "{path}" cannot be loaded: {reason}') from error
+    wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if f".{name}." in key)]
     if wrong:
         raise ModelError(
             f'model.path: the weights of the adapter "{path}" are not those that its adapter_config.json describes '
@@ -83,19 +70,32 @@ def _check_keys(path: str, wrong: Sequence[str]) -> None:
         )
 
 
+def _inject(model: Any, config: Any, name: str) -> None:
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        model.add_adapter(config, name)
+    cast_adapter_dtype(model, name)  # float32 beside a base in bfloat16
+
+
 def linear_layers(family: Family, parts: Sequence[Part]) -> list[str]:
     """Names of the linear layers of these parts, the output head excepted.
 
-    Experts that are one tensor with three axes are no linear layers; they get no adapter.
+    Experts that are one tensor with three axes are no linear layers.
     """
-    found = family.parameters()
-    owned = {id(parameter) for part in parts for parameter in found[part].values()}
+    parameters = family.parameters()
+    owned = {id(parameter) for part in parts for parameter in parameters[part].values()}
     head = family.model.get_output_embeddings()
-    return [
-        name.removesuffix(".base_layer")
-        for name, module in family.model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and id(module.weight) in owned
-    ]
+    found, wrapper = [], ""
+    for name, module in family.model.named_modules():
+        if wrapper and name.startswith(wrapper):
+            continue
+        layer = getattr(module, "base_layer", module)  # peft's wrapper holds the layer that was there
+        wrapper = f"{name}." if layer is not module else ""
+        if isinstance(layer, nn.Linear) and layer is not head and id(layer.weight) in owned:
+            found.append(name)
+    return found
 
 
 def adapt(family: Family, train: TrainConfig, lora: LoraConfig | None, seed: int) -> None:
@@ -143,23 +143,43 @@ def _add(family: Family, parts: Sequence[Part], lora: LoraConfig, seed: int) -> 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.add_adapter(config, NAME)
+        _inject(model, config, NAME)
     config.target_modules = sorted(config.target_modules or ())  # peft makes a set of it, whose order is not fixed
     base = str(config.base_model_name_or_path)
     config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).exists() else base
 
 
 def _targets(family: Family, parts: Sequence[Part], lora: LoraConfig) -> list[str]:
-    layers = linear_layers(family, parts)
-    if lora.layers is None:
-        return layers
-    kinds = {name.rpartition(".")[2] for name in layers}
-    for wanted in lora.layers:
+    """Names of the layers to adapt. Raises `ConfigError` for a part or a name in `lora.layers` without any."""
+    layers = {part: linear_layers(family, [part]) for part in parts}
+    kinds = {name.rpartition(".")[2] for names in layers.values() for name in names}
+    for wanted in lora.layers or ():
         if wanted not in kinds:
             raise ConfigError(
                 f'lora.layers: no linear layer of {", ".join(parts)} is called "{wanted}"; {nearest(wanted, kinds)}'
             )
-    return [name for name in layers if name.rpartition(".")[2] in lora.layers]
+    if lora.layers is not None:
+        chosen = set(lora.layers)
+        layers = {part: [n for n in names if n.rpartition(".")[2] in chosen] for part, names in layers.items()}
+    taken = _taken_for_experts(family.model, [name for names in layers.values() for name in names])
+    layers = {part: [name for name in names if name not in taken] for part, names in layers.items()}
+    for part, names in layers.items():
+        if not names:
+            raise ConfigError(f"train.{part}: lora, but no linear layer there would get an adapter; use frozen")
+    return [name for names in layers.values() for name in names]
+
+
+def _taken_for_experts(model: Any, names: Sequence[str]) -> set[str]:
+    """Layers whose names peft reads as those of the experts of a mixture; it cannot adapt the layers themselves."""
+    import peft
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    trial = peft.LoraConfig(target_modules=list(names))
+    try:
+        convert_peft_config_for_transformers(trial, model, None)
+    except ValueError as error:  # some of the names that belong together are missing
+        raise ConfigError(f"lora.layers: {error}") from None
+    return set(names) - set(trial.target_modules or ())
 
 
 def _check(family: Family, parts: Sequence[Part], lora: LoraConfig | None, present: Any) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from accelerate import cpu_offload
 from torch import Tensor
 
-from vlm_r1.models.adapters import REFERENCE, add_reference, base_of_adapter, switched
+from vlm_r1.models.adapters import NAME, REFERENCE, base_of_adapter, load_adapter, switched
 from vlm_r1.models.load import load_policy, resolve_path
 from vlm_r1.models.packing import PackedRow
 from vlm_r1.runtime.session import Session
@@ -41,7 +41,8 @@ def _switched_policy(session: Session) -> Reference:
     policy, path = session.loaded.policy, resolve_path(session.recipe.model.path)
     started_from = REFERENCE if base_of_adapter(path) else None
     if started_from:
-        add_reference(policy.model, path)
+        load_adapter(policy.model, path, REFERENCE)
+        policy.model.set_adapter(NAME)
 
     def reference(row: PackedRow, temperature: float) -> tuple[Tensor, Tensor]:
         with switched(policy.model, started_from):
