@@ -144,8 +144,8 @@ class Prompt:
 
     `token_ids` are the prompt's `T` ids; `positions` is `(3, T)` (three equal rows where the model has plain
     positions) and answers continue at `next_position`; `pictures` are the processed pictures in the prompt's order;
-    `blocks` `(T,)` numbers groups of tokens that see each other both ways (-1: causal; see `Layout`), None where the model is causal
-    throughout; `box_map` turns boxes as the model writes them into original pixels (of the first picture).
+    `blocks` `(T,)` numbers groups of tokens that see each other both ways (see `models.layout`), None where the model
+    is causal throughout; `box_map` turns boxes as the model writes them into original pixels (of the first picture).
     """
 
     sample: Sample

@@ -246,3 +246,32 @@ MONSTERS += [('["a"', 9000), ('"a" b', 9000), ("{x", 9000), ("[9", 50_000), ("\\
 @pytest.mark.parametrize("text", [piece * n for piece, n in MONSTERS], ids=[piece for piece, _ in MONSTERS])
 def test_monstrous_texts_are_read_too(text):
     check_any_text(text)
+
+
+LOC = BoxMap(x=200 / 1024, y=120 / 1024, loc=True)
+BOX = "<loc0256><loc0128><loc0512><loc0384>"
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        (f"{BOX} cat", ["cat"]),
+        (f"{BOX} cat ; {BOX} a dog\n", ["cat", "a dog"]),
+        (f"{BOX} <seg001><seg127> cat ; {BOX}", ["cat", ""]),
+        (f"<think>there</think><answer>{BOX} cat</answer>", ["cat"]),
+    ],
+)
+def test_location_tokens_are_read_with_and_without_tags(text, labels):
+    answer = read_answer(text, SAMPLES["ovd"], LOC)
+    assert [b.label for b in answer.value] == labels
+    assert {b.box for b in answer.value} == {(25.0, 30.0, 75.0, 60.0)}
+    assert answer.well_formed is text.startswith("<think>")
+
+
+@pytest.mark.parametrize("text", [f"<think>{BOX}</think>", f"<answer>{BOX}", f"{BOX}</answer>"])
+def test_an_unfinished_tag_is_a_failure_with_location_tokens_too(text):
+    assert read_answer(text, SAMPLES["ovd"], LOC).value is None
+
+
+def test_without_location_tokens_the_tags_are_needed():
+    assert read_answer(f"{BOX} cat", SAMPLES["ovd"], BoxMap()).failure.kind == "no_answer"
