@@ -62,7 +62,7 @@ def test_pixels_arrive_where_they_were(tmp_path):
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_other_trackers_get_pictures_as_accelerate_hands_them_on(monkeypatch, name):
-    """Neither is installed here: this holds the calls that their trackers in accelerate take."""
+    """Their packages are replaced: what counts is the calls that their trackers in accelerate take."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     sent = []
