@@ -86,53 +86,54 @@ class Playground:
 
     def ask(self, form: Form, session: str) -> Iterator[View]:
         """The page while the models answer, one after the other. What is wrong with the form is told on the page."""
-        nothing: tuple[None, ...] = (None,) * len(self.speakers)
         halt = self._halts[session] = threading.Event()
+        columns: list[Column] = []
         try:
-            picture, image = self.pictures.uploaded(form.picture)
-            sample, told = self._sample(form, picture, image.size)
-            asked = _asked(form, sample)
-            rubric = build_rubric(RewardConfig(parts=dict.fromkeys(_rewards(form, sample), 1.0)))
-            ratio = round(image.width / image.height, 4)
-            columns = [
-                Column(name=s.name, note="Waiting", busy=True, ratio=ratio, cards=(Card(),) * asked.n)
-                for s in self.speakers
-            ]
-            yield View(status="Looking at the picture …", columns=tuple(columns), busy=True)
-            for place, speaker in enumerate(self.speakers):
-                for progress in stream(speaker, asked, halt, self.pool):
-                    if progress.answers is None:
-                        columns[place] = replace(columns[place], note="Writing …", cards=growing_cards(progress))
-                    else:
-                        scores = rubric.score_all([sample] * asked.n, progress.answers) if told else None
-                        columns[place] = self._finished(columns[place], speaker, asked, progress, image, scores)
-                    shown: list[Column | None] = [*nothing]
-                    shown[place] = columns[place]
-                    yield View(status=f"{speaker.name} answers …", columns=tuple(shown), busy=True)
-            yield View(status="Stopped." if halt.is_set() else "Done.", columns=nothing)
+            yield from self._answer(form, halt, columns)
         except UserError as error:
-            yield View(status=_sentence(str(error)), columns=nothing, error=True)
+            # The page's sample has a made-up id.
+            yield self._failed(str(error).removeprefix("sample question: "), columns)
         except torch.OutOfMemoryError:
             message = "The model ran out of memory: ask for fewer samples or shorter answers, or use a smaller picture."
-            yield View(status=message, columns=nothing, error=True)
+            yield self._failed(message, columns)
         except Exception as error:
             _log.exception("a question failed")
             message = f"This failed inside the program ({type(error).__name__}); the terminal shows where."
-            yield View(status=message, columns=nothing, error=True)
+            yield self._failed(message, columns)
         finally:
             halt.set()
             if self._halts.get(session) is halt:
                 del self._halts[session]
 
-    def _sample(self, form: Form, picture: Any, size: tuple[int, int]) -> tuple[Sample, bool]:
-        """The question as a sample, and whether a truth was given."""
-        question, task = str(form.question or "").strip(), str(form.task)
-        if not question:
-            raise DataError('There is no question: write what to look for, as in "the red circle"')
-        sample = Sample(id="question", images=(picture,), question=question, truth=Truth(), task=task)
-        task_of(sample)
-        truth = read_truth(str(form.truth or ""), task, size)
-        return (sample, False) if truth is None else (replace(sample, truth=truth), True)
+    def _failed(self, message: str, columns: Sequence[Column]) -> View:
+        """An error, with an end to what was still being written."""
+        ended = [replace(c, note="No answer.", cards=(), busy=False) if c.busy else None for c in columns]
+        return View(status=message, columns=tuple(ended) or (None,) * len(self.speakers), error=True)
+
+    def _answer(self, form: Form, halt: threading.Event, columns: list[Column]) -> Iterator[View]:
+        """The page while all goes well; `columns` holds what it shows."""
+        picture, image = self.pictures.uploaded(form.picture)
+        sample, has_truth = _sample(form, picture, image.size)
+        asked = _asked(form, sample)
+        rubric = build_rubric(RewardConfig(parts=dict.fromkeys(_rewards(form, sample), 1.0)))
+        ratio = round(image.width / image.height, 4)
+        blank = Column(name="", note="Waiting …", busy=True, ratio=ratio, cards=(Card(),) * asked.n)
+        columns += [replace(blank, name=speaker.name) for speaker in self.speakers]
+        yield View(status="Looking at the picture …", columns=tuple(columns), busy=True)
+        for place, speaker in enumerate(self.speakers):
+            for progress in () if halt.is_set() else stream(speaker, asked, halt, self.pool):
+                if progress.answers is None:
+                    columns[place] = replace(columns[place], note="Writing …", cards=growing_cards(progress))
+                else:
+                    scores = rubric.score_all([sample] * asked.n, progress.answers) if has_truth else None
+                    columns[place] = self._finished(columns[place], speaker, asked, progress, image, scores)
+                shown = (None,) * place + (columns[place],) + (None,) * (len(columns) - place - 1)
+                yield View(status=f"{speaker.name} answers …", columns=shown, busy=True)
+        if not halt.is_set():
+            yield View(status="Done.", columns=(None,) * len(columns))
+            return
+        unasked = [replace(c, note="Not asked.", cards=(), busy=False) if c.busy else None for c in columns]
+        yield View(status="Stopped.", columns=tuple(unasked))
 
     def _finished(
         self,
@@ -166,6 +167,17 @@ class Playground:
         return f"gradio_api/file={self.pictures.draw(image, truth.boxes or (), predicted)}"
 
 
+def _sample(form: Form, picture: Any, size: tuple[int, int]) -> tuple[Sample, bool]:
+    """The question as a sample, and whether a truth was given."""
+    question, task = str(form.question or "").strip(), str(form.task)
+    if not question:
+        raise DataError('There is no question: write what to look for, as in "the red circle"')
+    sample = Sample(id="question", images=(picture,), question=question, truth=Truth(), task=task)
+    task_of(sample)
+    truth = read_truth(str(form.truth or ""), task, size)
+    return (sample, False) if truth is None else (replace(sample, truth=truth), True)
+
+
 def _asked(form: Form, sample: Sample) -> Asked:
     limit = _whole("The longest answer", form.limit, 1, LONGEST_ANSWER)
     template = str(form.template).strip() if form.template else None
@@ -181,12 +193,8 @@ def _asked(form: Form, sample: Sample) -> Asked:
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or value != int(value)
-        or not low <= value <= high
-    ):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high or value != int(value):
         raise DataError(f"{name} {value} is no whole number from {low} to {high}")
     return int(value)
 
@@ -197,8 +205,3 @@ def _rewards(form: Form, sample: Sample) -> list[str]:
     if unknown := [name for name in chosen if name not in CHOSEN_REWARDS]:
         raise DataError(f'There is no reward "{unknown[0]}" here')
     return chosen or [DEFAULT_FOR_KIND[TASKS[sample.task].kind], "format"]
-
-
-def _sentence(message: str) -> str:
-    """A message without the made-up id of the page's sample."""
-    return message.removeprefix("sample question: ")

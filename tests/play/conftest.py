@@ -1,0 +1,40 @@
+"""One loaded tiny model for all tests of the playground, and one served page a file."""
+
+import time
+
+import pytest
+from browser import browser, open_page, page  # noqa: F401  (fixtures)
+
+from vlm_r1.play import answers
+from vlm_r1.play.answers import load_speaker
+from vlm_r1.play.pictures import Pictures
+from vlm_r1.play.playground import Playground
+
+
+@pytest.fixture(scope="session")
+def speaker():
+    return load_speaker("tiny")
+
+
+@pytest.fixture
+def playground(speaker, tmp_path):
+    (tmp_path / "private").mkdir()
+    made = Playground([speaker], Pictures((tmp_path / "private").resolve()))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """Each token takes at least 20 ms, and each is shown."""
+    generate = answers.generate
+
+    def slow(*args, watch, **settings):
+        def wait(tokens, lengths):
+            time.sleep(0.02)
+            watch(tokens, lengths)
+
+        return generate(*args, watch=wait, **settings)
+
+    monkeypatch.setattr(answers, "generate", slow)
+    monkeypatch.setattr(answers, "SHORTEST_PAUSE", 0.0)
