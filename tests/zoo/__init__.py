@@ -30,10 +30,11 @@ class Entry:
 
 def zoo() -> dict[str, Entry]:
     """Name -> entry."""
-    from zoo import gemma, glm, idefics, internvl, llava, qwen, qwen_more
+    from zoo import gemma, generic, glm, idefics, internvl, llava, qwen, qwen_more
 
     return {
         **gemma.ENTRIES,
+        **generic.ENTRIES,
         **idefics.ENTRIES,
         **internvl.ENTRIES,
         **llava.ENTRIES,

@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlm_r1.config import ModelConfig, PromptConfig
-from vlm_r1.errors import ModelError, nearest
+from vlm_r1.errors import ModelError
 from vlm_r1.models import shared_prefix, vision_attention
 from vlm_r1.models.adapters import base_of_adapter, load_adapter
 from vlm_r1.models.families import FAMILIES
 from vlm_r1.models.family import Family
+from vlm_r1.models.generic import check_forward, check_kind, family_class
 from vlm_r1.models.policy import Policy
 from vlm_r1.models.processor import load_processor
 from vlm_r1.models.quantize import keep_trainable, quantization
@@ -69,18 +70,18 @@ def load_policy(config: ModelConfig, prompt: PromptConfig | None = None, *, seed
         model.to(getattr(torch, config.dtype))
     else:
         model, processor = _load_pretrained(config)
-    model_type = model.config.model_type
-    if model_type not in FAMILIES:
-        raise ModelError(f'model.path: family "{model_type}" is not supported; {nearest(model_type, FAMILIES)}')
+    chosen = family_class(model, processor)
     model.set_attn_implementation({"text_config": shared_prefix.NAME})
-    if FAMILIES[model_type].chunked_vision:
+    if chosen.chunked_vision:
         model.config.vision_config._attn_implementation = vision_attention.NAME
         vision_attention.patches_as_matmul(model.model.visual)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     prompt = prompt or PromptConfig()
-    family = FAMILIES[model_type](model, processor, prompt, config.min_pixels, config.max_pixels)
+    family = chosen(model, processor, prompt, config.min_pixels, config.max_pixels)
     policy = Policy(model, torch.tensor(family.banned_token_ids()), mrope=family.mrope)
+    if model.config.model_type not in FAMILIES:
+        check_forward(policy, family)
     return LoadedPolicy(policy=policy, family=family, processor=processor)
 
 
@@ -93,9 +94,7 @@ def _load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
         adapted = base_of_adapter(path)
         base = adapted or path
         model_config = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
-        if model_config.model_type not in FAMILIES:
-            kind = model_config.model_type
-            raise ModelError(f'model.path: family "{kind}" of "{base}" is not supported; {nearest(kind, FAMILIES)}')
+        check_kind(model_config, base, trust_remote_code=config.trust_remote_code)
         own = adapted is None or Path(path, "processor_config.json").is_file()  # other trainers' adapters have none
         processor = load_processor(path if own else base, trust_remote_code=config.trust_remote_code)
         model, info = AutoModelForImageTextToText.from_pretrained(

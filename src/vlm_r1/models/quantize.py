@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from vlm_r1.config import ModelConfig, PromptConfig
 from vlm_r1.errors import ConfigError
 from vlm_r1.models.adapters import linear_layers
-from vlm_r1.models.families import FAMILIES
+from vlm_r1.models.generic import family_class
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about casts at every call of every layer
 
@@ -40,7 +40,7 @@ def quantization(config: ModelConfig, model_config: Any, processor: Any) -> Bits
         skeleton = AutoModelForImageTextToText.from_config(
             copy.deepcopy(model_config), trust_remote_code=config.trust_remote_code
         )
-    family = FAMILIES[model_config.model_type](skeleton, processor, PromptConfig(), None, None)
+    family = family_class(skeleton, processor)(skeleton, processor, PromptConfig(), None, None)
     chosen = set(linear_layers(family, ["language"]))
     linear = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)]
     return BitsAndBytesConfig(
