@@ -43,7 +43,7 @@ VISION = {
     "patch_size": 4,
     "vision_use_head": False,
 }
-WINDOW = 8
+WINDOW = 5
 """Tokens of a sliding window: less than a picture, a prompt and the longest answers have."""
 
 
