@@ -74,12 +74,15 @@ class BoxMap:
 
     `loc` says that they are written as PaliGemma's location tokens, y before x (`prompts.parse_boxes.loc_tokens`).
 
+    `digits` is how many decimals a written number has.
+
     Example: a model that writes 0-1000 about a 640x480 picture has `BoxMap(x=0.64, y=0.48)`.
     """
 
     x: float = 1.0
     y: float = 1.0
     loc: bool = False
+    digits: int = 0
 
     def to_pixels(self, box: Box) -> Box:
         """Model coordinates to original pixels."""

@@ -5,6 +5,7 @@ import zoo
 
 from vlm_r1.errors import ConfigError
 from vlm_r1.runtime.checkpoint import save_model
+from vlm_r1.sft.targets import answer_text
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,15 @@ def test_pictures_of_one_onevision_prompt_are_one_tile_each(folders):
     assert together.key != alone.key
 
 
-@pytest.mark.parametrize("name", ["internvl", "smolvlm", "idefics3", "llava_onevision"])
+def test_llava_writes_shares_of_the_picture_with_decimals(folders):
+    for name in ("llava_next", "llava_onevision"):
+        prompt = zoo.load(folders(name)).family.encode(zoo.sample("q", zoo.picture(640, 480)))
+        assert prompt.box_map.to_pixels((0.5, 0.25, 1, 1)) == pytest.approx((320, 120, 640, 480))
+        # The sample's box is 8, 8, 24, 24 pixels.
+        assert answer_text(prompt.sample, prompt.box_map) == "[0.013, 0.017, 0.037, 0.05]"
+
+
+@pytest.mark.parametrize("name", ["internvl", "smolvlm", "idefics3"])
 def test_boxes_are_thousandths_of_the_picture(folders, name):
     family = zoo.load(folders(name)).family
     box_map = family.encode(zoo.sample("q", zoo.picture(640, 480))).box_map

@@ -51,7 +51,10 @@ def test_a_prompt_is_what_the_processor_makes_of_it(folder, entry):
         prompt, expected = loaded.family.encode(one), zoo.processor_inputs(loaded, one)
         assert list(prompt.token_ids) == expected["input_ids"][0].tolist()
         for key, value in merge_pictures(prompt.pictures).items():
-            assert torch.equal(value.flatten(), expected[key].flatten()), key
+            theirs = expected[key]
+            if value.numel() < theirs.numel():  # a picture with fewer tiles than the other is padded with empty ones
+                theirs = theirs.flatten(0, 1)[theirs.flatten(0, 1).flatten(1).any(1)]
+            assert torch.equal(value.flatten(), theirs.flatten()), key
 
 
 @pytest.mark.parametrize("budget", [100_000, 60], ids=["one-row", "cut"])

@@ -30,7 +30,7 @@ class Entry:
 
 def zoo() -> dict[str, Entry]:
     """Name -> entry."""
-    from zoo import gemma, generic, glm, idefics, internvl, llava, qwen, qwen_more
+    from zoo import gemma, generic, glm, idefics, internvl, llava, llava_next, qwen, qwen_more
 
     return {
         **gemma.ENTRIES,
@@ -38,6 +38,7 @@ def zoo() -> dict[str, Entry]:
         **idefics.ENTRIES,
         **internvl.ENTRIES,
         **llava.ENTRIES,
+        **llava_next.ENTRIES,
         **glm.ENTRIES,
         **qwen.ENTRIES,
         **qwen_more.ENTRIES,

@@ -7,6 +7,7 @@ from vlm_r1.models.gemma3 import Gemma3
 from vlm_r1.models.glm import Glm
 from vlm_r1.models.idefics import Idefics3
 from vlm_r1.models.internvl import InternVL
+from vlm_r1.models.llava_next import LlavaNext
 from vlm_r1.models.llava_onevision import LlavaOnevision
 from vlm_r1.models.paligemma import PaliGemma
 from vlm_r1.models.qwen_vl import Qwen3VLMoe, Qwen25VL, Qwen35, QwenVL
@@ -24,6 +25,7 @@ FAMILIES: dict[str, type[Family]] = {
     "glm4v_moe": Glm,
     "glm46v": Glm,
     "internvl": InternVL,
+    "llava_next": LlavaNext,
     "llava_onevision": LlavaOnevision,
     "smolvlm": Idefics3,
     "idefics3": Idefics3,

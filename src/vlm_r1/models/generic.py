@@ -103,7 +103,7 @@ def check_forward(policy: Policy, family: Family) -> None:
     except ModelError as error:
         raise refusal(model, str(error)) from None
     except Exception as error:  # whatever goes wrong in a model that nobody looked at
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
         raise refusal(model, f"its check ended with {type(error).__name__}: {reason}") from error
     difference = float((ours - theirs).norm() / theirs.norm())
     if not difference <= torch.finfo(model.dtype).eps ** 0.5:

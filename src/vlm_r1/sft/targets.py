@@ -40,8 +40,8 @@ def answer_text(sample: Sample, box_map: BoxMap) -> str:
     return text
 
 
-def _rounded(box: Box, box_map: BoxMap) -> list[int]:
-    return [round(v) for v in box_map.to_model(box)]
+def _rounded(box: Box, box_map: BoxMap) -> list[float]:
+    return [round(v, box_map.digits or None) for v in box_map.to_model(box)]
 
 
 def target_ids(prompt: Prompt, tokenizer: object) -> list[int]:
