@@ -69,7 +69,7 @@ def test_paligemma_wants_a_picture_and_takes_no_limits(folders, paligemma):
 def test_boxes_are_taught_as_location_tokens_and_read_back(paligemma, task):
     asked = sample("cat", picture(200, 120), truth=Truth(boxes=(CAT, DOG)), task=task)
     prompt = paligemma.family.encode(asked)
-    ids = target_ids(prompt, paligemma.tokenizer)
+    ids = target_ids(prompt, paligemma.family)
     text = paligemma.tokenizer.decode(ids, skip_special_tokens=True)
     both = "<loc0256><loc0128><loc0512><loc0384> cat ; <loc0000><loc0000><loc1023><loc1023> dog"
     assert text == f"<think></think><answer>{both if task == 'ovd' else both.partition(' ;')[0]}</answer>"
@@ -85,7 +85,7 @@ def test_a_recipe_may_ask_paligemma_for_json(folders):
     thousandths = PromptConfig(template="plain", coordinates="relative_1000")
     loaded = load_policy(ModelConfig(path=str(folders / "paligemma")), thousandths)
     prompt = loaded.family.encode(sample("cat", picture(200, 120), truth=Truth(boxes=(CAT,))))
-    text = loaded.tokenizer.decode(target_ids(prompt, loaded.tokenizer), skip_special_tokens=True)
+    text = loaded.tokenizer.decode(target_ids(prompt, loaded.family), skip_special_tokens=True)
     assert text == "<think></think><answer>[125, 250, 375, 500]</answer>"
 
 
@@ -98,3 +98,18 @@ def test_questions_to_paligemma_do_not_share_a_picture(folders, paligemma):
     ]
     assert [branch.context for tree in trees for branch in tree.branches] == [0, 0]
     assert len(make_trees(asked, zoo.load(folders / "gemma3").family)) == 1
+
+
+def test_gemma_3_is_taught_to_end_its_turn_as_its_template_does(folders):
+    loaded = zoo.load(folders / "gemma3")
+    turn = loaded.tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    loaded.policy.model.generation_config.eos_token_id = [1, turn]
+    prompt = loaded.family.encode(sample("how many?", truth=Truth(number=3.0), task="count"))
+    assert target_ids(prompt, loaded.family)[-1] == turn
+    other = zoo.load(folders / "gemma3")
+    other.policy.model.generation_config.eos_token_id = 1  # rollouts would not stop at the end of a turn
+    assert other.family.end_token_id == other.tokenizer.eos_token_id
+
+
+def test_paligemma_has_no_turns_and_ends_with_end_of_text(paligemma):
+    assert paligemma.family.end_token_id == paligemma.tokenizer.eos_token_id

@@ -103,7 +103,7 @@ def test_questions_about_a_picture_train_as_each_would_alone(folder, entry):
 
 
 def taught(loaded, prompt) -> Rollout:
-    ids = tuple(target_ids(prompt, loaded.tokenizer))
+    ids = tuple(target_ids(prompt, loaded.family))
     return Rollout(token_ids=ids, logprobs=(0.0,) * len(ids), text="", finish="stop")
 
 

@@ -36,7 +36,7 @@ def per_question(loaded) -> list[RolloutGroup]:
     for shown in pictures():
         for one in shown:
             prompt = loaded.family.encode(one)
-            ids = tuple(target_ids(prompt, loaded.tokenizer))
+            ids = tuple(target_ids(prompt, loaded.family))
             answer = Rollout(token_ids=ids, logprobs=(0.0,) * len(ids), text="", finish="stop")
             groups.append(RolloutGroup(prompt=prompt, rollouts=(answer,)))
     return groups
@@ -70,8 +70,8 @@ def test_a_tree_holds_the_picture_once_and_scores_answers_alone():
     for branch, prompt in zip(tree.branches, prompts, strict=True):
         ids = [*tree.token_ids.tolist(), *branch.token_ids.tolist()]
         scored = branch.token_ids[branch.context :].tolist()
-        assert ids == [*prompt.token_ids, *target_ids(prompt, loaded.tokenizer)]
-        assert scored == target_ids(prompt, loaded.tokenizer) and branch.context >= 1
+        assert ids == [*prompt.token_ids, *target_ids(prompt, loaded.family)]
+        assert scored == target_ids(prompt, loaded.family) and branch.context >= 1
         assert branch.positions.shape == (3, len(branch.token_ids))
 
 

@@ -56,7 +56,7 @@ def test_what_is_taught_reads_back_as_the_truth_and_ends_the_text(family):
 
     loaded = tiny(family)
     prompt = loaded.family.encode(sample("the cat", picture(200, 120), truth=Truth(boxes=(CAT,))))
-    ids = target_ids(prompt, loaded.tokenizer)
+    ids = target_ids(prompt, loaded.family)
     assert ids[-1] == loaded.tokenizer.eos_token_id and loaded.tokenizer.eos_token_id not in ids[:-1]
     answer = read_answer(loaded.tokenizer.decode(ids[:-1]), prompt.sample, prompt.box_map)
     assert answer.well_formed and answer.failure is None

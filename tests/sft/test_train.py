@@ -38,7 +38,7 @@ def test_a_steps_loss_is_the_mean_over_answer_tokens_whatever_the_budget(model_f
         pictures = ByPicture(load_scenes(session.recipe.data.train[0].scenes))[:3]
         groups = []
         for prompt in (loaded.family.encode(one) for shown in pictures for one in shown):
-            ids = tuple(target_ids(prompt, loaded.tokenizer))
+            ids = tuple(target_ids(prompt, loaded.family))
             answer = Rollout(token_ids=ids, logprobs=(0.0,) * len(ids), text="", finish="stop")
             groups.append(RolloutGroup(prompt=prompt, rollouts=(answer,)))
         with torch.no_grad():

@@ -44,6 +44,7 @@ class Family:
         self.processor = processor
         self.settings = settings
         self.tokenizer = processor.tokenizer
+        self._end_token_id: int | None = None
         self._picture_kwargs = self.picture_kwargs(min_pixels, max_pixels)
         self._settings_key = f"{processor.image_processor.to_dict()}{self._picture_kwargs}"
         self._vision_names = set(inspect.signature(model.model.get_image_features).parameters)
@@ -116,6 +117,14 @@ class Family:
         """What the picture processor made, in shapes that can be put one after the other in their first dimension."""
         return found
 
+    @property
+    def end_token_id(self) -> int:
+        """The token that ends an answer, which supervised training teaches: what the chat template writes behind one,
+        where rollouts stop at it, else the end-of-text token."""
+        if self._end_token_id is None:
+            self._end_token_id = self._find_end_token()
+        return self._end_token_id
+
     # -- what all families share ----------------------------------------------------------------------------------
 
     def encode(self, sample: Sample) -> Prompt:
@@ -154,6 +163,18 @@ class Family:
         for name, parameter in self.model.named_parameters():
             found[owner.get(id(parameter), "connector")][name] = parameter
         return found
+
+    def _find_end_token(self) -> int:
+        stops = self.model.generation_config.eos_token_id
+        stops = stops if isinstance(stops, (list, tuple)) else [stops]
+        if self.processor.chat_template is not None:
+            turns = [("user", "question"), ("assistant", "answer")]
+            messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+            behind = self.processor.apply_chat_template(messages, tokenize=False).rpartition("answer")[2]
+            for token in self.tokenizer(behind, add_special_tokens=False)["input_ids"]:
+                if token in stops:
+                    return int(token)
+        return int(self.tokenizer.eos_token_id)
 
     def prompt_box_map(self, sample: Sample, pictures: Sequence[VisionInput]) -> BoxMap:
         """The box map that the recipe asks for; boxes are about the first picture."""

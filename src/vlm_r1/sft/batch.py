@@ -63,7 +63,7 @@ def make_tree(samples: Sequence[Sample], family: Family) -> Tree:
     first = family.encode(samples[0])
     prompts = [first, *(family.encode(sample) for sample in samples[1:])]
     shared = _common_prefix([p.token_ids for p in prompts]) if family.shares_pictures else len(first.token_ids)
-    branches = [_branch(prompt, shared, target_ids(prompt, family.tokenizer)) for prompt in prompts]
+    branches = [_branch(prompt, shared, target_ids(prompt, family)) for prompt in prompts]
     return Tree(
         token_ids=torch.tensor(first.token_ids[:shared]),
         positions=first.positions[:, :shared],

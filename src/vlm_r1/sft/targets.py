@@ -6,6 +6,7 @@ import json
 
 from vlm_r1.boxes import Box, BoxMap
 from vlm_r1.errors import DataError
+from vlm_r1.models.family import Family
 from vlm_r1.prompts.parse_boxes import loc_tokens
 from vlm_r1.records import Prompt, Sample
 
@@ -44,8 +45,7 @@ def _rounded(box: Box, box_map: BoxMap) -> list[float]:
     return [round(v, box_map.digits or None) for v in box_map.to_model(box)]
 
 
-def target_ids(prompt: Prompt, tokenizer: object) -> list[int]:
-    """Token ids of the target with the end-of-text token behind it."""
+def target_ids(prompt: Prompt, family: Family) -> list[int]:
+    """Token ids of the target with the token that ends the model's turns behind it."""
     text = target_text(prompt.sample, prompt.box_map)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
-    return [*ids, tokenizer.eos_token_id]  # type: ignore[attr-defined]
+    return [*family.tokenizer(text, add_special_tokens=False)["input_ids"], family.end_token_id]
