@@ -1,6 +1,8 @@
 """One loaded tiny model for all tests of the playground, and one served page a file."""
 
+import struct
 import time
+import zlib
 
 import pytest
 from browser import browser, open_page, page  # noqa: F401  (fixtures)
@@ -38,3 +40,17 @@ def slowly(monkeypatch):
 
     monkeypatch.setattr(answers, "generate", slow)
     monkeypatch.setattr(answers, "SHORTEST_PAUSE", 0.0)
+
+
+@pytest.fixture(scope="session")
+def huge_png():
+    """The file of a PNG that says it has so many pixels a side; there are no pixels behind its header."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def made(side):
+        header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
+
+    return made

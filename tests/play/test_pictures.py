@@ -76,14 +76,14 @@ def test_an_upload_must_lie_in_the_private_folder(pictures, root):
     assert pictures.uploaded({"path": str(pictures.folder / "own.png")})[1].size == (30, 20)
 
 
-def test_a_broken_and_a_huge_picture_are_told_by_their_own_name(pictures):
+def test_a_broken_and_a_huge_picture_are_told_by_their_own_name(pictures, huge_png):
     path = pictures.folder / "x.png"
     path.write_bytes(b"no picture")
     with pytest.raises(DataError, match=r'picture "cat\.png" cannot be used') as error:
         pictures.uploaded({"path": str(path), "orig_name": "cat.png"})
     assert str(pictures.folder) not in str(error.value)
     for side in (10_001, 14_000):  # over the package's limit, and over twice Pillow's own
-        Image.new("1", (side, side)).save(path)
+        path.write_bytes(huge_png(side))
         with pytest.raises(DataError, match="over the limit of 100000000 pixels"):
             pictures.uploaded({"path": str(path), "orig_name": "cat.png"})
 

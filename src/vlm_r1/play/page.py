@@ -289,8 +289,9 @@ def _connect_pictures(parts: Any, pictures: Pictures, scenes: Sequence[Any], sam
         }
 
     changed = [parts.picture, parts.truth, parts.status]
-    parts.scenes.select(pick_scene, None, [*changed, parts.task, parts.question], queue=False, **_QUIETLY)
+    every = [*changed, parts.task, parts.question]
+    parts.scenes.select(pick_scene, None, every, queue=False, trigger_mode="always_last", **_QUIETLY)
     parts.listed.input(pick_listed, parts.listed, changed, queue=False, **_QUIETLY)
     parts.picture.upload(uploaded, parts.picture, changed, preprocess=False, queue=False, **_QUIETLY)
     parts.picture.clear(lambda: "", None, parts.truth, queue=False, **_QUIETLY)
-    parts.pen.select(drawn, [parts.task, parts.truth], changed[1:], queue=False, **_QUIETLY)
+    parts.pen.select(drawn, [parts.task, parts.truth], changed[1:], queue=False, trigger_mode="multiple", **_QUIETLY)
