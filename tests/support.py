@@ -6,6 +6,8 @@ The plain forward is transformers' own model with its own attention over padded 
 import copy
 import dataclasses
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -17,9 +19,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from vlm_r1.config import ModelConfig, PromptConfig, Recipe
+from vlm_r1.config_file import resolved_yaml
 from vlm_r1.models.load import LoadedPolicy, load_policy
 from vlm_r1.records import LabelledBox, Picture, Prompt, Rollout, RolloutGroup, Sample, Truth
 from vlm_r1.runtime.checkpoint import save_model
+from vlm_r1.runtime.runlog import read_metrics
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 PLAIN = PromptConfig(template="plain")
@@ -210,3 +214,20 @@ def recipe(model: Path, run_dir: Path, method: str = "grpo", /, **sections) -> R
     for name, values in sections.items():
         base[name] = base.get(name, {}) | values if isinstance(values, dict) else values
     return Recipe.model_validate(base)
+
+
+def untimed(run_dir: Path) -> list[dict]:
+    """The metrics of a run without those of a clock or of a cache, which starts empty in every process."""
+    dropped = ("time/", "vision_cache/")
+    return [{k: v for k, v in row.items() if not k.startswith(dropped)} for row in read_metrics(run_dir)]
+
+
+def killed_runs(run: Recipe, folder: Path, shares: list[float]) -> list[str]:
+    """Whether each run killed at these shares of a run's time, then started again, equals the one never killed."""
+    file = folder / "recipe.yaml"
+    file.write_text(resolved_yaml(run))
+    script = Path(__file__).parent / "runtime" / "kill_runs.py"
+    command = [sys.executable, str(script), str(file), str(folder), *map(str, shares)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()

@@ -34,7 +34,7 @@ def finish(recipe: str, run_dir: Path) -> tuple[str, list[int]]:
     _, status = os.waitpid(start(recipe, run_dir), 0)
     if status:
         raise SystemExit(f"{run_dir}: the run ended with {status}")
-    weights = (run_dir / "final" / "model.safetensors").read_bytes()
+    weights = next((run_dir / "final").glob("*model.safetensors")).read_bytes()
     return hashlib.sha256(weights).hexdigest(), [row["step"] for row in read_metrics(run_dir)]
 
 

@@ -3,14 +3,11 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import recipe
+from support import killed_runs, recipe, untimed
 
-from vlm_r1.config_file import resolved_yaml
 from vlm_r1.rl import loop
 from vlm_r1.runtime.runlog import read_eval, read_metrics, read_rollouts, rollout_steps
 from vlm_r1.sft import train as sft
@@ -39,10 +36,6 @@ def settings(model_folder, run_dir, name, *, steps: int, save_every: int = 3):
 
 def weights(run_dir: Path) -> bytes:
     return (run_dir / "final" / "model.safetensors").read_bytes()
-
-
-def untimed(run_dir: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(run_dir)]
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
@@ -95,22 +88,13 @@ def test_a_finished_run_started_again_changes_nothing(model_folder, tmp_path):
     assert weights(tmp_path / "run") == before and untimed(tmp_path / "run") == found
 
 
-def killed_runs(model_folder, tmp_path, shares: list[float]) -> list[str]:
-    """Whether each run killed at these shares of a run's time, then started again, equals the one never killed."""
-    file = tmp_path / "recipe.yaml"
-    file.write_text(resolved_yaml(settings(model_folder, tmp_path / "run", "grpo", steps=5, save_every=1)))
-    script = Path(__file__).parent / "kill_runs.py"
-    command = [sys.executable, str(script), str(file), str(tmp_path), *map(str, shares)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.split()
-
-
 def test_a_run_killed_twice_ends_as_the_one_never_killed(model_folder, tmp_path):
-    assert killed_runs(model_folder, tmp_path, [0.45, 0.8]) == ["same", "same"]
+    run = settings(model_folder, tmp_path / "run", "grpo", steps=5, save_every=1)
+    assert killed_runs(run, tmp_path, [0.45, 0.8]) == ["same", "same"]
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_twenty_random_moments_ends_as_the_one_never_killed(model_folder, tmp_path):
     shares = [random.uniform(0, 1) for _ in range(20)]
-    assert killed_runs(model_folder, tmp_path, shares) == ["same"] * 20
+    run = settings(model_folder, tmp_path / "run", "grpo", steps=5, save_every=1)
+    assert killed_runs(run, tmp_path, shares) == ["same"] * 20

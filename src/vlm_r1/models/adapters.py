@@ -57,6 +57,7 @@ def load_adapter(model: Any, path: str, name: str = NAME) -> None:
 
     try:
         config, weights = peft.PeftConfig.from_pretrained(path), peft.load_peft_weights(path, device="cpu")
+        config.lora_dropout = 0.0  # how a run trains, not what an adapter is
         _inject(model, config, name)
         found = peft.set_peft_model_state_dict(model, weights, name)
     except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +122,10 @@ def open_session(recipe: Recipe) -> Session:
             "lost to rounding. Use optim.master_weights true, or model.dtype float32 with model.autocast bf16"
         )
     loaded = load_policy(model_config, recipe.prompt, seed=recipe.run.seed)
-    freeze(loaded.family, recipe.train)
     adapt(loaded.family, recipe.train, recipe.lora, recipe.run.seed)
-    accelerator.print(trained_parameters(loaded.family, recipe.train))
+    if "lora" not in how.values():
+        freeze(loaded.family, recipe.train)
+    accelerator.print(trained_parameters(loaded.family, recipe.train), file=sys.stderr)
     if how["vision"] == how["connector"] == "frozen":
         cache_features(loaded, recipe)
     loaded.policy.to(accelerator.device)
