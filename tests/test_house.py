@@ -27,8 +27,9 @@ def distribution_names(lines: list[str]) -> set[str]:
 
 
 CORE = distribution_names(PROJECT["dependencies"])
-EXTRA = {"view": distribution_names(PROJECT["optional-dependencies"]["ui"])}
-"""What a part of the package may import beyond the core: its command says which extra to install."""
+OPTIONAL = PROJECT["optional-dependencies"]
+EXTRAS = set().union(*(distribution_names(OPTIONAL[extra]) for extra in OPTIONAL.keys() - {"dev", "bench"}))
+"""What a user adds for a part of the package, which says so where it is missing."""
 
 
 def tree(file: Path) -> ast.Module:
@@ -127,7 +128,7 @@ def test_every_imported_package_is_a_declared_dependency():
                 if top in sys.stdlib_module_names or top in {"vlm_r1", "__future__"}:
                     continue
                 names = {d.lower().replace("_", "-") for d in distributions.get(top, [top])}
-                if not names & (CORE | EXTRA.get(file.relative_to(PACKAGE).parts[0], set())):
+                if not names & (CORE | EXTRAS):
                     undeclared[top] = name(file)
     assert not undeclared, f"imported and not declared in pyproject.toml: {undeclared}"
 

@@ -99,7 +99,7 @@ def matching(pattern: str) -> Callable[..., list[Line]]:
     return lines
 
 
-def _held_out(metric: str) -> Callable[..., list[Line]]:
+def held_out_lines(metric: str) -> Callable[..., list[Line]]:
     def lines(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) -> list[Line]:
         logged = [m[1] for m in (re.fullmatch(f"eval/(.+)/{metric}", name) for name in logged_names(runs)) if m]
         splits = dict.fromkeys([s for e in evals for phase in e.values() for s in phase] + logged)
@@ -119,9 +119,9 @@ def _phase_times(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) ->
 PLANS: list[tuple[str, str, Callable[..., list[Line]]]] = [
     ("Reward", "mean over the answers of a step", named("reward")),
     ("Reward parts", "mean over the answers of a step, before weights", matching("rewards/(.+)/mean")),
-    ("Held-out Acc@0.5", "greedy answers; share with IoU of at least 0.5", _held_out("acc@0.5")),
-    ("Held-out mean IoU", "greedy answers", _held_out("mean_iou")),
-    ("Held-out accuracy", "greedy answers", _held_out("accuracy")),
+    ("Held-out Acc@0.5", "greedy answers; share with IoU of at least 0.5", held_out_lines("acc@0.5")),
+    ("Held-out mean IoU", "greedy answers", held_out_lines("mean_iou")),
+    ("Held-out accuracy", "greedy answers", held_out_lines("accuracy")),
     ("Answer length", "tokens, mean over the answers of a step", named("completions/mean_length")),
     ("Groups without a signal", "share of groups whose rewards are all equal", named("frac_reward_zero_std")),
     ("Spread of rewards", "standard deviation of the reward", named("reward_std")),

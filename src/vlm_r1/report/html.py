@@ -153,11 +153,12 @@ def training_facts(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     if total > 0:
         phases = {name: sum(v for _, v in curve(metrics, f"time/{name}_s")) for name in ("rollout", "reward", "update")}
         shares = ", ".join(f"{name} {percent(value / total)}" for name, value in phases.items() if value > 0)
-        said.append(f"Time in training steps: {_duration(total)}{f' ({shares})' if shares else ''}.")
+        said.append(f"Time in training steps: {duration(total)}{f' ({shares})' if shares else ''}.")
     return said
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "45 s", "12 min", "1.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

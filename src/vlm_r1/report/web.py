@@ -64,7 +64,9 @@ def private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def launch(page: Any, folder: Path, *, port: int | None = None, css: str = "", open_browser: bool = False) -> str:
+def launch(
+    page: Any, folder: Path, *, port: int | None = None, css: str = "", js: str = "", open_browser: bool = False
+) -> str:
     """Serve a `gradio.Blocks` and return its address; `page.close()` ends it.
 
     Files in `folder` can be shown. Without a port the first free one from 7860 on is taken. Raises `UserError` where
@@ -90,7 +92,8 @@ def launch(page: Any, folder: Path, *, port: int | None = None, css: str = "", o
             max_file_size=LARGEST_UPLOAD,
             app_kwargs={"middleware": [hosts]},
             theme=theme(),
-            head=f"<style>{css}</style>",  # gradio's own `css` drops container queries
+            # gradio's own `css` drops container queries
+            head=f"<style>{css}</style><script>{js}</script>",
         )
     except OSError as error:
         place = f"port {port}" if port is not None else "no port from 7860 to 7959"

@@ -199,9 +199,12 @@ def read_eval_samples(run_dir: Path, phase: str) -> list[dict[str, Any]]:
     return _read_parquet(path) if path.is_file() else []
 
 
-def read_samples(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of a table that an evaluation wrote, or those of some columns that it has. Raises `CheckpointError`."""
-    return _read_parquet(Path(path), columns)
+def read_samples(path: Path, columns: list[str] | None = None, sample_id: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a table of answers; only some columns that it has, or the rows of one sample, where asked for.
+
+    Raises `CheckpointError`.
+    """
+    return _read_parquet(Path(path), columns, None if sample_id is None else [("sample_id", "==", sample_id)])
 
 
 def write_eval_samples(path: Path, samples: list[dict[str, Any]]) -> None:
@@ -293,10 +296,12 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not JSON ({error}); {remedy}") from None
 
 
-def _read_parquet(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+def _read_parquet(
+    path: Path, columns: list[str] | None = None, filters: list[tuple[str, str, str]] | None = None
+) -> list[dict[str, Any]]:
     try:
         known = None if columns is None else [name for name in pq.read_schema(path).names if name in columns]
-        return pq.read_table(path, columns=known).to_pylist()
+        return pq.read_table(path, columns=known, filters=filters).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise CheckpointError(f"{path}: not a whole Parquet file ({error}); remove it") from None
 

@@ -1,0 +1,218 @@
+"""One run folder read while it is being written: only what changed is read again, and nothing outside the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm_r1.errors import CheckpointError
+from vlm_r1.report.curves import phase_step
+from vlm_r1.report.runs import MARKS
+from vlm_r1.runtime.runlog import read_rollouts, read_samples
+from vlm_r1.view.thin import Thinned
+
+Row = dict[str, Any]
+Metrics = Mapping[str, Mapping[str, Any]]
+
+TABLES_KEPT = 6
+"""Tables with their pictures that are held in memory, the least used one dropped first."""
+
+_STEP = re.compile(r"step-(\d{1,18})\.parquet")
+
+
+class RunFolder:
+    """The files of one run.
+
+    Example: `RunFolder(Path("runs/demo")).metrics()[-1]["reward"]`. Raises `CheckpointError` for what is no run folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such run folder; give the folder that a training run wrote")
+        if not _is_run(path):
+            inside = sorted(str(found) for found in path.iterdir() if _is_run(found))[:8]
+            hint = f"run folders in it: {', '.join(inside)}" if inside else f"it has none of {', '.join(MARKS)}"
+            raise CheckpointError(f"{path}: no run folder; {hint}")
+        self.path = path.resolve()
+        self.name = self.path.name
+        self._log = _MetricsLog(self)
+        self._tables: OrderedDict[tuple[str, int, int], list[Row]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._steps: tuple[int, list[int]] = (-1, [])
+
+    def metrics(self) -> list[Row]:
+        """The lines of `metrics.jsonl` that are whole; the same list grows from call to call."""
+        return self._log.read()
+
+    def thinned(self) -> list[dict[str, float]]:
+        """The metrics as curves need them: at most `thin.MOST_ROWS` rows of means."""
+        return self._log.thinned()
+
+    @property
+    def problems(self) -> list[str]:
+        """What could not be read of `metrics.jsonl`, in words."""
+        return self._log.problems
+
+    def steps(self) -> list[int]:
+        """The steps whose rollouts were kept, ascending."""
+        folder = self.inside("rollouts")
+        if not folder.is_dir():
+            return []
+        changed = folder.stat().st_mtime_ns
+        if self._steps[0] != changed:
+            names = (_STEP.fullmatch(entry.name) for entry in os.scandir(folder))
+            self._steps = (changed, sorted({int(match[1]) for match in names if match}))
+        return self._steps[1]
+
+    def rollouts(self, step: int) -> list[Row]:
+        """The answers of one step (`ROLLOUT_COLUMNS`). Raises `CheckpointError`."""
+        return self._table(self.rollout_table(step), lambda: read_rollouts(self.path, step))
+
+    def evaluations(self) -> dict[str, Metrics]:
+        """Name -> split -> metric -> value, in the order of training.
+
+        A name is a phase of `eval.json`, or the stem of a file that `vlm-r1 eval --out` wrote into the folder.
+        """
+        path = self.inside("eval.json")
+        found = _content(path) if path.is_file() else {}
+        if not all(_is_nested(value) for value in found.values()):
+            found = {"eval": found}
+        for path in sorted(self.path.glob("*.json")):
+            if path.stem not in found and path.with_suffix(".parquet").is_file():
+                found[path.stem] = _content(self.inside(path.name))
+        found = {name: value for name, value in found.items() if re.fullmatch(r"[\w.-]+", name) and _is_nested(value)}
+        last = max((row["step"] for row in self.metrics()), default=10**18)
+        places = {name: phase_step(name, last) for name in found}
+        return dict(sorted(found.items(), key=lambda item: (places[item[0]] is None, places[item[0]] or 0)))
+
+    def samples(self, name: str) -> list[Row]:
+        """The held-out questions of one evaluation (`EVAL_COLUMNS`); empty where they were not kept."""
+        path = self.evaluation_table(name)
+        return [] if path is None else self._table(path, lambda: read_samples(path))
+
+    def evaluation_table(self, name: str) -> Path | None:
+        """Where the questions of one evaluation are; None where they were not kept."""
+        paths = (self.inside(file) for file in (f"eval-{name}.parquet", f"{name}.parquet"))
+        return next((path for path in paths if path.is_file()), None)
+
+    def rollout_table(self, step: int) -> Path:
+        """Where the answers of one step are."""
+        return self.inside(f"rollouts/step-{step:06d}.parquet")
+
+    def text(self, name: str) -> str | None:
+        """A text file of the folder; None where there is none."""
+        path = self.inside(name)
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+    def version(self) -> tuple[Any, ...]:
+        """Changes when something of the run was written."""
+        found: list[Any] = []
+        for name in ("metrics.jsonl", "rollouts", "eval.json", "final"):
+            try:
+                state = (self.path / name).stat()
+                found.append((state.st_mtime_ns, state.st_size))
+            except OSError:
+                found.append(None)
+        return tuple(found)
+
+    def inside(self, name: str) -> Path:
+        """A path in the folder. Raises `CheckpointError` where it leads outside, also through a link."""
+        path = self.path / name
+        if not path.resolve().is_relative_to(self.path):
+            raise CheckpointError(f"{path}: leads outside the run folder; the viewer reads nothing there")
+        return path
+
+    def _table(self, path: Path, read: Any) -> list[Row]:
+        try:
+            state = path.stat()
+        except OSError:
+            return read()
+        key = (str(path), state.st_mtime_ns, state.st_size)
+        with self._lock:
+            if key not in self._tables:
+                self._tables[key] = read()
+                while len(self._tables) > TABLES_KEPT:
+                    self._tables.popitem(last=False)
+            self._tables.move_to_end(key)
+            return self._tables[key]
+
+
+class _MetricsLog:
+    """`metrics.jsonl`, read from where the last reading stopped; from the start where the file was replaced."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._place: tuple[int, int] = (0, 0)
+        self._rows: list[Row] = []
+        self._thin = Thinned()
+        self._lock = threading.Lock()
+        self.problems: list[str] = []
+
+    def read(self) -> list[Row]:
+        with self._lock:
+            return self._read_on()
+
+    def thinned(self) -> list[dict[str, float]]:
+        with self._lock:
+            self._read_on()
+            return self._thin.rows()
+
+    def _read_on(self) -> list[Row]:
+        path = self._folder.inside("metrics.jsonl")
+        try:
+            with open(path, "rb") as file:
+                state = os.fstat(file.fileno())
+                inode, offset = self._place
+                if inode != state.st_ino or state.st_size < offset:
+                    self._rows, self._thin, self.problems, offset = [], Thinned(), [], 0
+                file.seek(offset)
+                data = file.read()
+        except FileNotFoundError:
+            return self._rows
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+        whole = data.rfind(b"\n") + 1
+        for line in data[:whole].split(b"\n"):
+            self._take(path, line)
+        self._place = (state.st_ino, offset + whole)
+        return self._rows
+
+    def _take(self, path: Path, line: bytes) -> None:
+        if not line.strip():
+            return
+        try:
+            row = json.loads(line)
+            whole = isinstance(row, dict) and type(row.get("step")) is int
+        except (ValueError, RecursionError):
+            whole = False
+        if whole:
+            self._rows.append(row)
+            self._thin.add(row)
+        elif len(self.problems) < 3:
+            text = line[:60].decode(errors="replace")
+            self.problems.append(f"{path}: a line is no metrics line and was left out ({text!r})")
+
+
+def _is_run(path: Path) -> bool:
+    return any(any(path.glob(mark)) for mark in MARKS)
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether a value is split -> metric -> value."""
+    return isinstance(value, dict) and all(isinstance(metrics, dict) for metrics in value.values())
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON ({error}); remove it and evaluate again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not an evaluation (split -> metric -> value); remove it and evaluate again")
+    return content

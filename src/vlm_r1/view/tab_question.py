@@ -1,0 +1,143 @@
+"""The tab of one question over time: how it was answered before, during and after training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from vlm_r1.report.curves import Line
+from vlm_r1.view import pages
+from vlm_r1.view.cards import span
+from vlm_r1.view.groups import Group
+from vlm_r1.view.history import Index, Key, moments, scores, search
+from vlm_r1.view.parts import QUIET, drawn, guarded, picked
+from vlm_r1.view.plots import plots
+
+_guarded = guarded(lambda said: ("", said, "", "", 0))
+
+
+class QuestionTab:
+    """The tab's components; `runs` is the choice of runs above the tabs."""
+
+    def __init__(self, indices: Mapping[str, Index], runs: gr.CheckboxGroup) -> None:
+        self.indices, self.runs = indices, runs
+        with gr.Row(elem_classes="vr-controls"):
+            self.text = gr.Textbox(label="Find a question", placeholder="some words of it, or its sample id", scale=1)
+            self.question = gr.Dropdown([], label="Question", scale=2)
+            with gr.Row(elem_classes="vr-moves"):
+                self.back = gr.Button("Previous moment", size="md")
+                self.on = gr.Button("Next moment", size="md")
+        self.said = drawn("question-said")
+        self.strip = drawn("question-strip", pick=True)
+        self.detail = drawn("question-detail")
+        self.curve = drawn("question-curve")
+        self.place = gr.State(0)
+
+    def connect(self, tab: gr.Tab, timer: gr.Timer) -> None:
+        """Wire the events; `tab` being opened fills it."""
+        filled = [self.said, self.strip, self.detail, self.curve, self.place]
+        gr.on(
+            [tab.select, self.text.change], self._find, [self.runs, self.text, self.question], [self.question], **QUIET
+        )
+        gr.on([self.question.change, self.runs.change], self._look, [self.runs, self.question], filled, **QUIET)
+        self.strip.select(self._pick, [self.runs, self.question, self.place], filled, **QUIET)
+        for button, by in ((self.back, -1), (self.on, 1)):
+            button.click(
+                lambda runs, question, place, by=by: self._look(runs, question, place + by),
+                [self.runs, self.question, self.place],
+                filled,
+                **QUIET,
+            )
+        timer.tick(self._more, [self.runs, self.question, self.place, self.said], filled, **QUIET)
+
+    def follow(self, source: gr.HTML, key: gr.State, tabs: gr.Tabs) -> None:
+        """Let a click in `source` bring the question whose key is in `key`."""
+        source.select(self._bring, [key], [tabs, self.text, self.question], **QUIET)
+
+    def _chosen(self, runs: Sequence[str]) -> list[Index]:
+        return [index for name, index in self.indices.items() if name in (runs or self.indices)]
+
+    def _bring(self, key: Sequence[str] | None) -> tuple[Any, ...]:
+        if key is None:
+            return (gr.skip(),) * 3
+        value = _value((key[0], key[1]))
+        return (gr.Tabs(selected="question"), "", gr.Dropdown(choices=[(_label((key[0], key[1])), value)], value=value))
+
+    @guarded(lambda said: gr.skip())
+    def _find(self, runs: Sequence[str], text: str, now: str | None) -> Any:
+        chosen = self._chosen(runs)
+        for index in chosen:
+            index.read_on()
+        found = search(chosen, text or "")
+        if now and not text and _key(now) not in found:
+            found.insert(0, _key(now))
+        values = [_value(key) for key in found]
+        value = now if now in values else next(iter(values), None)
+        return gr.Dropdown(choices=[(_label(key), _value(key)) for key in found], value=value)
+
+    def _pick(self, runs: Sequence[str], question: str, place: int, event: gr.EventData) -> tuple[Any, ...]:
+        kind, _, number = picked(event).rpartition(":")
+        if kind == "page":
+            return self._look(runs, question, int(number) * pages.PAGE)
+        return self._look(runs, question, int(number), redraw=False)
+
+    @_guarded
+    def _more(self, runs: Sequence[str], question: str | None, place: int, said: str) -> tuple[Any, ...]:
+        """While tables are still being read, what they add."""
+        if not question or said == self._progress(runs):
+            return (gr.skip(),) * 5
+        return self._look(runs, question, place)
+
+    def _progress(self, runs: Sequence[str]) -> str:
+        counts = [index.progress for index in self._chosen(runs)]
+        read, there = sum(n for n, _ in counts), sum(n for _, n in counts)
+        looking = f"Looking through the training answers: {read:,} of {there:,} steps."
+        return pages.notice(looking) if read < there else ""
+
+    @_guarded
+    def _look(self, runs: Sequence[str], question: str | None, place: int = 0, redraw: bool = True) -> tuple[Any, ...]:
+        if not question:
+            return ("", pages.notice("No question is chosen, or the runs have kept none."), "", "", 0)
+        return (self._progress(runs), *self._found(runs, _key(question), place, redraw))
+
+    def _found(self, runs: Sequence[str], key: Key, place: int, redraw: bool) -> tuple[Any, ...]:
+        chosen = self._chosen(runs)
+        found = moments(chosen, key)
+        if not found:
+            return (pages.notice("This question was not asked in the runs that are chosen."), "", "", 0)
+        groups = [moment.group for moment in found]
+        place = max(0, min(place, len(groups) - 1))
+        strip = pages.strip(groups, place, place // pages.PAGE, "moments", text=_answer)
+        group = groups[place]
+        ends = span([row for other in groups if _kind(other) == _kind(group) for row in other.rows])
+        facts = [group.name, *pages.tags(group), *pages.facts_of(group.rows[0])]
+        detail = pages.detail(group.question, facts, [pages.side(group, ends=ends)])
+        names = [index.run.name for index in chosen]
+        line = Line(label="", runs=[scores(found, name) for name in names])
+        curve = plots("Score of this question", "reward or IoU, mean over the answers", [line], names)
+        return (strip if redraw else gr.skip(), detail, pages.curves(curve), place)
+
+
+def _answer(group: Group) -> str:
+    row = group.rows[0]
+    return str(row.get("answer") or row.get("completion") or "")
+
+
+def _kind(group: Group) -> bool:
+    return "reward" in group.rows[0]
+
+
+def _value(key: Key) -> str:
+    return json.dumps(key)
+
+
+def _key(value: str) -> Key:
+    sample, question = json.loads(value)
+    return (sample, question)
+
+
+def _label(key: Key) -> str:
+    return f"{key[1]} ({key[0]})"

@@ -1,0 +1,128 @@
+// Reads values under the pointer (or the arrow keys) from the curves, where a click (or Enter) picks a step; joins
+// answers with their boxes, and lets the arrow keys walk along a strip of pictures. Everything is found through the document, as the page is redrawn often.
+(() => {
+  const NS = "http://www.w3.org/2000/svg";
+  const numbers = (text) => text.trim().split(/[\s,]+/).map(Number);
+  const shown = (value) => (value === 0 ? "0" : Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toPrecision(4).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, ""));
+
+  function stepAt(chart, x) {
+    const [low, high] = numbers(chart.dataset.axes);
+    const [left, right] = numbers(chart.dataset.field);
+    return Math.round(low + ((x - left) / (chart.viewBox.baseVal.width - left - right)) * (high - low));
+  }
+
+  function read(chart, x) {
+    const [, , low, high] = numbers(chart.dataset.axes);
+    const [, , top, bottom] = numbers(chart.dataset.field);
+    const { width, height } = chart.viewBox.baseVal;
+    const lines = [...chart.querySelectorAll("polyline")];
+    if (!lines.length) return;
+    const all = lines.map((line) => numbers(line.getAttribute("points")));
+    let at = null;
+    for (const points of all) for (let i = 0; i < points.length; i += 2) if (at === null || Math.abs(points[i] - x) < Math.abs(at - x)) at = points[i];
+    clear(chart);
+    const group = document.createElementNS(NS, "g");
+    group.setAttribute("class", "vr-cursor");
+    const rule = document.createElementNS(NS, "line");
+    for (const [name, value] of Object.entries({ x1: at, x2: at, y1: top, y2: height - bottom })) rule.setAttribute(name, value);
+    group.append(rule);
+    const told = [];
+    lines.forEach((line, place) => {
+      const points = all[place];
+      for (let i = 0; i < points.length; i += 2) {
+        if (Math.abs(points[i] - at) > 0.01) continue;
+        const value = low + ((height - bottom - points[i + 1]) / (height - top - bottom)) * (high - low);
+        const faint = line.classList.contains("vr-faint");
+        const smooth = !faint && lines.some((other) => other.classList.contains("vr-faint"));
+        told.push({ colour: line.style.getPropertyValue("--c"), label: line.dataset.label, value, smooth });
+        if (faint) continue;
+        const dot = document.createElementNS(NS, "circle");
+        for (const [name, number] of Object.entries({ cx: at, cy: points[i + 1], r: 3.5 })) dot.setAttribute(name, number);
+        dot.style.setProperty("--c", line.style.getPropertyValue("--c"));
+        group.append(dot);
+      }
+    });
+    chart.append(group);
+    chart.dataset.at = at;
+    const box = document.createElement("div");
+    box.className = "vr-tip";
+    box.setAttribute("role", "status");
+    const step = document.createElement("b");
+    step.textContent = `step ${stepAt(chart, at)}`;
+    box.append(step);
+    for (const { colour, label, value, smooth } of told) {
+      const row = document.createElement("span");
+      const mark = document.createElement("i");
+      mark.style.setProperty("--c", colour);
+      row.append(mark, `${label ? label + " " : ""}${shown(value)}${smooth ? " average" : ""}`);
+      box.append(row);
+    }
+    const share = at / width;
+    box.style[share > 0.55 ? "right" : "left"] = `${(share > 0.55 ? 1 - share : share) * 100}%`;
+    chart.parentElement.append(box);
+  }
+
+  function clear(chart) {
+    chart.querySelector(".vr-cursor")?.remove();
+    chart.parentElement.querySelector(".vr-tip")?.remove();
+    delete chart.dataset.at;
+  }
+
+  function light(place) {
+    const answer = place?.closest?.(".vr-detail [data-answer]");
+    for (const old of document.querySelectorAll(".vr-on, .vr-picked")) old.classList.remove("vr-on", "vr-picked");
+    if (!answer) return;
+    const side = answer.closest(".vr-two");
+    side.querySelector("svg.vr-pic")?.classList.add("vr-picked");
+    for (const one of side.querySelectorAll(`[data-answer="${answer.dataset.answer}"]`)) one.classList.add("vr-on");
+  }
+
+  document.addEventListener("pointermove", (event) => {
+    const chart = event.target.closest?.("svg.vr-chart");
+    for (const other of document.querySelectorAll("svg.vr-chart[data-at]")) if (other !== chart && other !== document.activeElement) clear(other);
+    if (chart) {
+      const place = chart.getBoundingClientRect();
+      read(chart, ((event.clientX - place.left) / place.width) * chart.viewBox.baseVal.width);
+    }
+    light(event.target.closest?.(".vr-detail [data-answer]") ? event.target : document.activeElement);
+  });
+  document.addEventListener(
+    "click",
+    (event) => {
+      const thumb = event.target.closest?.(".vr-thumb");
+      if (thumb) {
+        for (const other of thumb.parentElement.children) other.removeAttribute("aria-current");
+        thumb.setAttribute("aria-current", "true");
+      }
+      const chart = event.target.closest?.("#training svg.vr-chart");
+      if (chart) {
+        const place = chart.getBoundingClientRect();
+        if (event.detail) read(chart, ((event.clientX - place.left) / place.width) * chart.viewBox.baseVal.width);
+        if ("at" in chart.dataset) chart.dataset.pick = `step:${stepAt(chart, Number(chart.dataset.at))}`;
+      }
+    },
+    true,
+  );
+  document.addEventListener("focusin", (event) => light(event.target));
+  document.addEventListener("focusout", (event) => {
+    if (event.target.matches?.("svg.vr-chart")) clear(event.target);
+  });
+  document.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const chart = event.target.closest?.("svg.vr-chart");
+    if (chart && event.key === "Enter") chart.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+    if (!by) return;
+    if (chart) {
+      const places = [...chart.querySelectorAll("polyline")].flatMap((line) => numbers(line.getAttribute("points")).filter((_, i) => i % 2 === 0));
+      const known = [...new Set(places)].sort((a, b) => a - b);
+      const now = "at" in chart.dataset ? known.indexOf(Number(chart.dataset.at)) : by > 0 ? -1 : known.length;
+      read(chart, known[Math.min(known.length - 1, Math.max(0, now + by))]);
+      event.preventDefault();
+    }
+    const thumb = event.target.closest?.(".vr-thumb");
+    if (thumb) {
+      (by > 0 ? thumb.nextElementSibling : thumb.previousElementSibling)?.focus();
+      event.preventDefault();
+    }
+  });
+})();
