@@ -95,6 +95,7 @@ def check_forward(policy: Policy, family: Family) -> None:
     Prints what is assumed and how large the difference is. Raises `ModelError` where it is more than rounding.
     """
     model = policy.model
+    policy.banned = policy.banned.to(model.device)  # quantised weights are on their device from the start
     try:
         prompts = [family.encode(_sample(*size)) for size in SIZES]
         answers = [family.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ANSWERS]
