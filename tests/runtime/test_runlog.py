@@ -41,6 +41,11 @@ def test_metrics_lines_come_back_and_nan_is_null(tmp_path):
     assert read_metrics(tmp_path / "new" / "run") == [json.loads(line) for line in text.splitlines()]
 
 
+def test_warnings_are_kept_as_sentences(tmp_path):
+    RunLog(tmp_path).metrics(1, {"reward": 0.5, "warnings": ["the shadow reward fell"]})
+    assert read_metrics(tmp_path) == [{"step": 1, "reward": 0.5, "warnings": ["the shadow reward fell"]}]
+
+
 def test_cut_last_line_is_tolerated_and_dropped_on_restart(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "reward": 0.5}\n{"step": 2, "rew')

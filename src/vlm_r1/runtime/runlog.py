@@ -95,8 +95,12 @@ class RunLog:
             _drop_cut_line(self._metrics_path)
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one line of numbers; NaN and infinity become null. Raises `CheckpointError` on a full disk."""
-        line = {"step": int(step), **{name: _finite(value) for name, value in values.items()}}
+        """Append one line of numbers, and of lists of sentences; NaN and infinity become null.
+
+        Raises `CheckpointError` on a full disk.
+        """
+        kept = {name: value if isinstance(value, list) else _finite(value) for name, value in values.items()}
+        line = {"step": int(step), **kept}
         data = (json.dumps(line) + "\n").encode()
         with _Writing(self._metrics_path), open(self._metrics_path, "ab", buffering=0) as file:
             size = file.tell()
