@@ -28,12 +28,12 @@ def playground(speaker, tmp_path):
 
 @pytest.fixture
 def slowly(monkeypatch):
-    """Each token takes at least 20 ms, and each is shown."""
+    """Each token takes at least 60 ms, and each is shown."""
     generate = answers.generate
 
     def slow(*args, watch, **settings):
         def wait(tokens, lengths):
-            time.sleep(0.02)
+            time.sleep(0.06)
             watch(tokens, lengths)
 
         return generate(*args, watch=wait, **settings)

@@ -175,8 +175,9 @@ def _further_parts() -> dict[str, Any]:
     parts: dict[str, Any] = {}
     with gr.Accordion("More", open=False, elem_id="more"):
         with gr.Row():
-            parts["seed"] = gr.Number(
-                None, label="Seed", info="Blank: another each time.", min_width=140, elem_id="seed"
+            # A blank number field would send 0.
+            parts["seed"] = gr.Textbox(
+                "", label="Seed", info="Blank: another each time.", min_width=140, elem_id="seed"
             )
             parts["limit"] = gr.Number(
                 1024, label="Longest answer", info=f"Tokens, up to {LONGEST_ANSWER}.", min_width=140, elem_id="limit"

@@ -16,7 +16,7 @@ from vlm_r1.config import ScenesSource
 from vlm_r1.data.draw import draw_boxes, fitting_scale
 from vlm_r1.data.images import PictureFinder
 from vlm_r1.data.scenes import load_scenes
-from vlm_r1.errors import DataError, UserError
+from vlm_r1.errors import DataError, RowError, UserError, shown
 from vlm_r1.records import MAX_PIXELS, LabelledBox, Picture, Sample
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
@@ -92,7 +92,12 @@ class Pictures:
             raise DataError("There is no folder of pictures; start the playground with --image-root FOLDER")
         if name.startswith(("data:", "http:", "https:")):
             raise DataError("Name a file of the folder")
-        path = self._finder.find(name).path
+        try:
+            path = self._finder.find(name).path
+        except RowError as error:
+            if any(fault.kind == "image_outside_root" for fault in error.faults):
+                raise DataError(f"{shown(name)} leads out of {self.image_root}: pick a picture inside it") from None
+            raise DataError(f"There is no picture {shown(name)} in {self.image_root}") from None
         if path is None:
             raise DataError("Name a file of the folder")
         self.checked(path)

@@ -47,7 +47,7 @@ class Form:
     greedy: Any = True
     n: Any = 1
     temperature: Any = 1.0
-    seed: Any = None
+    seed: Any = ""
     limit: Any = 1024
     template: Any = None
     rewards: Any = ()
@@ -186,8 +186,13 @@ def _asked(form: Form, sample: Sample) -> Asked:
     temperature = form.temperature
     if not isinstance(temperature, (int, float)) or not 0.01 <= temperature <= 5:
         raise DataError(f"The temperature {temperature} is no number from 0.01 to 5")
-    blank = form.seed is None or form.seed == ""
-    seed = randbelow(1_000_000) if blank else _whole("The seed", form.seed, 0, (1 << 63) - 1)
+    written = str(form.seed or "").strip()
+    seed = (
+        _whole("The seed", int(written) if written.isdecimal() and len(written) < 20 else written, 0, (1 << 63) - 1)
+        if written
+        else None
+    )
+    seed = randbelow(1_000_000) if seed is None else seed
     n = _whole("The number of samples", form.n, 1, MOST_SAMPLES)
     return Asked(sample=sample, n=n, temperature=float(temperature), seed=seed, max_new_tokens=limit, template=template)
 
