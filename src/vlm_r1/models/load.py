@@ -70,6 +70,14 @@ def load_policy(config: ModelConfig, prompt: PromptConfig | None = None, *, seed
         model.to(getattr(torch, config.dtype))
     else:
         model, processor = _load_pretrained(config)
+    loaded = make_policy(model, processor, config, prompt)
+    if model.config.model_type not in FAMILIES:
+        check_forward(loaded.policy, loaded.family)
+    return loaded
+
+
+def make_policy(model: Any, processor: Any, config: ModelConfig, prompt: PromptConfig | None = None) -> LoadedPolicy:
+    """A model as a policy: attention over packed rows, gradient checkpointing where the recipe asks for it."""
     chosen = family_class(model, processor)
     model.set_attn_implementation({"text_config": shared_prefix.NAME})
     if chosen.chunked_vision:
@@ -80,12 +88,15 @@ def load_policy(config: ModelConfig, prompt: PromptConfig | None = None, *, seed
     prompt = prompt or PromptConfig()
     family = chosen(model, processor, prompt, config.min_pixels, config.max_pixels)
     policy = Policy(model, torch.tensor(family.banned_token_ids()), mrope=family.mrope)
-    if model.config.model_type not in FAMILIES:
-        check_forward(policy, family)
     return LoadedPolicy(policy=policy, family=family, processor=processor)
 
 
-def _load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
+def read_pretrained(config: ModelConfig) -> tuple[str, Any, Any]:
+    """What a folder or hub id holds beside its weights: where the model lies (an adapter's base), its configuration,
+    and the processor.
+
+    Raises `ModelError` where there is no model, or one that is not supported.
+    """
     path = resolve_path(config.path)
     looks_local = Path(path).exists() or path.startswith((".", "/", "~"))
     if looks_local and not any(Path(path, name).is_file() for name in ("config.json", "adapter_config.json")):
@@ -96,7 +107,19 @@ def _load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
         model_config = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
         check_kind(model_config, base, trust_remote_code=config.trust_remote_code)
         own = adapted is None or Path(path, "processor_config.json").is_file()  # other trainers' adapters have none
-        processor = load_processor(path if own else base, trust_remote_code=config.trust_remote_code)
+        return base, model_config, load_processor(path if own else base, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(path, error) from error
+
+
+def _cannot_load(path: str, error: Exception) -> ModelError:
+    return ModelError(f'model.path: "{path}" cannot be loaded: {str(error).strip().splitlines()[0]}')
+
+
+def _load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
+    path = resolve_path(config.path)
+    base, model_config, processor = read_pretrained(config)
+    try:
         model, info = AutoModelForImageTextToText.from_pretrained(
             base,
             dtype=getattr(torch, config.dtype),
@@ -106,14 +129,13 @@ def _load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
             quantization_config=quantization(config, model_config, processor),
         )
     except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f'model.path: "{path}" cannot be loaded: {reason}') from error
+        raise _cannot_load(path, error) from error
     if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
         raise ModelError(
             f'model.path: "{base}" has no weights for {len(missing)} parameters ({missing[0]}, ...); '
             "its config.json and its weights belong to different models, or a file is missing"
         )
     keep_trainable(model)
-    if adapted is not None:
+    if base != path:
         load_adapter(model, path)
     return model, processor
