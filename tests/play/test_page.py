@@ -10,9 +10,11 @@ from browser import Watch
 from PIL import Image, ImageColor
 
 from vlm_r1.data.draw import PREDICTED_COLOR, TRUE_COLOR
+from vlm_r1.play.fields import TASK_NAMES
 from vlm_r1.play.page import build_page, play_css
 from vlm_r1.play.pictures import Pictures
 from vlm_r1.play.playground import Playground
+from vlm_r1.prompts.templates import TASKS
 from vlm_r1.report.web import launch, private_folder
 
 expect = pytest.importorskip("playwright.sync_api").expect
@@ -252,3 +254,7 @@ def test_another_host_name_and_other_files_are_refused(served):
     assert httpx.get(served[0], headers={"Host": "evil.example"}).status_code == 400
     answer = httpx.get(f"{served[0]}gradio_api/file={served[2]}/navy.png")
     assert answer.status_code == 403
+
+
+def test_every_task_has_a_name_on_the_page():
+    assert list(TASK_NAMES) == list(TASKS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,28 +13,22 @@ import gradio as gr
 
 from vlm_r1.errors import UserError
 from vlm_r1.play.cards import Column
+from vlm_r1.play.fields import (
+    asset_text,
+    button_parts,
+    further_parts,
+    picture_parts,
+    question_parts,
+    sampling_parts,
+    status,
+)
 from vlm_r1.play.pictures import Pictures, example_scenes
-from vlm_r1.play.playground import CHOSEN_REWARDS, LONGEST_ANSWER, MOST_SAMPLES, Form, Playground
+from vlm_r1.play.playground import Form, Playground
 from vlm_r1.play.truth import written
-from vlm_r1.prompts.templates import TASKS, TEMPLATES
+from vlm_r1.prompts.templates import TASKS
 from vlm_r1.records import Sample
 from vlm_r1.report.web import css_of
 
-TASK_NAMES = {
-    "rec": "Find one object: a box (rec)",
-    "reasoning": "Find what answers a question: a box (reasoning)",
-    "ovd": "Detect named objects: boxes (ovd)",
-    "list": "List objects: boxes (list)",
-    "count": "Count: a number (count)",
-    "choice": "Choose an option: a letter (choice)",
-    "yes_no": "Yes or no (yes_no)",
-    "number": "A number (number)",
-    "math": "Mathematics (math)",
-    "text": "Free text (text)",
-    "ocr": "Read text (ocr)",
-    "gui": "Where to click: a point (gui)",
-}
-_ANNOUNCE = "element.setAttribute('role', 'status');"
 _QUIETLY: Any = {"show_progress": "hidden", "api_visibility": "private"}
 
 _EMPTY = "Answers appear here."
@@ -53,9 +46,9 @@ def build_page(playground: Playground) -> gr.Blocks:
         gr.HTML(_head(names), apply_default_css=False, elem_id="head")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320, elem_id="form"):
-                parts = _picture_parts(scenes, playground.pictures)
-                parts |= _question_parts(samples[0]) | _sampling_parts() | _button_parts()
-                parts |= _further_parts()
+                parts = picture_parts(scenes, playground.pictures)
+                parts |= question_parts(samples[0]) | sampling_parts() | button_parts()
+                parts |= further_parts()
             with gr.Column(scale=7, min_width=320), gr.Row(equal_height=False):
                 columns = [
                     gr.HTML(
@@ -80,16 +73,7 @@ def _head(names: Sequence[str]) -> str:
 
 def play_css() -> str:
     """The rules of the page, behind those that all pages share."""
-    return css_of(_template("play.css"))
-
-
-def _template(name: str) -> str:
-    return (resources.files("vlm_r1.play") / "templates" / name).read_text(encoding="utf-8")
-
-
-def status(text: str, *, error: bool = False) -> str:
-    """The line below the buttons."""
-    return f'<p class="{"error" if error else "told"}">{html.escape(text)}</p>'
+    return css_of(asset_text("play.css"))
 
 
 def _scene_files(samples: Sequence[Sample], folder: Path) -> list[tuple[str, str]]:
@@ -101,115 +85,6 @@ def _scene_files(samples: Sequence[Sample], folder: Path) -> list[tuple[str, str
         sample.images[0].open().save(path)
         found.append((str(path), sample.question))
     return found
-
-
-def _picture_parts(scenes: list[tuple[str, str]], pictures: Pictures) -> dict[str, Any]:
-    return {
-        "picture": gr.Image(
-            scenes[0][0],
-            label="Picture",
-            sources=["upload", "clipboard"],
-            type="filepath",
-            image_mode=None,
-            height=250,
-            buttons=["fullscreen"],
-            alt_text="The picture that the question is about",
-            elem_id="picture",
-        ),
-        "scenes": gr.Gallery(
-            scenes,
-            label="Generated scenes, each with a question and its truth",
-            show_label=False,
-            columns=6,
-            height="auto",
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
-            elem_id="scenes",
-        ),
-        "listed": gr.Dropdown(
-            pictures.listed(),
-            value=None,
-            label=f"Or a picture of {pictures.image_root}",
-            info="Type to search, or write a path in this folder.",
-            allow_custom_value=True,
-            visible=pictures.image_root is not None,
-            elem_id="folder",
-        ),
-        "pen": gr.HTML("", js_on_load=_template("box.js"), elem_id="pen"),
-    }
-
-
-def _question_parts(sample: Sample) -> dict[str, Any]:
-    return {
-        "task": gr.Dropdown(
-            [(TASK_NAMES.get(name, name), name) for name in TASKS], value=sample.task, label="Task", elem_id="task"
-        ),
-        "question": gr.Textbox(sample.question, label="Question", lines=1, max_lines=8, elem_id="question"),
-        "truth": gr.Textbox(
-            written(sample.truth),
-            label="Truth (optional)",
-            info="For rewards. A box is x1, y1, x2, y2 in pixels: type it, or draw it on the picture.",
-            lines=1,
-            max_lines=8,
-            elem_id="truth",
-        ),
-    }
-
-
-def _sampling_parts() -> dict[str, Any]:
-    parts: dict[str, Any] = {
-        "greedy": gr.Checkbox(True, label="Greedy: one answer, the likeliest tokens", elem_id="greedy")
-    }
-    with gr.Row():
-        parts["n"] = gr.Slider(
-            1, MOST_SAMPLES, 4, step=1, label="Samples", interactive=False, min_width=140, elem_id="samples"
-        )
-        parts["temperature"] = gr.Slider(
-            0.05, 2, 1, step=0.05, label="Temperature", interactive=False, min_width=140, elem_id="temperature"
-        )
-    return parts
-
-
-def _further_parts() -> dict[str, Any]:
-    parts: dict[str, Any] = {}
-    with gr.Accordion("More", open=False, elem_id="more"):
-        with gr.Row():
-            # A blank number field would send 0.
-            parts["seed"] = gr.Textbox(
-                "", label="Seed", info="Blank: another each time.", min_width=140, elem_id="seed"
-            )
-            parts["limit"] = gr.Number(
-                1024, label="Longest answer", info=f"Tokens, up to {LONGEST_ANSWER}.", min_width=140, elem_id="limit"
-            )
-        parts["template"] = gr.Dropdown(
-            [("as the model was trained", ""), *((name, name) for name in TEMPLATES)],
-            value="",
-            label="Template",
-            info="r1_task words the question for a model that was not trained here.",
-            allow_custom_value=True,
-            elem_id="template",
-        )
-        parts["rewards"] = gr.Dropdown(
-            CHOSEN_REWARDS,
-            value=[],
-            multiselect=True,
-            label="Rewards",
-            info="None chosen: the task's own, and format.",
-            elem_id="rewards",
-        )
-    return parts
-
-
-def _button_parts() -> dict[str, Any]:
-    with gr.Row():
-        ask = gr.Button("Ask", variant="primary", scale=3, min_width=120, elem_id="ask")
-        stop = gr.Button("Stop", interactive=False, scale=1, min_width=80, elem_id="stop")
-    return {
-        "ask": ask,
-        "stop": stop,
-        "status": gr.HTML(status("Ready."), js_on_load=_ANNOUNCE, apply_default_css=False, elem_id="status"),
-    }
 
 
 def _connect_asking(page: gr.Blocks, parts: Any, playground: Playground) -> None:
