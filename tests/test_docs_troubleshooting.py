@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md quotes messages that the package has, of every module that raises one, and existing settings."""
+"""docs/troubleshooting.md quotes messages that the package has, of every module that raises one, and real settings."""
 
 import ast
 import re
