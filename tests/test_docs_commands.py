@@ -129,6 +129,7 @@ def test_reward_sections_of_the_page_build_rubrics(folder):
         ("data convert", CONVERTERS),
         ("data check", TASKS),
         ("predict", TEMPLATES),
+        ("play", ["--image-root", "127.0.0.1"]),
         ("train", ["run.dir"]),
         ("sft", ["method"]),
         ("eval", ["--out"]),
@@ -150,6 +151,6 @@ def test_help_names_what_there_is_to_choose_from(monkeypatch, capsys, command, n
 
 def test_examples_in_the_help_are_commands(monkeypatch, capsys):
     monkeypatch.setitem(os.environ, "COLUMNS", "200")
-    for command in ("train", "sft", "eval", "predict", "compare", "runs", "export", "score", "data convert"):
+    for command in ("train", "sft", "eval", "predict", "play", "compare", "runs", "export", "score", "data convert"):
         assert call(f"vlm-r1 {command} --help") == 0
         assert f"Example: vlm-r1 {command} " in capsys.readouterr().out
