@@ -40,7 +40,9 @@ def build(runs: Sequence[RunFolder]) -> gr.Blocks:
 
     with gr.Blocks(title=f"VLM-R1: {', '.join(names)}", analytics_enabled=False, fill_width=True) as page:
         head = drawn("head")
-        chosen = gr.CheckboxGroup(names, value=names, label="Runs", visible=len(names) > 1, elem_classes="vr-bare")
+        chosen = gr.CheckboxGroup(
+            names, value=names, label="Runs", visible=len(names) > 1, elem_classes="vr-bare", elem_id="runs"
+        )
         seen = gr.State(("", ""))
         with gr.Tabs() as tabs:
             with gr.Tab("Training", id="training"):
@@ -62,7 +64,13 @@ def build(runs: Sequence[RunFolder]) -> gr.Blocks:
         question.connect(question_tab, timer)
         question.follow(answers.follow, answers.key, tabs)
         question.follow(evaluation.follow, evaluation.key, tabs)
-        settings_tab.select(lambda c: told(lambda: pages.settings(shown(c))), [chosen], [settings], **QUIET)
+        gr.on(
+            [settings_tab.select, chosen.change],
+            lambda c: told(lambda: pages.settings(shown(c))),
+            [chosen],
+            [settings],
+            **QUIET,
+        )
     return page
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from vlm_r1.errors import CheckpointError
 from vlm_r1.report.web import css_of, launch, private_folder, require_gradio, wait_for_the_end
@@ -17,22 +18,37 @@ def view(paths: Sequence[Path], port: int | None = None, *, open_browser: bool =
     Raises `CheckpointError` for what is no run folder, and `UserError` where gradio is not installed or the port is
     taken; nothing is served then.
     """
-    runs = open_runs(paths)
     require_gradio()
-    for run in runs:
-        run.metrics()  # read before the first visitor waits for it
-    from vlm_r1.view.app import build
-
-    files = resources.files("vlm_r1.view")
-    css, js = ((files / name).read_text(encoding="utf-8") for name in ("view.css", "view.js"))
+    page = None
     with private_folder() as folder:
-        page = build(runs)
         try:
-            url = launch(page, folder, port=port, css=css_of(css), js=js, open_browser=open_browser)
-            print(f"{', '.join(run.name for run in runs)}: {url} (Ctrl-C ends it)", flush=True)
+            page = build_page(paths)
+            url = launch(page, folder, port=port, css=page_css(), js=page_js(), open_browser=open_browser)
+            print(f"viewer: {url} (Ctrl-C ends it)", flush=True)
             wait_for_the_end()
         finally:
-            page.close(verbose=False)
+            if page is not None:
+                page.close(verbose=False)
+
+
+def build_page(paths: Sequence[Path]) -> Any:
+    """The `gradio.Blocks` over some run folders. Raises `CheckpointError` for what is no run folder."""
+    runs = open_runs(paths)
+    from vlm_r1.view.app import build
+
+    for run in runs:
+        run.metrics()  # read before the first visitor waits for it
+    return build(runs)
+
+
+def page_css() -> str:
+    """The page's look."""
+    return css_of((resources.files("vlm_r1.view") / "view.css").read_text(encoding="utf-8"))
+
+
+def page_js() -> str:
+    """The page's script."""
+    return (resources.files("vlm_r1.view") / "view.js").read_text(encoding="utf-8")
 
 
 def open_runs(paths: Sequence[Path]) -> list[RunFolder]:

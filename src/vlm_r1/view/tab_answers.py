@@ -41,18 +41,21 @@ class AnswersTab:
             self.newest = gr.Checkbox(False, label="Follow the newest step", scale=0, min_width=240)
         self.strip = drawn("answers-strip", pick=True)
         self.follow = drawn("answers-detail", pick=True)
-        self.key = gr.State(None)
+        self.key, self.wanted = gr.State(None), gr.State(None)
         self._moves = moves
 
     def connect(self, tab: gr.Tab, timer: gr.Timer, curves: gr.HTML, tabs: gr.Tabs) -> None:
         """Wire the events; `tab` being opened fills it, and so does a step that is picked from the curves."""
         asked = [self.run, self.show, self.step]
         filled = [self.step, self.strip, self.follow, self.key]
-        gr.on([tab.select, self.run.change, self.show.change, self.step.input], self._look, asked, filled, **QUIET)
+        gr.on([self.run.change, self.show.change, self.step.input], self._look, asked, filled, **QUIET)
         for button, name in self._moves:
             button.click(lambda run, show, step, name=name: self._move(run, show, step, name), asked, filled, **QUIET)
         self.strip.select(self._pick, asked, [self.strip, self.follow, self.key], **QUIET)
-        curves.select(self._jump, asked[:2], [tabs, *filled], **QUIET)
+        tab.select(self._open, [*asked, self.wanted], [*filled, self.wanted], **QUIET)
+        # A tab that was never open takes no values yet: it is told when it opens.
+        told = curves.select(_step_of, None, [self.wanted], **QUIET)
+        told.then(lambda: gr.Tabs(selected="answers"), None, [tabs], **QUIET)
         gr.on([timer.tick, self.newest.change], self._newest, [*asked, self.newest], filled, **QUIET)
 
     @_guarded
@@ -79,9 +82,8 @@ class AnswersTab:
             return (gr.skip(),) * 4
         return self._look(run, show, steps[-1])
 
-    def _jump(self, run: str, show: str, event: gr.EventData) -> tuple[Any, ...]:
-        step = int(picked(event).removeprefix("step:"))
-        return (gr.Tabs(selected="answers"), *self._look(run, show, step))
+    def _open(self, run: str, show: str, step: int, wanted: int | None) -> tuple[Any, ...]:
+        return (*self._look(run, show, step if wanted is None else wanted), None)
 
     @guarded(lambda said: (gr.skip(), said, None))
     def _pick(self, run: str, show: str, step: int, event: gr.EventData) -> tuple[Any, ...]:
@@ -106,6 +108,10 @@ class AnswersTab:
         facts = [f"step {step}", group.name, spread, *pages.tags(group), *pages.facts_of(group.rows[0])]
         ends = span([row for other in groups for row in other.rows])
         return (pages.detail(group.question, facts, [pages.side(group, ends=ends)], follow=True), group.key)
+
+
+def _step_of(event: gr.EventData) -> int:
+    return int(picked(event).removeprefix("step:"))
 
 
 MOVES = {

@@ -34,14 +34,14 @@ class QuestionTab:
         self.strip = drawn("question-strip", pick=True)
         self.detail = drawn("question-detail")
         self.curve = drawn("question-curve")
-        self.place = gr.State(0)
+        self.place, self.wanted = gr.State(0), gr.State(None)
 
     def connect(self, tab: gr.Tab, timer: gr.Timer) -> None:
         """Wire the events; `tab` being opened fills it."""
         filled = [self.said, self.strip, self.detail, self.curve, self.place]
-        gr.on(
-            [tab.select, self.text.change], self._find, [self.runs, self.text, self.question], [self.question], **QUIET
-        )
+        asked = [self.runs, self.text, self.question]
+        tab.select(self._open, [*asked, self.wanted], [self.text, self.question, self.wanted], **QUIET)
+        self.text.change(self._find, asked, [self.question], **QUIET)
         gr.on([self.question.change, self.runs.change], self._look, [self.runs, self.question], filled, **QUIET)
         self.strip.select(self._pick, [self.runs, self.question, self.place], filled, **QUIET)
         for button, by in ((self.back, -1), (self.on, 1)):
@@ -55,16 +55,18 @@ class QuestionTab:
 
     def follow(self, source: gr.HTML, key: gr.State, tabs: gr.Tabs) -> None:
         """Let a click in `source` bring the question whose key is in `key`."""
-        source.select(self._bring, [key], [tabs, self.text, self.question], **QUIET)
+        # A tab that was never open takes no values yet: it is told when it opens.
+        told = source.select(lambda key: key, [key], [self.wanted], **QUIET)
+        told.then(lambda: gr.Tabs(selected="question"), None, [tabs], **QUIET)
 
     def _chosen(self, runs: Sequence[str]) -> list[Index]:
         return [index for name, index in self.indices.items() if name in (runs or self.indices)]
 
-    def _bring(self, key: Sequence[str] | None) -> tuple[Any, ...]:
-        if key is None:
-            return (gr.skip(),) * 3
-        value = _value((key[0], key[1]))
-        return (gr.Tabs(selected="question"), "", gr.Dropdown(choices=[(_label((key[0], key[1])), value)], value=value))
+    @guarded(lambda said: (gr.skip(),) * 3)
+    def _open(self, runs: Sequence[str], text: str, now: str | None, wanted: Sequence[str] | None) -> tuple[Any, ...]:
+        if wanted is not None:
+            text, now = "", _value((wanted[0], wanted[1]))
+        return (text, self._find(runs, text, now), None)
 
     @guarded(lambda said: gr.skip())
     def _find(self, runs: Sequence[str], text: str, now: str | None) -> Any:

@@ -122,7 +122,7 @@ def tiles(run: RunFolder) -> list[tuple[str, str, str]]:
             if points:
                 (old_step, old), (step, new) = points[0], points[-1]
                 told = f"{number(old)} → {number(new)}" if len(points) > 1 else number(new)
-                comment = f"steps {old_step} and {step}" if len(points) > 1 else f"step {step}"
+                comment = f"steps {old_step:.0f} and {step:.0f}" if len(points) > 1 else f"step {step:.0f}"
                 found.append((f"{line.label} {metric_name(metric)}", told, comment))
     for name, label, comment in (
         ("parse/failed", "Unreadable answers", "last 20 steps"),

@@ -44,6 +44,7 @@
     });
     chart.append(group);
     chart.dataset.at = at;
+    if (chart === document.activeElement && held) held.at = at;
     const box = document.createElement("div");
     box.className = "vr-tip";
     box.setAttribute("role", "status");
@@ -77,13 +78,35 @@
     for (const one of side.querySelectorAll(`[data-answer="${answer.dataset.answer}"]`)) one.classList.add("vr-on");
   }
 
+  // The chart that has the focus, and where the pointer is: both are found again when the page was redrawn.
+  let held = null;
+  let pointer = null;
+
+  function readAt(chart, clientX) {
+    const place = chart.getBoundingClientRect();
+    read(chart, ((clientX - place.left) / place.width) * chart.viewBox.baseVal.width);
+  }
+
+  function redrawn() {
+    if (held && document.activeElement === document.body) {
+      const again = [...document.querySelectorAll("svg.vr-chart")].find((chart) => chart.getAttribute("aria-label") === held.label);
+      const at = held.at;
+      again?.focus({ preventScroll: true });
+      if (again && at !== undefined) read(again, Number(at));
+    }
+    if (pointer && !document.querySelector(".vr-tip")) {
+      const under = document.elementFromPoint(pointer.x, pointer.y)?.closest("svg.vr-chart");
+      if (under) readAt(under, pointer.x);
+    }
+  }
+  document.addEventListener("DOMContentLoaded", () => new MutationObserver(redrawn).observe(document.body, { childList: true, subtree: true }));
+
+  document.addEventListener("pointerleave", () => (pointer = null));
   document.addEventListener("pointermove", (event) => {
+    pointer = { x: event.clientX, y: event.clientY };
     const chart = event.target.closest?.("svg.vr-chart");
     for (const other of document.querySelectorAll("svg.vr-chart[data-at]")) if (other !== chart && other !== document.activeElement) clear(other);
-    if (chart) {
-      const place = chart.getBoundingClientRect();
-      read(chart, ((event.clientX - place.left) / place.width) * chart.viewBox.baseVal.width);
-    }
+    if (chart) readAt(chart, event.clientX);
     light(event.target.closest?.(".vr-detail [data-answer]") ? event.target : document.activeElement);
   });
   document.addEventListener(
@@ -96,15 +119,19 @@
       }
       const chart = event.target.closest?.("#training svg.vr-chart");
       if (chart) {
-        const place = chart.getBoundingClientRect();
-        if (event.detail) read(chart, ((event.clientX - place.left) / place.width) * chart.viewBox.baseVal.width);
+        if (event.detail) readAt(chart, event.clientX);
         if ("at" in chart.dataset) chart.dataset.pick = `step:${stepAt(chart, Number(chart.dataset.at))}`;
       }
     },
     true,
   );
-  document.addEventListener("focusin", (event) => light(event.target));
+  document.addEventListener("focusin", (event) => {
+    light(event.target);
+    held = event.target.matches?.("svg.vr-chart") ? { label: event.target.getAttribute("aria-label") } : null;
+  });
   document.addEventListener("focusout", (event) => {
+    if (!event.target.isConnected) return;
+    held = null;
     if (event.target.matches?.("svg.vr-chart")) clear(event.target);
   });
   document.addEventListener("keydown", (event) => {
