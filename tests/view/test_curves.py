@@ -26,6 +26,14 @@ def test_thinned_rows_are_means_over_equal_stretches(n):
         assert sum(row.get("b", 0.0) for row in rows) == 1.0
 
 
+def test_a_share_that_is_logged_only_above_zero_is_zero_elsewhere():
+    thinned = Thinned(most_rows=2)
+    for step in range(1, 5):
+        thinned.add({"step": step, "kl": 1.0} | ({"parse/no_answer": 0.5} if step == 2 else {}))
+    rows = [row for row in thinned.rows() if "kl" in row]
+    assert [row["parse/no_answer"] for row in rows] == [0.25, 0.0] and rows[0]["kl"] == 1.0
+
+
 def read_back(path, axes):
     """The points of a drawn curve in steps and values, worked out from the drawing alone."""
     low_x, high_x, low, high = axes

@@ -33,7 +33,7 @@ class AnswersTab:
         names = list(runs)
         with gr.Row(elem_classes="vr-controls"):
             self.run = gr.Dropdown(names, value=names[0], label="Run", visible=len(names) > 1, filterable=False)
-            self.show = gr.Radio(list(SHOW), value=SHOW[0], label="Show", scale=3)
+            self.show = gr.Radio(list(SHOW), value=SHOW[0], label="Show", scale=3, min_width=320)
         with gr.Row(elem_classes="vr-controls"):
             self.step = gr.Slider(0, 1, value=0, step=1, label="Step", scale=4, elem_id="answers-step", buttons=[])
             with gr.Row(elem_classes="vr-moves"):

@@ -9,6 +9,10 @@ MOST_ROWS = 480
 """Rows kept; above it neighbours are merged, two into one. More than a screen shows."""
 
 
+ABSENT_IS_ZERO = ("parse/", "format/")
+"""Shares that a step logs only where they are above zero."""
+
+
 class Thinned:
     """Rows of means over runs of consecutive steps, all of one length but the last.
 
@@ -19,6 +23,7 @@ class Thinned:
         self._most, self._length, self._last_step = most_rows, 1, 0
         self._sums: list[dict[str, list[float]]] = []
         self._in_last = 0
+        self._absent: set[str] = set()
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take in one line of metrics; what is no number in it is left out."""
@@ -34,12 +39,19 @@ class Thinned:
                 pair = sums.setdefault(name, [0.0, 0.0])
                 pair[0] += value
                 pair[1] += 1
+                if name.startswith(ABSENT_IS_ZERO):
+                    self._absent.add(name)
         self._in_last += 1
         self._last_step = max(self._last_step, row["step"])
 
     def rows(self) -> list[dict[str, float]]:
         """The means, and a last row with the last step alone, so that the end of the run is where it is."""
-        means = [{name: total / count for name, (total, count) in sums.items()} for sums in self._sums]
+        means = []
+        for sums in self._sums:
+            row = {name: total / count for name, (total, count) in sums.items()}
+            for name in self._absent:
+                row[name] = sums.get(name, [0.0])[0] / sums["step"][1]
+            means.append(row)
         return [*means, {"step": self._last_step}] if self._length > 1 else means
 
     def _merge(self) -> None:

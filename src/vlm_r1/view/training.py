@@ -27,7 +27,10 @@ SECTIONS: dict[str, list[Plan]] = {
     "Reward": [_REPORT[name] for name in ("Reward", "Reward parts", "Spread of rewards", "Groups without a signal")],
     "Held-out questions": [
         *(_REPORT[name] for name in ("Held-out Acc@0.5", "Held-out mean IoU", "Held-out accuracy")),
-        *((f"Held-out {metric_name(name)}", "greedy answers", held_out_lines(name)) for name in _OTHER_HELD_OUT),
+        *(
+            (f"Held-out {metric_name(name).replace('_', ' ')}", "greedy answers", held_out_lines(name))
+            for name in _OTHER_HELD_OUT
+        ),
     ],
     "Answers": [
         _REPORT["Answer length"],
@@ -72,10 +75,9 @@ def sections(runs: Sequence[RunFolder]) -> list[tuple[str, list[Plot]]]:
     for heading, plans in SECTIONS.items():
         drawn: list[Plot] = []
         for title, note, make in plans:
-            lines = [
-                Line(label="" if line.label in names else line.label, runs=line.runs)
-                for line in make(metrics, evaluations)
-            ]
+            lines = make(metrics, evaluations)
+            if len(lines) == 1 and lines[0].label in names:
+                lines = [Line(label="", runs=lines[0].runs)]
             if not (title.startswith(("KL", "Clipped")) and _all_zero(lines)):
                 drawn += plots(title, note, lines, [run.name for run in runs])
         if drawn:
@@ -127,7 +129,7 @@ def tiles(run: RunFolder) -> list[tuple[str, str, str]]:
     for name, label, comment in (
         ("parse/failed", "Unreadable answers", "last 20 steps"),
         ("frac_reward_zero_std", "Groups without a signal", "last 20 steps"),
-        ("kl", "KL", "nats a token, last 20 steps"),
+        ("kl", "KL", "nats a token"),
     ):
         values = [value for _, value in curve(rows[-20:], name)]
         if values:

@@ -26,19 +26,20 @@
     const rule = document.createElementNS(NS, "line");
     for (const [name, value] of Object.entries({ x1: at, x2: at, y1: top, y2: height - bottom })) rule.setAttribute(name, value);
     group.append(rule);
-    const told = [];
+    const told = new Map();
     lines.forEach((line, place) => {
       const points = all[place];
       for (let i = 0; i < points.length; i += 2) {
         if (Math.abs(points[i] - at) > 0.01) continue;
         const value = low + ((height - bottom - points[i + 1]) / (height - top - bottom)) * (high - low);
+        const colour = line.style.getPropertyValue("--c");
         const faint = line.classList.contains("vr-faint");
-        const smooth = !faint && lines.some((other) => other.classList.contains("vr-faint"));
-        told.push({ colour: line.style.getPropertyValue("--c"), label: line.dataset.label, value, smooth });
+        const known = told.get(colour);
+        told.set(colour, { label: line.dataset.label, value: known ? known.value : value, average: known ? value : undefined });
         if (faint) continue;
         const dot = document.createElementNS(NS, "circle");
         for (const [name, number] of Object.entries({ cx: at, cy: points[i + 1], r: 3.5 })) dot.setAttribute(name, number);
-        dot.style.setProperty("--c", line.style.getPropertyValue("--c"));
+        dot.style.setProperty("--c", colour);
         group.append(dot);
       }
     });
@@ -51,11 +52,11 @@
     const step = document.createElement("b");
     step.textContent = `step ${stepAt(chart, at)}`;
     box.append(step);
-    for (const { colour, label, value, smooth } of told) {
+    for (const [colour, { label, value, average }] of told) {
       const row = document.createElement("span");
       const mark = document.createElement("i");
       mark.style.setProperty("--c", colour);
-      row.append(mark, `${label ? label + " " : ""}${shown(value)}${smooth ? " average" : ""}`);
+      row.append(mark, `${label ? label + " " : ""}${shown(value)}${average === undefined ? "" : `, average ${shown(average)}`}`);
       box.append(row);
     }
     const share = at / width;
