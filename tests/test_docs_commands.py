@@ -130,6 +130,7 @@ def test_reward_sections_of_the_page_build_rubrics(folder):
         ("data check", TASKS),
         ("predict", TEMPLATES),
         ("play", ["--image-root", "127.0.0.1"]),
+        ("view", ["--port", "127.0.0.1"]),
         ("train", ["run.dir"]),
         ("sft", ["method"]),
         ("eval", ["--out"]),
@@ -151,6 +152,18 @@ def test_help_names_what_there_is_to_choose_from(monkeypatch, capsys, command, n
 
 def test_examples_in_the_help_are_commands(monkeypatch, capsys):
     monkeypatch.setitem(os.environ, "COLUMNS", "200")
-    for command in ("train", "sft", "eval", "predict", "play", "compare", "runs", "export", "score", "data convert"):
+    for command in (
+        "train",
+        "sft",
+        "eval",
+        "predict",
+        "play",
+        "view",
+        "compare",
+        "runs",
+        "export",
+        "score",
+        "data convert",
+    ):
         assert call(f"vlm-r1 {command} --help") == 0
         assert f"Example: vlm-r1 {command} " in capsys.readouterr().out
