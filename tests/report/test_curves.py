@@ -1,6 +1,16 @@
 import numpy as np
 
-from vlm_r1.report.curves import MOST_POINTS, band, binned, charts, curve, held_out, moving_average
+from vlm_r1.report.curves import (
+    MOST_POINTS,
+    Line,
+    band,
+    binned,
+    charts,
+    curve,
+    held_out,
+    in_words,
+    moving_average,
+)
 
 
 def test_band_is_lowest_mean_and_highest_by_step():
@@ -43,8 +53,21 @@ def test_only_what_was_logged_is_drawn():
 
 
 def test_svg_takes_the_colours_of_the_page_and_escapes_names():
-    metrics = [{"step": step, "rewards/$x_<b>$/mean": 0.5, "rewards/y/mean": 0.1} for step in range(50)]
+    metrics = [{"step": step, 'rewards/"x_<b>/mean': 0.5, "rewards/y/mean": 0.1} for step in range(50)]
     (chart,) = charts([metrics], [{}])
-    assert "$x_&lt;b&gt;$" in chart.svg and "<b>" not in chart.svg
+    assert chart.legend == ('"x_<b>', "y")
+    assert "&quot;x_&lt;b&gt;: 0.5 at step 0, 0.5 at step 49; y: 0.1 at" in chart.svg and "<b>" not in chart.svg
     assert "var(--s0)" in chart.svg and "currentColor" in chart.svg and "#0102" not in chart.svg
     assert "http" not in chart.svg and chart.svg.startswith("<svg") and chart.svg.rstrip().endswith("</svg>")
+
+
+def test_words_of_several_runs_are_means_of_those_that_have_the_step():
+    line = Line(label="reward", runs=[[(1, 0.0), (4, 1.0)], [(1, 1.0), (2, 0.25)]])
+    assert in_words(line, "Reward") == "Reward: 0.5 at step 1, 1 at step 4"
+    assert in_words(Line(label="x", runs=[[(3, 0.25)]]), "X") == "X: 0.25 at step 3"
+
+
+def test_more_lines_than_colours_are_told_of():
+    metrics = [{"step": step} | {f"rewards/{i}/mean": i for i in range(10)} for step in (1, 2)]
+    (chart,) = charts([metrics], [{}])
+    assert len(chart.legend) == 8 and chart.note.endswith("the first 8 of 10")

@@ -1,8 +1,20 @@
 import pytest
 
-from vlm_r1.report.findings import Change, bootstrap, changes, explanation, headline, number, signed, unreadable
+from vlm_r1.records import LabelledBox
+from vlm_r1.report.findings import (
+    Change,
+    changes,
+    explanation,
+    headline,
+    interval,
+    number,
+    percent,
+    signed,
+    tally,
+    unreadable,
+)
 from vlm_r1.report.pairs import join, read_pairs
-from vlm_r1.runtime.runlog import RunLog
+from vlm_r1.runtime.runlog import RunLog, boxes_to_json
 
 
 def evaluate(folder, phase, ious, split="in_domain", extra=None, rows=True):
@@ -55,11 +67,34 @@ def test_no_interval_without_rows_or_with_rows_that_disagree(tmp_path):
     assert changes([tmp_path / "b"])[0].low is None
 
 
-def test_bootstrap_agrees_with_the_normal_interval():
-    low, high = bootstrap([0.0, 1.0] * 200)
-    assert low == pytest.approx(0.5 - 1.96 * 0.5 / 20, abs=0.005)
-    assert high == pytest.approx(0.5 + 1.96 * 0.5 / 20, abs=0.005)
-    assert bootstrap([1.0]) == (None, None)
+def test_interval_agrees_with_the_normal_one(tmp_path):
+    """Half of 400 questions gain 1: the mean gain is 0.5 with a standard error of 0.5 / 20."""
+    evaluate(tmp_path, "before", [0.0] * 400)
+    evaluate(tmp_path, "after", [0.0, 1.0] * 200)
+    change = changes([tmp_path])[0]
+    assert change.low == pytest.approx(0.5 - 1.96 * 0.5 / 20, abs=0.005)
+    assert change.high == pytest.approx(0.5 + 1.96 * 0.5 / 20, abs=0.005)
+
+
+def test_detection_has_an_interval_too(tmp_path):
+    """mAP is no mean over questions; every cat is found after training, none before."""
+    true, far = (boxes_to_json([LabelledBox(box=box, label="cat")]) for box in ((0, 0, 10, 10), (50, 50, 60, 60)))
+    for phase, value, answered in (("before", 0.0, far), ("after", 1.0, true)):
+        rows = [
+            {"split": "ovd", "sample_id": str(i), "task": "ovd", "true_boxes": true, "pred_boxes": answered}
+            for i in range(6)
+        ]
+        RunLog(tmp_path).evaluation(phase, {"ovd": {"n": 6, "mAP": value}}, rows)
+    (change,) = changes([tmp_path])
+    assert (change.metric, change.low, change.high) == ("mAP", pytest.approx(1.0), pytest.approx(1.0))
+
+
+def test_runs_with_other_questions_have_no_interval(tmp_path):
+    for name, n in (("a", 2), ("b", 3)):
+        for phase, iou in (("before", 0.25), ("after", 0.75)):
+            evaluate(tmp_path / name, phase, [iou] * n)
+    change = changes([tmp_path / "a", tmp_path / "b"])[0]
+    assert (change.difference, change.low) == (0.5, None)
 
 
 def test_several_runs_are_averaged_and_their_range_is_told(tmp_path):
@@ -85,13 +120,41 @@ def test_other_metrics_get_a_sentence_only_where_no_headline_exists():
     assert [(c.split, c.metric) for c in headline(found)] == [("a", "mean_iou"), ("b", "mAP")]
 
 
+def told(*bounds, n=40):
+    heads = [
+        Change(split="val", metric="mean_iou", n=n, before=0.0, after=0.5, low=low, high=high) for low, high in bounds
+    ]
+    return tally(heads)
+
+
+def test_headline_numbers_are_counted_by_verdict():
+    rose, fell, noise, same, unknown = (0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (0.0, 0.0), (None, None)
+    assert told(rose) == []
+    assert told(rose, rose) == ["All 2 held-out numbers rose."]
+    assert told(noise, (0.0, 0.2)) == ["None of the 2 held-out numbers changed beyond noise."]
+    assert told(rose, noise, fell, rose) == ["Of 4 held-out numbers 2 rose, 1 fell and 1 did not change beyond noise."]
+    assert told(same, unknown) == [
+        "Of 2 held-out numbers 1 did not change at all and 1 changed by an amount without an interval."
+    ]
+    assert told(rose, n=29) == ["Fewer than 30 questions, so that intervals are too narrow to trust: val (29)."]
+
+
 def test_unreadable_answers_are_counted():
     before = [
         {"split": "s", "sample_id": str(i), "question": "", "failure": "no_box" if i < 3 else None} for i in range(4)
     ]
     after = [{**row, "failure": None} for row in before]
     assert unreadable(join(before, after)) == ["s: answers that could not be read went from 75 % to 0 %."]
+    assert unreadable(join(before, before)) == ["s: answers that could not be read were 75 % before and after."]
     assert unreadable(join(after, after)) == []
+
+
+def test_small_shares_and_bounds_beside_zero_are_not_rounded_away():
+    assert [percent(x) for x in (0.0, 0.0001, 0.015, 0.025, 0.0996, 0.25, 1.0)] == [
+        "0 %", "under 0.1 %", "1.5 %", "2.5 %", "10 %", "25 %", "100 %",
+    ]  # fmt: skip
+    assert interval(0.0003, 0.02) == "+0.0003 to +0.0200"
+    assert interval(-0.2, 0.1) == "\N{MINUS SIGN}0.200 to +0.100"
 
 
 def test_questions_are_joined_by_id_and_gain_falls_back_to_correctness(tmp_path):

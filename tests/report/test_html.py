@@ -58,8 +58,8 @@ def test_page_holds_everything_and_fetches_nothing(text, run_dir):
 
 
 def test_sections_stand_in_order(text):
-    places = [text.index(f"<h2>{name}</h2>") for name in
-              ("Before and after", "Held-out pictures", "Curves", "Rollouts", "How it was made")]  # fmt: skip
+    names = ("Findings", "Before and after", "Held-out pictures", "Rollouts", "Curves", "How it was made")
+    places = [text.index(f"<h2>{name}</h2>") for name in names]
     assert places == sorted(places)
     assert "GRPO of tiny, 60 steps, seed 0" in text and "group_size: 4" in text and "numpy" in text
     for word in ("Biggest gains", "Drawn at random", "Step 20", "Step 60", "Advantage", "Groups without a signal"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vlm_r1.report.findings import split_name
 
@@ -35,11 +37,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """A drawn chart: `svg` is markup made here from numbers and escaped names, safe to put in a page."""
+    """A drawn chart: `svg` is markup made here from numbers and escaped names, safe to put in a page.
+
+    `legend` holds the names of its lines where there are several; the i-th has the page's colour `--s<i>`.
+    """
 
     title: str
     note: str
     svg: str
+    legend: tuple[str, ...]
 
 
 def charts(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -122,7 +128,15 @@ PLANS: list[tuple[str, str, Callable[..., list[Line]]]] = [
     ("Held-out Acc@0.5", "greedy answers; share with IoU of at least 0.5", held_out_lines("acc@0.5")),
     ("Held-out mean IoU", "greedy answers", held_out_lines("mean_iou")),
     ("Held-out accuracy", "greedy answers", held_out_lines("accuracy")),
+    ("Held-out mAP", "greedy answers; COCO's, IoU from 0.5 to 0.95", held_out_lines("mAP")),
+    ("Held-out nms_ap", "greedy answers; OVDEval's", held_out_lines("nms_ap")),
+    ("Shadow rewards", "measured, not trained on", matching("shadow/(.+)/mean")),
     ("Answer length", "tokens, mean over the answers of a step", named("completions/mean_length")),
+    (
+        "Unreadable and cut answers",
+        "share of a step's answers",
+        named("parse/failed", "answers/truncated", **{"parse/failed": "unreadable", "answers/truncated": "cut"}),
+    ),
     ("Groups without a signal", "share of groups whose rewards are all equal", named("frac_reward_zero_std")),
     ("Spread of rewards", "standard deviation of the reward", named("reward_std")),
     ("Loss", "", named("loss")),
@@ -137,12 +151,17 @@ PLANS: list[tuple[str, str, Callable[..., list[Line]]]] = [
             **{"clip_ratio/low_mean": "low", "clip_ratio/high_mean": "high"},
         ),
     ),
+    ("Entropy", "nats a token", named("entropy")),
     ("Learning rate", "", named("lr")),
+    ("Features from the cache", "share of a step's pictures", named("vision_cache/hit_rate")),
     ("Time of a step", "seconds", _phase_times),
 ]
 
-FREE = ("Reward", "Reward parts", "Loss", "KL to the reference model")
+FREE = ("Reward", "Reward parts", "Shadow rewards", "Loss", "KL to the reference model")
 """Charts of quantities that may be negative or far from zero; the others begin at zero."""
+
+IDLE = ("KL to the reference model", "Clipped tokens", "Unreadable and cut answers")
+"""Charts that are left out where all is zero."""
 
 
 def _chart(
@@ -154,36 +173,49 @@ def _chart(
 ) -> Chart | None:
     lines = [Line(label=line.label, runs=[p for p in line.runs if p]) for line in plan(runs, evals)]
     lines = [line for line in lines if any(line.runs)]
-    if not lines or (title.startswith(("KL", "Clipped")) and not any(y for li in lines for p in li.runs for _, y in p)):
+    if not lines or (title in IDLE and not any(y for li in lines for p in li.runs for _, y in p)):
         return None
     smooth = is_smoothed(runs) and title != "Learning rate"
+    if title == "Loss" and any(curve(run, "reward") for run in runs):
+        note = "its height says little while ratios are 1"
+    if len(lines) > len(_SERIES):
+        note = f"{note}; the first {len(_SERIES)} of {len(lines)}".removeprefix("; ")
+        lines = lines[: len(_SERIES)]
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False}):
         figure = Figure(figsize=(4.4, 2.5), layout="constrained")
         axes = figure.add_subplot()
         for place, line in enumerate(lines):
-            _draw(axes, line, _SERIES[place % len(_SERIES)], smooth)
-        _dress(axes, several=len(lines) > 1, from_zero=title not in FREE)
-        svg = to_svg(figure)
-    return Chart(title=title, note=note, svg=svg)
+            _draw(axes, line, _SERIES[place], smooth)
+        _dress(axes, from_zero=title not in FREE)
+        svg = to_svg(figure, "; ".join(in_words(line, line.label if len(lines) > 1 else title) for line in lines))
+    return Chart(title=title, note=note, svg=svg, legend=tuple(line.label for line in lines) if len(lines) > 1 else ())
+
+
+def in_words(line: Line, name: str) -> str:
+    """A line's two ends, for those who do not see it: "iou: 0.2 at step 1, 0.35 at step 90"; of runs the mean."""
+    ends = []
+    for step in sorted({points[place][0] for points in line.runs for place in (0, -1)}):
+        values = [value for points in line.runs for at, value in points if at == step]
+        ends.append(f"{sum(values) / len(values):.3g} at step {step:.0f}")
+    return f"{name}: {', '.join(dict.fromkeys((ends[0], ends[-1])))}"
 
 
 def _draw(axes: Axes, line: Line, color: str, smooth: bool) -> None:
     if len(line.runs) > 1:
         steps, low, mean, high = band(line.runs)
         axes.fill_between(steps, low, high, color=color, alpha=0.22, linewidth=0)
-        axes.plot(steps, mean, color=color, linewidth=1.8, label=line.label, marker="o" if len(steps) < 3 else None)
+        axes.plot(steps, mean, color=color, linewidth=1.8, marker="o" if len(steps) < 3 else None)
         return
     x, y = (np.asarray(column, dtype=np.float64) for column in zip(*line.runs[0], strict=True))
     if smooth and len(y) >= 40:
         average = moving_average(y, max(3, len(y) // 12))
         axes.plot(*binned(x, y), color=color, linewidth=0.8, alpha=0.35)
-        axes.plot(*binned(x, average), color=color, linewidth=1.8, label=line.label)
+        axes.plot(*binned(x, average), color=color, linewidth=1.8)
     else:
         axes.plot(
             *binned(x, y),
             color=color,
             linewidth=1.8,
-            label=line.label,
             marker="o" if len(x) < 16 else None,
             markersize=4,
         )
@@ -215,7 +247,7 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     return np.asarray([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
 
 
-def _dress(axes: Axes, several: bool, from_zero: bool) -> None:
+def _dress(axes: Axes, from_zero: bool) -> None:
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -224,25 +256,18 @@ def _dress(axes: Axes, several: bool, from_zero: bool) -> None:
     axes.set_xlabel("step", color=_INK, fontsize=10)
     axes.margins(x=0.02)
     if from_zero:
-        axes.set_ylim(0, axes.get_ylim()[1] or 1)
+        highest = axes.dataLim.y1
+        axes.set_ylim(0, 1.06 * highest if highest > 0 else 1)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.locator_params(axis="y", nbins=5)
     axes.yaxis.set_major_formatter("{x:g}")
-    if several:
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=4,
-            frameon=False,
-            fontsize=10,
-            labelcolor=_INK,
-            handlelength=1.2,
-            borderaxespad=0.2,
-            columnspacing=1.2,
-        )
 
 
-def to_svg(figure: Figure) -> str:
-    """The figure as inline SVG: real text, colours from the page's variables, no reference to anything outside."""
+def to_svg(figure: Figure, words: str) -> str:
+    """The figure as inline SVG: real text, colours from the page's variables, no reference to anything outside.
+
+    `words` say what it shows to those who do not see it.
+    """
     sink = io.StringIO()
     figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = sink.getvalue()
@@ -253,4 +278,4 @@ def to_svg(figure: Figure) -> str:
     body = re.sub(r" font-family: [^;\"]*;", "", body)
     for sentinel, variable in _VARIABLES.items():
         body = body.replace(sentinel, variable)
-    return f'<svg role="img" aria-hidden="true" {box[0] if box else ""}>{body}'
+    return f'<svg role="img" aria-label="{html.escape(words)}" {box[0] if box else ""}>{body}'

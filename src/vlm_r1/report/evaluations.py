@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 
 from vlm_r1.errors import CheckpointError, ConfigError, nearest
-from vlm_r1.eval.bootstrap import Statistic, paired_intervals
+from vlm_r1.eval.bootstrap import RESAMPLES, Statistic, paired_intervals
 from vlm_r1.eval.outcomes import Outcome, outcome_of_row
-from vlm_r1.eval.suites import SUITES, build_statistic
-from vlm_r1.report.findings import shared_metrics
+from vlm_r1.eval.suites import build_statistic
 from vlm_r1.runtime.runlog import read_samples
+
+BOUNDS = ("/low", "/high")
+"""Ends of the names of an interval's bounds, which stand beside their metric."""
+
+RESAMPLES_OF_BOXES = 200
+"""Detection costs tens of milliseconds a resample over thousands of boxes, and a report should not take minutes."""
 
 _COLUMNS = ["split", "source", "sample_id", "task", "question", "failure", "true_boxes", "pred_boxes"]
 _COLUMNS += ["iou", "score", "correct", "well_formed", "n_tokens"]
@@ -87,13 +92,13 @@ def load_evaluations(item: str) -> list[Evaluated]:
         if wanted is not None:
             raise ConfigError(f"{item}: {file} holds one evaluation without phases; leave out :{wanted}")
         return [
-            _evaluated(file.stem if file.stem != "eval" else file.parent.name, content, file.with_suffix(".parquet"))
+            evaluated(file.stem if file.stem != "eval" else file.parent.name, content, file.with_suffix(".parquet"))
         ]
     if wanted is not None and wanted not in content:
         raise ConfigError(f'{item}: {file} has no phase "{wanted}": {nearest(wanted, content)}')
     run = file.parent
     return [
-        _evaluated(f"{run.name} {phase}", metrics, run / f"eval-{phase}.parquet")
+        evaluated(f"{run.name} {phase}", metrics, run / f"eval-{phase}.parquet")
         for phase, metrics in content.items()
         if wanted in (None, phase)
     ]
@@ -103,8 +108,8 @@ def compare_rows(models: Sequence[Evaluated]) -> list[CompareRow]:
     """One row for each metric of each split that any model has, without those that only describe form."""
     names = list(dict.fromkeys(name for m in models for name in shared_metrics([(m.metrics, m.metrics)])))
     splits = list(dict.fromkeys(split for split, _ in names))
-    paired = {
-        (place, split): _paired(models[0], model, split)
+    differences = {
+        (place, split): paired([(models[0], model)], split)
         for split in splits
         for place, model in enumerate(models[1:], start=1)
     }
@@ -112,7 +117,7 @@ def compare_rows(models: Sequence[Evaluated]) -> list[CompareRow]:
     for split, metric in sorted(names, key=lambda name: splits.index(name[0])):
         if metric in _FORM or metric.startswith("failures/"):
             continue
-        bounds = [paired.get((place, split), {}).get(metric) for place in range(len(models))]
+        bounds = [differences.get((place, split), {}).get(metric) for place in range(len(models))]
         base = models[0].metrics.get(split, {}).get(metric)
         n = next((m.metrics[split]["n"] for m in models if m.metrics.get(split, {}).get("n") is not None), None)
         cells = tuple(
@@ -122,7 +127,25 @@ def compare_rows(models: Sequence[Evaluated]) -> list[CompareRow]:
     return rows
 
 
-def _evaluated(name: str, metrics: Mapping[str, Any], table: Path) -> Evaluated:
+def shared_metrics(both: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[tuple[str, str]]:
+    """The (split, metric) pairs that hold a number in every evaluation given; `n` and intervals' bounds aside."""
+    names = [
+        {
+            (split, metric)
+            for split, values in phase.items()
+            for metric, value in values.items()
+            if metric != "n" and not metric.endswith(BOUNDS) and isinstance(value, int | float)
+        }
+        for phases in both
+        for phase in phases
+    ]
+    common = set.intersection(*names) if names else set()
+    order = [(split, metric) for split, values in both[0][0].items() for metric in values] if both else []
+    return [name for name in order if name in common]
+
+
+def evaluated(name: str, metrics: Mapping[str, Any], table: Path) -> Evaluated:
+    """An evaluation from its metrics and the table of its rows, which may be missing."""
     outcomes: dict[str, list[Outcome]] = {}
     for row in read_samples(table, _COLUMNS) if table.is_file() else ():
         outcomes.setdefault(row["split"] or "", []).append(outcome_of_row(row))
@@ -144,24 +167,52 @@ def _cell(values: Mapping[str, Any], metric: str, base: float | None, bounds: tu
     )
 
 
-def _paired(first: Evaluated, second: Evaluated, split: str) -> dict[str, tuple[float, float]]:
-    """Metric -> interval of the difference; empty unless both evaluations asked the same questions of this split."""
-    ours, theirs = ({(o.sample_id, o.question): o for o in m.outcomes.get(split, ())} for m in (first, second))
-    if not ours or ours.keys() != theirs.keys() or len(ours) < len(first.outcomes[split]):
+def paired(runs: Sequence[tuple[Evaluated, Evaluated]], split: str) -> dict[str, tuple[float, float]]:
+    """Metric -> interval of second minus first, averaged over the runs; questions are resampled, together in all.
+
+    Empty unless all evaluations asked the same questions of this split, each once. A metric that the rows do not
+    reproduce was measured in another way: its interval would mislead, so it has none.
+    """
+    both = [model for pair in runs for model in pair]
+    keyed = [{(o.sample_id, o.question): o for o in model.outcomes.get(split, ())} for model in both]
+    n = len(keyed[0])
+    if not n or any(
+        o.keys() != keyed[0].keys() or n < len(m.outcomes[split]) for o, m in zip(keyed, both, strict=True)
+    ):
         return {}
-    old, new = (_statistic([found[key] for key in ours]) for found in (ours, theirs))
-    everything = np.ones(len(ours), dtype=np.int64)
-    told = [
-        # A metric that the rows do not reproduce was measured in another way: its interval would mislead.
-        {name for name, value in part(everything).items() if abs(m.metrics[split].get(name, np.inf) - value) < 5e-4}
-        for part, m in ((old, first), (new, second))
+    statistics = [
+        _statistic([found[key] for key in keyed[0]], model.metrics.get(split, {}))
+        for found, model in zip(keyed, both, strict=True)
     ]
-    return {name: bounds for name, bounds in paired_intervals(old, new, len(ours)).items() if name in told[0] & told[1]}
+    everything = np.ones(n, dtype=np.int64)
+    told = [
+        {
+            name
+            for name, value in part(everything).items()
+            if abs(model.metrics.get(split, {}).get(name, np.inf) - value) < 5e-4
+        }
+        for part, model in zip(statistics, both, strict=True)
+    ]
+    boxes = any(o.kind == "boxes" for o in keyed[0].values())
+    found = paired_intervals(
+        _mean(statistics[::2]), _mean(statistics[1::2]), n, RESAMPLES_OF_BOXES if boxes else RESAMPLES
+    )
+    return {name: bounds for name, bounds in found.items() if name in set.intersection(*told)}
 
 
-def _statistic(outcomes: Sequence[Outcome]) -> Statistic:
-    """All metrics that the outcomes allow, also those of suites that a recipe named."""
-    usual = build_statistic(outcomes)
+def _mean(statistics: Sequence[Statistic]) -> Statistic:
+    def measure(counts_N: np.ndarray) -> dict[str, float]:
+        values = [statistic(counts_N) for statistic in statistics]
+        return {
+            name: sum(v[name] for v in values) / len(values) for name in values[0] if all(name in v for v in values)
+        }
+
+    return measure
+
+
+def _statistic(outcomes: Sequence[Outcome], metrics: Mapping[str, Any]) -> Statistic:
+    """The metrics that the outcomes allow, also those of a suite that a recipe named."""
     if all(o.kind == "boxes" for o in outcomes):
-        return build_statistic(outcomes, [name for name in SUITES if name in ("ovd", "ovdeval")])
-    return usual
+        named = [name for name, metric in (("ovd", "mAP"), ("ovdeval", "nms_ap")) if metric in metrics]
+        return build_statistic(outcomes, named or None)
+    return build_statistic(outcomes)

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vlm_r1.report.pairs import SAMPLE_COLUMN, Pair, difference, read_pairs
+from vlm_r1.report.evaluations import Evaluated, evaluated, paired, shared_metrics
+from vlm_r1.report.pairs import Pair
 from vlm_r1.runtime.runlog import read_eval
-
-BOUNDS = ("/low", "/high")
-"""Ends of the names of an interval's bounds, which stand beside their metric."""
 
 HEADLINE = ("mean_iou", "acc@0.5", "accuracy", "mAP", "nms_ap")
 """Metrics that get a sentence; a split without any of them gets one for each of its metrics."""
 
+FEW = 30
+"""Below so many questions a bootstrap interval is too narrow to be trusted."""
+
+ROUNDING = 1e-9
+"""Differences up to this are errors of arithmetic."""
+
 MINUS = "\N{MINUS SIGN}"
+_SOME = {
+    "rose": "rose",
+    "fell": "fell",
+    "noise": "did not change beyond noise",
+    "same": "did not change at all",
+    "unknown": "changed by an amount without an interval",
+}
+_ALL = {
+    "rose": "All {n} held-out numbers rose.",
+    "fell": "All {n} held-out numbers fell.",
+    "noise": "None of the {n} held-out numbers changed beyond noise.",
+    "same": "None of the {n} held-out numbers changed at all.",
+    "unknown": "No intervals are known for the {n} held-out numbers, so their changes may be noise.",
+}
 _NAMES = {"mean_iou": "mean IoU", "acc@0.5": "Acc@0.5", "in_domain": "In-domain", "out_of_domain": "Out-of-domain"}
 
 
@@ -54,31 +71,36 @@ class Change:
         """
         if self.low is None or self.high is None:
             return "unknown"
-        if self.low == self.high == 0:
+        if max(abs(self.low), abs(self.high)) < ROUNDING:
             return "same"
-        return "rose" if self.low > 0 else "fell" if self.high < 0 else "noise"
+        return "rose" if self.low > ROUNDING else "fell" if self.high < -ROUNDING else "noise"
 
 
 def changes(run_dirs: Sequence[Path]) -> list[Change]:
     """Every metric that all runs have before and after, split by split."""
     evals = [read_eval(run_dir) for run_dir in run_dirs]
-    pairs = [read_pairs(run_dir) for run_dir in run_dirs]
     both = [(e["before"], e["after"]) for e in evals if "before" in e and "after" in e]
     if not both or len(both) < len(evals):
         return []
+    runs = [
+        (_phase(run_dir, "before", before), _phase(run_dir, "after", after))
+        for run_dir, (before, after) in zip(run_dirs, both, strict=True)
+    ]
+    names = shared_metrics(both)
+    bounds = {split: paired(runs, split) for split in dict.fromkeys(split for split, _ in names)}
     found = []
-    for split, metric in shared_metrics(both):
+    for split, metric in names:
         old = [float(before[split][metric]) for before, _ in both]
         new = [float(after[split][metric]) for _, after in both]
-        low, high = _interval([p.get(split, []) for p in pairs], metric, old, new)
+        low, high = bounds[split].get(metric, (None, None))
         n = both[0][1][split].get("n")
         found.append(
             Change(
                 split=split,
                 metric=metric,
                 n=None if n is None else int(n),
-                before=float(np.mean(old)),
-                after=float(np.mean(new)),
+                before=sum(old) / len(old),
+                after=sum(new) / len(new),
                 low=low,
                 high=high,
                 by_run=tuple(b - a for a, b in zip(old, new, strict=True)),
@@ -87,53 +109,8 @@ def changes(run_dirs: Sequence[Path]) -> list[Change]:
     return found
 
 
-def shared_metrics(both: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[tuple[str, str]]:
-    """The (split, metric) pairs that hold a number in every evaluation given; `n` and intervals' bounds aside."""
-    names = [
-        {
-            (split, metric)
-            for split, values in phase.items()
-            for metric, value in values.items()
-            if metric != "n" and not metric.endswith(BOUNDS) and isinstance(value, int | float)
-        }
-        for phases in both
-        for phase in phases
-    ]
-    common = set.intersection(*names) if names else set()
-    order = [(split, metric) for split, values in both[0][0].items() for metric in values] if both else []
-    return [name for name in order if name in common]
-
-
-def bootstrap(values: Sequence[float], resamples: int = 4000, seed: int = 0) -> tuple[float, float] | tuple[None, None]:
-    """The 95 % percentile bootstrap interval of a mean (Efron 1979); (None, None) for fewer than two values."""
-    values_N = np.asarray(values, dtype=np.float64)
-    if len(values_N) < 2:
-        return (None, None)
-    rng = np.random.default_rng(seed)
-    means = [values_N[rng.integers(0, len(values_N), len(values_N))].mean() for _ in range(resamples)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return (float(low), float(high))
-
-
-def _interval(
-    by_run: Sequence[Sequence[Pair]], metric: str, old: Sequence[float], new: Sequence[float]
-) -> tuple[float, float] | tuple[None, None]:
-    """Bootstrap over questions of the paired difference, each question averaged over the runs.
-
-    None where the rows do not reproduce the metric's own change: an interval about something else would mislead.
-    """
-    column = SAMPLE_COLUMN.get(metric)
-    if column is None:
-        return (None, None)
-    gathered: dict[Any, list[float]] = {}
-    for pairs, a, b in zip(by_run, old, new, strict=True):
-        found = [(pair.row.get("sample_id"), pair.row.get("question"), difference(pair, column)) for pair in pairs]
-        known = [(sample, question, d) for sample, question, d in found if d is not None]
-        if not known or abs(np.mean([d for _, _, d in known]) - (b - a)) > 5e-4:
-            return (None, None)
-        for sample, question, d in known:
-            gathered.setdefault((sample, question), []).append(d)
-    return bootstrap([float(np.mean(d)) for d in gathered.values()])
+def _phase(run_dir: Path, phase: str, metrics: Mapping[str, Any]) -> Evaluated:
+    return evaluated(phase, metrics, Path(run_dir) / f"eval-{phase}.parquet")
 
 
 def headline(found: Sequence[Change]) -> list[Change]:
@@ -156,12 +133,30 @@ def explanation(change: Change) -> str:
     if change.low is None or change.high is None:
         facts.append("no interval: no rows per question give this number")
     elif change.verdict != "same":
-        facts.append(f"95 % interval {signed(change.low)} to {signed(change.high)}")
+        facts.append(f"95 % interval {interval(change.low, change.high)}")
     if change.n is not None:
-        facts.append(f"{change.n} questions")
+        facts.append(f"{change.n} question{'s' * (change.n != 1)}")
     if len(change.by_run) > 1:
         facts.append(f"{len(change.by_run)} runs, from {signed(min(change.by_run))} to {signed(max(change.by_run))}")
-    return f"{told} ({', '.join(facts)})." if facts else f"{told}."
+    return f"{told} ({', '.join(facts)})."
+
+
+def tally(heads: Sequence[Change]) -> list[str]:
+    """What the headline numbers say together, and how far their intervals can be trusted."""
+    said = []
+    counts = Counter(change.verdict for change in heads)
+    if len(heads) > 1 and len(counts) == 1:
+        (verdict,) = counts
+        said.append(_ALL[verdict].format(n=len(heads)))
+    elif len(heads) > 1:
+        parts = [f"{counts[verdict]} {words}" for verdict, words in _SOME.items() if counts[verdict]]
+        said.append(f"Of {len(heads)} held-out numbers {', '.join(parts[:-1])} and {parts[-1]}.")
+    few = dict.fromkeys(
+        f"{split_name(c.split)} ({c.n})" for c in heads if c.low is not None and c.n is not None and c.n < FEW
+    )
+    if few:
+        said.append(f"Fewer than {FEW} questions, so that intervals are too narrow to trust: {', '.join(few)}.")
+    return said
 
 
 def unreadable(pairs: Mapping[str, Sequence[Pair]]) -> list[str]:
@@ -171,40 +166,51 @@ def unreadable(pairs: Mapping[str, Sequence[Pair]]) -> list[str]:
         old = [p.before["failure"] is not None for p in found if p.before is not None]
         new = [p.after["failure"] is not None for p in found if p.after is not None]
         if old and new and (any(old) or any(new)):
-            said.append(
-                f"{split_name(split)}: answers that could not be read went from {percent(sum(old) / len(old))} "
-                f"to {percent(sum(new) / len(new))}."
-            )
+            first, last = percent(sum(old) / len(old)), percent(sum(new) / len(new))
+            change = f"were {first} before and after" if first == last else f"went from {first} to {last}"
+            said.append(f"{split_name(split)}: answers that could not be read {change}.")
     return said
 
 
-def number(value: float) -> str:
+def interval(low: float, high: float) -> str:
+    """The two ends of an interval, with a further digit where three would show an end beside zero as zero.
+
+    >>> interval(0.0004, 0.02), interval(0.1, 0.25)
+    ('+0.0004 to +0.0200', '+0.100 to +0.250')
+    """
+    digits = 4 if low * high > 0 and min(abs(low), abs(high)) < 5e-4 else 3
+    return f"{signed(low, digits)} to {signed(high, digits)}"
+
+
+def number(value: float, digits: int = 3) -> str:
     """Three decimals with a true minus sign.
 
     >>> number(0.25)
     '0.250'
     """
-    text = f"{value:.3f}".replace("-", MINUS)
-    return text.removeprefix(MINUS) if float(f"{value:.3f}") == 0 else text
+    text = f"{value:.{digits}f}".replace("-", MINUS)
+    return text.removeprefix(MINUS) if float(f"{value:.{digits}f}") == 0 else text
 
 
-def signed(value: float) -> str:
+def signed(value: float, digits: int = 3) -> str:
     """A difference with its sign.
 
     >>> signed(0.5)
     '+0.500'
     """
-    text = number(value)
+    text = number(value, digits)
     return text if text.startswith(MINUS) else f"+{text}"
 
 
 def percent(share: float) -> str:
-    """A share as whole per cent.
+    """A share in per cent: whole from 10 % on, below with one decimal.
 
-    >>> percent(0.25)
-    '25 %'
+    >>> percent(0.25), percent(0.015), percent(0.0001), percent(0)
+    ('25 %', '1.5 %', 'under 0.1 %', '0 %')
     """
-    return f"{100 * share:.0f} %"
+    if 0 < share < 0.0005:
+        return "under 0.1 %"
+    return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
 
 
 def metric_name(metric: str) -> str:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from vlm_r1.report.findings import number, signed
-from vlm_r1.report.pairs import Pair, Row
+from vlm_r1.report.pairs import Pair, Row, difference
 from vlm_r1.report.pictures import Album, View
 from vlm_r1.runtime.runlog import boxes_from_json, read_rollouts, rollout_steps
 
-MOST_TEXT = 1500
-"""Characters of a think or answer text that a card shows."""
+MOST_TEXT = 4000
+"""Characters of a text that the page holds; what is longer than a few lines is folded."""
+
+MOST_SPLITS, MOST_CARDS = 12, 36
+"""Splits with pictures, and cards over all of them: the page stays small and its end within reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +68,18 @@ class RolloutCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCards:
-    """The best and the worst answers of one step."""
+    """The best and the worst answers of one step; `alike` where all of its `n` answers have the same reward."""
 
     step: int
     n: int
+    alike: bool
     best: tuple[RolloutCard, ...]
     worst: tuple[RolloutCard, ...]
+
+
+def each_of(splits: int) -> int:
+    """How many cards a shelf gets where so many splits have shelves."""
+    return max(1, min(3, MOST_CARDS // (3 * max(1, splits))))
 
 
 def shelves(pairs: Sequence[Pair], album: Album, each: int = 3, seed: int = 0) -> list[Shelf]:
@@ -90,8 +99,8 @@ def shelves(pairs: Sequence[Pair], album: Album, each: int = 3, seed: int = 0) -
 def _card(pair: Pair, album: Album) -> Card:
     gain = pair.gain
     return Card(
-        question=pair.row.get("question") or "",
-        change="" if gain is None else signed(gain),
+        question=_cut(pair.row.get("question")),
+        change="" if gain is None else f"{'score' if difference(pair, 'iou') is None else 'IoU'} {signed(gain)}",
         tone="" if not gain else "up" if gain > 0 else "down",
         sides=tuple(
             _side(phase, row, pair, album) for phase, row in (("before", pair.before), ("after", pair.after)) if row
@@ -105,6 +114,8 @@ def _side(phase: str, row: Row, pair: Pair, album: Album) -> Side:
         score = f"IoU {number(row['iou'])}"
     elif row.get("correct") is not None:
         score = "correct" if row["correct"] else "wrong"
+        if row.get("score") not in (None, 0.0, 1.0):
+            score += f", score {number(row['score'])}"
     else:
         score = "no score"
     return Side(
@@ -125,11 +136,14 @@ def step_cards(run_dir: Path, album: Album, steps: int = 4, each: int = 2) -> li
     for step in kept:
         rows = read_rollouts(run_dir, step)
         scored = sorted((row for row in rows if row["reward"] is not None), key=lambda row: row["reward"])
-        best = _of_different_groups(list(reversed(scored)), each)
-        worst = _of_different_groups([row for row in scored if not any(row is b for b in best)], each)
+        if not scored:
+            continue
+        low, high = scored[0]["reward"], scored[-1]["reward"]
+        top = [row for row in reversed(scored) if row["reward"] > low or low == high]
+        best = _of_different_groups(top, each)
+        worst = _of_different_groups([row for row in scored if row["reward"] < best[-1]["reward"]], each)
         cards = [tuple(_rollout_card(row, rows, album) for row in chosen) for chosen in (best, worst)]
-        if best:
-            found.append(StepCards(step=step, n=len(rows), best=cards[0], worst=cards[1]))
+        found.append(StepCards(step=step, n=len(rows), alike=low == high, best=cards[0], worst=cards[1]))
     return found
 
 
@@ -150,7 +164,7 @@ def _rollout_card(row: Row, rows: Sequence[Row], album: Album) -> RolloutCard:
     facts += ["cut at the token limit"] if row["finish"] == "length" else []
     spread = f"{number(min(rewards))} to {number(max(rewards))}"
     return RolloutCard(
-        question=row["question"] or "",
+        question=_cut(row["question"]),
         view=album.view(image, (row["image_width"], row["image_height"]), true, predicted),
         reward=number(row["reward"]),
         advantage="" if row["advantage"] is None else signed(row["advantage"]),

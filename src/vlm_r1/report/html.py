@@ -11,23 +11,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vlm_r1.errors import CheckpointError
-from vlm_r1.report.curves import charts, curve, is_smoothed
+from vlm_r1.report.curves import MOST_POINTS, charts, curve, is_smoothed
 from vlm_r1.report.findings import (
     Change,
     changes,
     explanation,
     headline,
+    interval,
     metric_name,
     number,
     percent,
-    signed,
     split_name,
+    tally,
     unreadable,
 )
-from vlm_r1.report.gallery import shelves, step_cards
+from vlm_r1.report.gallery import MOST_SPLITS, each_of, shelves, step_cards
 from vlm_r1.report.pairs import Pair, join, read_pairs
 from vlm_r1.report.pictures import Album
 from vlm_r1.report.table import TableRow, before_after_rows
+from vlm_r1.report.warnings import concerns
 from vlm_r1.runtime.runlog import (
     read_environment,
     read_eval,
@@ -65,25 +67,32 @@ def render(runs: Sequence[Path]) -> str:
     album = Album()
     pairs = _questions(runs[0], evals[0])
     found = changes(runs)
-    curves = [(chart.title, chart.note, Markup(chart.svg)) for chart in charts(metrics, evals)]
-    gallery = [(split_name(split), _kept(of), len(of), shelves(of, album)) for split, of in pairs.items()]
+    heads = headline(found)
+    shown = list(pairs.items())[:MOST_SPLITS]
+    gallery = [(split_name(split), _kept(of), len(of), shelves(of, album, each_of(len(shown)))) for split, of in shown]
     steps = step_cards(runs[0], album)
     config = _text(runs[0] / "config.yaml")
+    recipes = [_recipe(run) for run in runs]
+    names = [run.resolve().name for run in runs]
     return environment.get_template("report.html.j2").render(
-        title=", ".join(run.resolve().name for run in runs),
-        summary=_summary(config, metrics, len(runs)),
-        heads=[(change, explanation(change)) for change in headline(found)],
+        title=", ".join(names),
+        summary=_summary(recipes[0], metrics),
+        heads=[(change, explanation(change)) for change in heads],
+        lead=tally(heads),
         findings=[*unreadable(pairs), *training_facts(metrics[0])],
+        warnings=_warnings(names, metrics, recipes),
+        calm=any(curve(run, "reward") for run in metrics),
         table=_table(evals, found),
         gallery=[entry for entry in gallery if entry[3]],
-        curves=curves,
-        smoothed=is_smoothed(metrics),
+        unshown=len(pairs) - len(shown),
+        curves=[(chart, Markup(chart.svg)) for chart in charts(metrics, evals)],
+        smoothed=-(-len(metrics[0]) // MOST_POINTS) if is_smoothed(metrics) else 0,
         steps=steps,
         config=config,
         versions=read_environment(runs[0]),
-        missing=_missing(metrics, evals, bool(pairs), bool(steps), config),
+        missing=_missing(names, metrics, evals, recipes[0], (bool(pairs), bool(steps), config is not None)),
         left_out=album.left_out,
-        runs=[run.resolve().name for run in runs],
+        runs=names,
         number=number,
         split_name=split_name,
         metric_name=metric_name,
@@ -102,53 +111,89 @@ def _kept(pairs: Sequence[Pair]) -> int:
     return sum(pair.image is not None for pair in pairs)
 
 
-def _table(evals: Sequence[Mapping[str, Any]], found: Sequence[Change]) -> list[tuple[str, ...]]:
-    """Cells of the table, with the interval before the number of questions; of several runs, the mean over them."""
-    intervals = {(c.split, c.metric): (c.low, c.high) for c in found}
+def _table(evals: Sequence[Mapping[str, Any]], found: Sequence[Change]) -> dict[str, Any]:
+    """Heads of the columns that hold anything, and the rows under the name of their split.
+
+    Of several runs the values are means over them.
+    """
+    intervals = {
+        (c.split, c.metric): interval(c.low, c.high) for c in found if c.low is not None and c.high is not None
+    }
     if len(evals) == 1:
         rows = before_after_rows(evals[0])
     else:
         rows = [TableRow(split=c.split, metric=c.metric, n=c.n, before=c.before, after=c.after) for c in found]
-    cells = []
-    for row in rows:
-        low, high = intervals.get((row.split, row.metric), (None, None))
-        split, metric, n, *values = row.cells
-        cells.append(
-            (split, metric, *values, "" if low is None or high is None else f"{signed(low)} to {signed(high)}", n)
-        )
-    return cells
+    phases = list(evals[0]) if len(evals) == 1 else []
+    alone = phases[-1] if phases and not {"before", "after"} & set(phases) else "after"
+    heads = ("before", alone, "difference", "95 % interval")
+    cells = [(*row.cells[3:], intervals.get((row.split, row.metric), "")) for row in rows]
+    kept = [place for place in range(len(heads)) if any(line[place] for line in cells)]
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for row, line in zip(rows, cells, strict=True):
+        name = split_name(row.split) + (f", {row.n} questions" if row.n is not None else "")
+        groups.setdefault(name, []).append((metric_name(row.metric), *(line[place] for place in kept)))
+    return {"heads": [heads[place] for place in kept], "groups": groups, "intervals": bool(intervals)}
 
 
-def _summary(config: str | None, metrics: Sequence[Sequence[Mapping[str, Any]]], n_runs: int) -> str:
-    """One line under the title: method, model, steps, seed."""
+def _recipe(run: Path) -> dict[str, Any]:
+    """The run's configuration as it stands in its folder; empty where it cannot be read."""
     try:
-        recipe = yaml.safe_load(config or "") or {}
+        recipe = yaml.safe_load(_text(run / "config.yaml") or "")
     except yaml.YAMLError:
         recipe = {}
-    recipe = recipe if isinstance(recipe, dict) else {}
-    method = {"grpo": "GRPO", "sft": "Supervised fine-tuning"}.get(recipe.get("method", ""), "A run")
-    facts = [f"{method} of {recipe['model']['path']}" if recipe.get("model", {}).get("path") else method]
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def _setting(recipe: Mapping[str, Any], section: str, name: str) -> Any:
+    of = recipe.get(section)
+    return of.get(name) if isinstance(of, dict) else None
+
+
+def _summary(recipe: Mapping[str, Any], metrics: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """One line under the title: method, model, steps, seed."""
+    method = {"grpo": "GRPO", "sft": "Supervised fine-tuning"}.get(str(recipe.get("method", "")), "A run")
+    model = _setting(recipe, "model", "path")
+    if _setting(recipe, "model", "init") == "scratch":
+        kind = _setting(recipe, "model", "scratch")
+        model = f"a {kind['model_type'] if isinstance(kind, dict) and 'model_type' in kind else 'model'} from scratch"
+    facts = [f"{method} of {model}" if model else method]
     steps = max((row["step"] for run in metrics for row in run), default=0)
-    facts += [f"{steps} steps"] if steps else []
-    seed = recipe.get("run", {}).get("seed")
-    facts += [f"{n_runs} runs"] if n_runs > 1 else [f"seed {seed}"] if seed is not None else []
+    facts += [f"{steps} step{'s' * (steps != 1)}"] if steps else []
+    seed = _setting(recipe, "run", "seed")
+    facts += [f"{len(metrics)} runs"] if len(metrics) > 1 else [f"seed {seed}"] if seed is not None else []
     return ", ".join(facts)
 
 
-def training_facts(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sentences about one run's training: reward at both ends, groups without a signal, time by phase."""
+def _warnings(
+    names: Sequence[str], metrics: Sequence[Sequence[Mapping[str, Any]]], recipes: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """What the diagnostics warn of, of several runs with the run's name."""
     said = []
-    reward = [value for _, value in curve(metrics, "reward")]
-    if len(reward) >= 2:
-        part = max(1, len(reward) // 10)
-        first, last = sum(reward[:part]) / part, sum(reward[-part:]) / part
+    for name, rows, recipe in zip(names, metrics, recipes, strict=True):
+        planned = _setting(recipe, "run", "steps")
+        found = concerns(rows, planned if isinstance(planned, int) else None)
+        said += [f"{name}: {text}" if len(names) > 1 else text for text in found]
+    return said
+
+
+def training_facts(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences about one run's training: reward, else loss, at both ends; groups without a signal; time by phase."""
+    said = []
+    name = "reward" if curve(metrics, "reward") else "loss"
+    values = [value for _, value in curve(metrics, name)]
+    if len(values) >= 2:
+        part = max(1, len(values) // 10)
+        first, last = sum(values[:part]) / part, sum(values[-part:]) / part
         span = "step" if part == 1 else f"{part} steps"
-        said.append(f"Training reward: {number(first)} over the first {span}, {number(last)} over the last {span}.")
+        said.append(f"Training {name}: {number(first)} over the first {span}, {number(last)} over the last {span}.")
     flat = [value for _, value in curve(metrics, "frac_reward_zero_std")]
     if flat:
         said.append(
             f"Groups whose answers all scored alike, so that they taught nothing: {percent(sum(flat) / len(flat))}."
         )
+    cached = [value for _, value in curve(metrics, "vision_cache/hit_rate")]
+    if cached:
+        said.append(f"Picture features that came from the cache: {percent(sum(cached) / len(cached))}.")
     total = sum(value for _, value in curve(metrics, "time/step_s"))
     if total > 0:
         phases = {name: sum(v for _, v in curve(metrics, f"time/{name}_s")) for name in ("rollout", "reward", "update")}
@@ -165,21 +210,31 @@ def duration(seconds: float) -> str:
 
 
 def _missing(
-    metrics: Sequence[Any], evals: Sequence[Mapping[str, Any]], rows: bool, rollouts: bool, config: str | None
+    names: Sequence[str],
+    metrics: Sequence[Any],
+    evals: Sequence[Mapping[str, Any]],
+    recipe: Mapping[str, Any],
+    has: tuple[bool, bool, bool],
 ) -> list[str]:
-    """What the page cannot show, and why."""
+    """What the page cannot show, and why; `has` tells of rows per question, rollouts and a configuration."""
+    rows, rollouts, config = has
+    supervised = recipe.get("method") == "sft"
     told = []
-    if not any(evals):
+    lacking = [name for name, e in zip(names, evals, strict=True) if "before" not in e or "after" not in e]
+    if supervised and not any(evals):
+        told.append("No evaluation and no rollouts: supervised runs have none. Measure the model with vlm-r1 eval.")
+    elif not any(evals):
         told.append("No evaluation: the run has no eval.json, so there is no before and after.")
-    elif not all("before" in e and "after" in e for e in evals):
-        told.append("No before and after: the evaluation of one side is missing.")
+    elif lacking:
+        of = f" of {', '.join(lacking)}" if len(names) > 1 else ""
+        told.append(f"No before and after: the evaluation of one side{of} is missing.")
     if any(evals) and not rows:
         told.append("No held-out pictures: the run kept no rows per question.")
     if not all(metrics):
         told.append("No curves for at least one run: its metrics.jsonl is missing or empty.")
-    if not rollouts:
-        told.append("No rollouts: the run kept none (supervised runs have none; see run.log_rollouts_every).")
-    if config is None:
+    if not rollouts and not supervised:
+        told.append("No rollouts: the run kept none (see run.log_rollouts_every).")
+    if not config:
         told.append("No configuration: the run folder has no config.yaml.")
     return told
 

@@ -11,9 +11,6 @@ from vlm_r1.runtime.runlog import read_eval_samples
 
 Row = Mapping[str, Any]
 
-SAMPLE_COLUMN = {"mean_iou": "iou", "acc@0.5": "correct", "accuracy": "correct"}
-"""The column of `eval-<phase>.parquet` whose mean a metric of `eval.json` is."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
@@ -15,6 +15,12 @@ from vlm_r1.records import LabelledBox, Picture
 
 LONGEST_SIDE = 448
 """Larger pictures are shrunk to this many pixels: a phone or a card shows no more."""
+
+MOST_BOXES = 60
+"""Boxes of a kind that are drawn over one picture."""
+
+MOST_LABELS = 16
+"""With more boxes than this in all, their labels would hide the picture."""
 
 KEPT_AS_THEY_ARE = 24_000
 """Bytes up to which a small picture is embedded unchanged; a larger one becomes JPEG."""
@@ -36,7 +42,7 @@ class Stroke:
 class View:
     """One showing of a picture. `uri` is its data URI where it is shown first, empty where `anchor` refers back.
 
-    Both are empty where the picture was not kept or the page is full.
+    Both are empty where the picture was not kept or the page is full. `undrawn` boxes were too many to draw.
     """
 
     width: int
@@ -44,6 +50,14 @@ class View:
     anchor: str = ""
     uri: str = ""
     strokes: tuple[Stroke, ...] = ()
+    undrawn: int = 0
+    boxes: tuple[int, int] = (0, 0)
+
+    @property
+    def content(self) -> str:
+        """What is drawn over the picture, in words: "1 true box, 2 predicted"."""
+        true, predicted = self.boxes
+        return f"{true or 'no'} true box{'es' * (true != 1)}, {predicted or 'none'} predicted"
 
 
 @dataclass(slots=True)
@@ -64,27 +78,33 @@ class Album:
         true: Sequence[LabelledBox] = (),
         predicted: Sequence[LabelledBox] = (),
     ) -> View:
-        """A picture of `size` (width, height; original pixels) with its boxes; labels only where there are several."""
+        """A picture of `size` (width, height; original pixels) with its boxes, labelled where they are a few."""
         width, height = size[0] or 1, size[1] or 1
-        named = len(true) > 1 or len(predicted) > 1
-        strokes = [stroke("true", item, width, height, named) for item in true]
-        strokes += [stroke("pred", item, width, height, named) for item in predicted]
-        drawn = tuple(found for found in strokes if found is not None)
+        named = max(len(true), len(predicted)) > 1 and len(true) + len(predicted) <= MOST_LABELS
+        strokes = [stroke("true", item, width, height, named) for item in true[:MOST_BOXES]]
+        strokes += [stroke("pred", item, width, height, named) for item in predicted[:MOST_BOXES]]
+        view = View(
+            width=width,
+            height=height,
+            strokes=tuple(found for found in strokes if found is not None),
+            undrawn=sum(max(0, len(boxes) - MOST_BOXES) for boxes in (true, predicted)),
+            boxes=(len(true), len(predicted)),
+        )
         if image is None:
-            return View(width=width, height=height, strokes=drawn)
+            return view
         anchor = self._seen.get(image)
         if anchor is not None:
-            return View(width=width, height=height, anchor=anchor, strokes=drawn)
+            return replace(view, anchor=anchor)
         try:
             uri = data_uri(image)
         except DataError:
             uri = ""
         if not uri or len(uri) > self.budget:
             self.left_out += 1
-            return View(width=width, height=height, strokes=drawn)
+            return view
         self.budget -= len(uri)
         anchor = self._seen.setdefault(image, f"picture-{len(self._seen)}")
-        return View(width=width, height=height, anchor=anchor, uri=uri, strokes=drawn)
+        return replace(view, anchor=anchor, uri=uri)
 
 
 def data_uri(image: bytes, longest_side: int = LONGEST_SIDE) -> str:

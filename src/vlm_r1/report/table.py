@@ -9,7 +9,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from vlm_r1.report.findings import metric_name, number, shared_metrics, signed, split_name
+from vlm_r1.report.evaluations import shared_metrics
+from vlm_r1.report.findings import metric_name, number, signed, split_name
 
 Evaluation = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
