@@ -110,6 +110,11 @@ def search(indices: Sequence[Index], text: str, most: int = 50) -> list[Key]:
     return list(found)
 
 
+def count(indices: Sequence[Index], key: Key) -> int:
+    """How many evaluations and steps are known to have asked a question. Raises `CheckpointError`."""
+    return sum(len(index.steps(key)) + sum(key in keys for _, _, keys in index.evaluations()) for index in indices)
+
+
 def moments(indices: Sequence[Index], key: Key) -> list[Moment]:
     """One question in the order of training, with its picture at every moment. Raises `CheckpointError`."""
     found: list[Moment] = []

@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from vlm_r1.errors import CheckpointError
 from vlm_r1.view import pages
 from vlm_r1.view.cards import span
 from vlm_r1.view.folder import RunFolder
@@ -22,7 +23,7 @@ NONE_KEPT = (
 
 NO_SUCH_STEP = "No step of the run is like that."
 
-_guarded = guarded(lambda said: (gr.skip(), said, "", None))
+_guarded = guarded(lambda said: (gr.skip(), said, "", None, gr.skip()))
 
 
 class AnswersTab:
@@ -42,13 +43,15 @@ class AnswersTab:
         self.strip = drawn("answers-strip", pick=True)
         self.follow = drawn("answers-detail", pick=True)
         self.key, self.wanted = gr.State(None), gr.State(None)
+        self.at = gr.State(0)  # the step: the slider's own value may lie outside a range that has just changed
         self._moves = moves
 
     def connect(self, tab: gr.Tab, timer: gr.Timer, curves: gr.HTML, tabs: gr.Tabs) -> None:
         """Wire the events; `tab` being opened fills it, and so does a step that is picked from the curves."""
-        asked = [self.run, self.show, self.step]
-        filled = [self.step, self.strip, self.follow, self.key]
-        gr.on([self.run.change, self.show.change, self.step.input], self._look, asked, filled, **QUIET)
+        asked = [self.run, self.show, self.at]
+        filled = [self.step, self.strip, self.follow, self.key, self.at]
+        gr.on([self.run.change, self.show.change], self._look, asked, filled, **QUIET)
+        self.step.input(self._look, [self.run, self.show, self.step], filled, **QUIET)
         for button, name in self._moves:
             button.click(lambda run, show, step, name=name: self._move(run, show, step, name), asked, filled, **QUIET)
         self.strip.select(self._pick, asked, [self.strip, self.follow, self.key], **QUIET)
@@ -64,10 +67,14 @@ class AnswersTab:
         steps = select_steps(folder.steps(), folder.metrics(), show)
         at = nearest_step(steps, int(step))
         if at is None:
-            return (gr.skip(), pages.notice(NO_SUCH_STEP if folder.steps() else NONE_KEPT), "", None)
-        slider = gr.Slider(minimum=steps[0], maximum=max(steps[-1], steps[0] + 1), value=at)
-        groups = select(groups_of(folder.rollouts(at)), show)
-        return (slider, self._strip(run, at, groups, 0), *self._detail(at, groups, 0))
+            return (gr.skip(), pages.notice(NO_SUCH_STEP if folder.steps() else NONE_KEPT), "", None, step)
+        first, last = folder.steps()[0], folder.steps()[-1]
+        slider = gr.Slider(minimum=first, maximum=max(last, first + 1), value=at)
+        try:
+            groups = select(groups_of(folder.rollouts(at)), show)
+        except CheckpointError as error:  # the step is shown, so that one can walk on past it
+            return (slider, pages.notice(str(error)), "", None, at)
+        return (slider, self._strip(run, at, groups, 0), *self._detail(at, groups, 0), at)
 
     @_guarded
     def _move(self, run: str, show: str, step: int, name: str) -> tuple[Any, ...]:
@@ -79,7 +86,7 @@ class AnswersTab:
     def _newest(self, run: str, show: str, step: int, follow: bool) -> tuple[Any, ...]:
         steps = self.runs[run].steps()
         if not follow or not steps or steps[-1] == step:
-            return (gr.skip(),) * 4
+            return (gr.skip(),) * 5
         return self._look(run, show, steps[-1])
 
     def _open(self, run: str, show: str, step: int, wanted: int | None) -> tuple[Any, ...]:

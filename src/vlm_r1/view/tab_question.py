@@ -12,11 +12,11 @@ from vlm_r1.report.curves import Line
 from vlm_r1.view import pages
 from vlm_r1.view.cards import span
 from vlm_r1.view.groups import Group
-from vlm_r1.view.history import Index, Key, moments, scores, search
+from vlm_r1.view.history import Index, Key, count, moments, scores, search
 from vlm_r1.view.parts import QUIET, drawn, guarded, picked
 from vlm_r1.view.plots import plots
 
-_guarded = guarded(lambda said: ("", said, "", "", 0))
+_guarded = guarded(lambda said: ("", said, "", "", gr.skip()))
 
 
 class QuestionTab:
@@ -34,24 +34,21 @@ class QuestionTab:
         self.strip = drawn("question-strip", pick=True)
         self.detail = drawn("question-detail")
         self.curve = drawn("question-curve")
-        self.place, self.wanted = gr.State(0), gr.State(None)
+        self.wanted = gr.State(None)
+        self.shown = gr.State(("", 0, 0))  # the question, the place of the moment that is shown, how many there are
 
     def connect(self, tab: gr.Tab, timer: gr.Timer) -> None:
         """Wire the events; `tab` being opened fills it."""
-        filled = [self.said, self.strip, self.detail, self.curve, self.place]
+        filled = [self.said, self.strip, self.detail, self.curve, self.shown]
         asked = [self.runs, self.text, self.question]
         tab.select(self._open, [*asked, self.wanted], [self.text, self.question, self.wanted], **QUIET)
         self.text.change(self._find, asked, [self.question], **QUIET)
         gr.on([self.question.change, self.runs.change], self._look, [self.runs, self.question], filled, **QUIET)
-        self.strip.select(self._pick, [self.runs, self.question, self.place], filled, **QUIET)
-        for button, by in ((self.back, -1), (self.on, 1)):
-            button.click(
-                lambda runs, question, place, by=by: self._look(runs, question, place + by),
-                [self.runs, self.question, self.place],
-                filled,
-                **QUIET,
-            )
-        timer.tick(self._more, [self.runs, self.question, self.place, self.said], filled, **QUIET)
+        state = [self.runs, self.shown]
+        self.strip.select(self._pick, state, filled, **QUIET)
+        self.back.click(lambda runs, shown: self._look(runs, shown[0], shown[1] - 1), state, filled, **QUIET)
+        self.on.click(lambda runs, shown: self._look(runs, shown[0], shown[1] + 1), state, filled, **QUIET)
+        timer.tick(self._more, [*state, self.said], filled, **QUIET)
 
     def follow(self, source: gr.HTML, key: gr.State, tabs: gr.Tabs) -> None:
         """Let a click in `source` bring the question whose key is in `key`."""
@@ -80,18 +77,25 @@ class QuestionTab:
         value = now if now in values else next(iter(values), None)
         return gr.Dropdown(choices=[(_label(key), _value(key)) for key in found], value=value)
 
-    def _pick(self, runs: Sequence[str], question: str, place: int, event: gr.EventData) -> tuple[Any, ...]:
+    def _pick(self, runs: Sequence[str], shown: tuple[str, int, int], event: gr.EventData) -> tuple[Any, ...]:
         kind, _, number = picked(event).rpartition(":")
         if kind == "page":
-            return self._look(runs, question, int(number) * pages.PAGE)
-        return self._look(runs, question, int(number), redraw=False)
+            return self._look(runs, shown[0], int(number) * pages.PAGE)
+        return self._look(runs, shown[0], int(number), redraw=False)
 
     @_guarded
-    def _more(self, runs: Sequence[str], question: str | None, place: int, said: str) -> tuple[Any, ...]:
-        """While tables are still being read, what they add."""
-        if not question or said == self._progress(runs):
+    def _more(self, runs: Sequence[str], shown: tuple[str, int, int], said: str) -> tuple[Any, ...]:
+        """What was written or read since."""
+        question, place, known = shown
+        if not question:
             return (gr.skip(),) * 5
-        return self._look(runs, question, place)
+        chosen = self._chosen(runs)
+        for index in chosen:
+            index.read_on()
+        if count(chosen, _key(question)) != known:
+            return self._look(runs, question, place)
+        progress = self._progress(runs)
+        return (gr.skip() if progress == said else progress, *(gr.skip(),) * 4)
 
     def _progress(self, runs: Sequence[str]) -> str:
         counts = [index.progress for index in self._chosen(runs)]
@@ -102,14 +106,16 @@ class QuestionTab:
     @_guarded
     def _look(self, runs: Sequence[str], question: str | None, place: int = 0, redraw: bool = True) -> tuple[Any, ...]:
         if not question:
-            return ("", pages.notice("No question is chosen, or the runs have kept none."), "", "", 0)
-        return (self._progress(runs), *self._found(runs, _key(question), place, redraw))
+            return ("", pages.notice("No question is chosen, or the runs have kept none."), "", "", ("", 0, 0))
+        return (self._progress(runs), *self._found(runs, question, place, redraw))
 
-    def _found(self, runs: Sequence[str], key: Key, place: int, redraw: bool) -> tuple[Any, ...]:
+    def _found(self, runs: Sequence[str], question: str, place: int, redraw: bool) -> tuple[Any, ...]:
         chosen = self._chosen(runs)
-        found = moments(chosen, key)
+        known = count(chosen, _key(question))
+        found = moments(chosen, _key(question))
         if not found:
-            return (pages.notice("This question was not asked in the runs that are chosen."), "", "", 0)
+            nothing = pages.notice("This question was not asked in the runs that are chosen.")
+            return (nothing, "", "", (question, 0, known))
         groups = [moment.group for moment in found]
         place = max(0, min(place, len(groups) - 1))
         strip = pages.strip(groups, place, place // pages.PAGE, "moments", text=_answer)
@@ -120,7 +126,7 @@ class QuestionTab:
         names = [index.run.name for index in chosen]
         line = Line(label="", runs=[scores(found, name) for name in names])
         curve = plots("Score of this question", "reward or IoU, mean over the answers", [line], names)
-        return (strip if redraw else gr.skip(), detail, pages.curves(curve), place)
+        return (strip if redraw else gr.skip(), detail, pages.curves(curve), (question, place, known))
 
 
 def _answer(group: Group) -> str:
