@@ -140,6 +140,12 @@ def test_an_unknown_hub_id_is_one_message():
         load_policy(ModelConfig(path="nobody/nothing"))
 
 
+def test_a_run_that_wrote_no_model_yet_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="is no model folder"):
+        load_policy(ModelConfig(path="runs/mine/final"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

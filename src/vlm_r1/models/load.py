@@ -98,7 +98,8 @@ def read_pretrained(config: ModelConfig) -> tuple[str, Any, Any]:
     Raises `ModelError` where there is no model, or one that is not supported.
     """
     path = resolve_path(config.path)
-    looks_local = Path(path).exists() or path.startswith((".", "/", "~"))
+    # A hub id has at most one slash: "runs/mine/final" can only be a folder that is not there.
+    looks_local = Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not any(Path(path, name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ModelError(f'model.path: "{path}" is no model folder (it has no config.json)')
     try:
