@@ -23,23 +23,25 @@ def address(run_dir, second_dir):
 
 
 @pytest.fixture(scope="module")
-def tabs(browser):
-    """One browser context for the tests of this file, so that the page's scripts are loaded once."""
+def loaded(browser, address):
+    """The page, opened once for the tests of this file."""
     context = browser.new_context(viewport={"width": 1280, "height": 1400})
-    context.watch = Watch(context)
-    yield context
+    page = context.new_page()
+    page.watch = Watch(context)
+    page.set_default_timeout(15_000)
+    opened(page, address)
+    yield page
     context.close()
 
 
 @pytest.fixture
-def at(tabs, address):
-    """The page in a tab of its own."""
-    page = tabs.new_page()
-    page.set_default_timeout(15_000)
-    opened(page, address)
-    yield page
-    page.close()
-    tabs.watch.check()
+def at(loaded):
+    """The page on its first tab with all runs; what earlier tests chose elsewhere stays."""
+    tab(loaded, "Training")
+    only(loaded, "first", "second")
+    loaded.mouse.move(2, 2)
+    yield loaded
+    loaded.watch.check()
 
 
 def opened(page, address):
@@ -83,9 +85,13 @@ def thumbs(page, strip):
     return page.locator(f"#{strip} .vr-thumb")
 
 
-def answers(page, step=1):
+def answers(page):
+    """The tab of answers with all groups of the first step, the first of them chosen."""
     tab(page, "Answers")
-    expect(page.locator("#answers-strip")).to_contain_text(f"Step {step}: 3 groups, 12 answers.")
+    page.get_by_role("radio", name="All").check()
+    page.get_by_role("button", name="First", exact=True).click()
+    expect(page.locator("#answers-strip")).to_contain_text("Step 1: 3 groups, 12 answers.")
+    expect(page.locator("#answers-detail h3")).to_have_text("the red circle")
 
 
 def test_the_curve_is_at_the_pixels_of_its_values(at):
