@@ -9,6 +9,7 @@ from PIL import Image
 
 from vlm_r1.errors import CheckpointError
 from vlm_r1.records import LabelledBox
+from vlm_r1.report.gallery import each_of, step_cards
 from vlm_r1.report.html import training_facts, write_report
 from vlm_r1.report.pictures import LONGEST_SIDE, Album
 from vlm_r1.runtime.runlog import RunLog, read_eval
@@ -102,6 +103,55 @@ def test_supervised_run_without_rollouts_and_evaluation_says_what_is_missing(tmp
     assert "<h2>Rollouts</h2>" not in text and "<h2>Held-out pictures</h2>" not in text
 
 
+def test_a_supervised_run_is_told_of_by_its_loss_and_its_model(tmp_path):
+    log = RunLog(tmp_path)
+    (tmp_path / "config.yaml").write_text(
+        "method: sft\nmodel: {path: tiny, init: scratch, scratch: {model_type: qwen3_vl}}\nrun: {steps: 20, seed: 4}\n"
+    )
+    for step in range(1, 21):
+        log.metrics(step, {"loss": 4.0 - step / 10})
+    text = write_report([tmp_path]).read_text()
+    assert "Supervised fine-tuning of a qwen3_vl from scratch, 20 steps, seed 4" in text
+    assert "Training loss: 3.850 over the first 2 steps, 2.050 over the last 2 steps." in text
+    assert "No evaluation and no rollouts: supervised runs have none." in text
+    assert "Not finished" not in text and "The diagnostics" not in text and "No rollouts:" not in text
+
+
+def test_a_run_cut_off_shows_its_only_evaluation(tmp_path):
+    log = RunLog(tmp_path)
+    (tmp_path / "config.yaml").write_text("method: grpo\nrun: {steps: 600}\n")
+    log.metrics(1, {"reward": 0.5})
+    log.evaluation("before", {"val": {"n": 3, "mean_iou": 0.25}})
+    text = write_report([tmp_path]).read_text()
+    assert "GRPO, 1 step" in text and "Not finished: 1 of 600 steps are done." in text
+    assert "No before and after: the evaluation of one side is missing." in text
+    assert '<th scope="col">before</th></tr>' in text and "val, 3 questions" in text and "<td>0.250</td>" in text
+
+
+def test_several_runs_name_the_one_without_an_evaluation(tmp_path, write_run):
+    runs = [write_run(tmp_path / "a", steps=3), tmp_path / "b"]
+    RunLog(runs[1]).metrics(1, {"reward": 0.5})
+    assert "No before and after: the evaluation of one side of b is missing." in write_report(runs).read_text()
+
+
+def test_best_and_worst_answers_differ_in_reward(tmp_path, rollout_rows):
+    rows = rollout_rows(random.Random(0), 0.5)
+    for row in rows:
+        row["reward"] = 0.5
+    RunLog(tmp_path).rollouts(1, rows)
+    (step,) = step_cards(tmp_path, Album())
+    assert step.alike and len(step.best) == 2 and step.worst == ()
+    assert "Step 1, 16 answers, all with the same reward" in write_report([tmp_path]).read_text()
+    rows[3]["reward"] = 0.75
+    RunLog(tmp_path).rollouts(1, rows)
+    (step,) = step_cards(tmp_path, Album())
+    assert [card.reward for card in step.best] == ["0.750"] and [card.reward for card in step.worst] == ["0.500"] * 2
+
+
+def test_pages_of_many_splits_show_fewer_cards_of_each():
+    assert [each_of(n) for n in (0, 1, 4, 5, 12, 40)] == [3, 3, 3, 2, 1, 1]
+
+
 def test_empty_folder_makes_a_page_and_no_folder_is_an_error(tmp_path):
     assert "No curves" in write_report([tmp_path]).read_text()
     with pytest.raises(CheckpointError, match="no such run folder"):
@@ -170,6 +220,14 @@ def test_album_embeds_once_shrinks_and_keeps_to_its_budget():
         album.view(noise(400), (400, 400))
     assert album.left_out > 0 and album.budget >= 0
     assert Album().view(b"no picture", (5, 5)).uri == "" and Album().view(None, (None, None)).width == 1
+
+
+def test_many_boxes_are_cut_and_not_labelled():
+    few = Album().view(None, (50, 40), predicted=[LabelledBox(box=(1, 1, 9, 9), label="cat")] * 3)
+    assert [stroke.label for stroke in few.strokes] == ["cat"] * 3 and few.content == "no true boxes, 3 predicted"
+    many = Album().view(None, (50, 40), predicted=[LabelledBox(box=(1, 1, 9, 9), label="cat")] * 75)
+    assert {stroke.label for stroke in many.strokes} == {""}
+    assert (len(many.strokes), many.undrawn, many.boxes) == (60, 15, (0, 75))
 
 
 def test_boxes_are_kept_inside_the_picture():
