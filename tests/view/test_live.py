@@ -4,11 +4,15 @@ import json
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
+import vlm_r1
+from vlm_r1.config_file import load_config
 from vlm_r1.report.web import launch, private_folder
+from vlm_r1.rl.loop import train
 from vlm_r1.runtime.runlog import RunLog
 from vlm_r1.view.folder import RunFolder
 from vlm_r1.view.server import build_page, page_css, page_js
@@ -130,3 +134,24 @@ def test_a_supervised_run_without_answers_says_so(serve, page, tmp_path):
     expect(page.locator("#question-strip")).to_contain_text("No question is chosen")
     page.get_by_role("tab", name="Evaluation", exact=True).click()
     expect(page.locator("#evaluation-table")).to_contain_text("No evaluation yet")
+
+
+@pytest.mark.slow
+def test_what_training_writes_is_shown(serve, page, tmp_path):
+    recipe = Path(vlm_r1.__file__).parent / "assets" / "demo.yaml"
+    few = [f"data.eval.{split}.sampling=first:8" for split in ("in_domain", "out_of_domain")]
+    small = ["rl.group_size=4", "rl.prompts_per_step=2", "run.log_rollouts_every=1", "run.steps=2"]
+    train(load_config(recipe, [f"run.dir={tmp_path / 'run'}", *few, *small]))
+    page.goto(serve(tmp_path / "run"))
+    expect(page.locator("#head")).to_contain_text("step 2 of 2")
+    titles = page.locator("#training figcaption")
+    for title in ("Reward", "Held-out mean IoU", "Answer length", "Gradient norm", "Time of a step"):
+        expect(titles.filter(has_text=title).first).to_be_visible()
+    answers(page)
+    expect(page.locator("#answers-detail .vr-answer")).to_have_count(4)
+    assert page.locator("#answers-detail svg.vr-pic image").get_attribute("href").startswith("data:image/")
+    page.get_by_role("tab", name="One question", exact=True).click()
+    expect(page.locator("#question-strip .vr-thumb")).to_have_count(2)
+    page.get_by_role("tab", name="Evaluation", exact=True).click()
+    expect(page.get_by_label("metrics")).to_contain_text("mean IoU")
+    expect(page.locator(".vr-notice")).to_have_count(0)

@@ -94,12 +94,12 @@ class RunFolder:
     def samples(self, name: str) -> list[Row]:
         """The held-out questions of one evaluation (`EVAL_COLUMNS`); empty where they were not kept."""
         path = self.evaluation_table(name)
-        return [] if path is None else self._table(path, lambda: read_samples(path))
+        return self._table(path, lambda: read_samples(path)) if path.is_file() else []
 
-    def evaluation_table(self, name: str) -> Path | None:
-        """Where the questions of one evaluation are; None where they were not kept."""
-        paths = (self.inside(file) for file in (f"eval-{name}.parquet", f"{name}.parquet"))
-        return next((path for path in paths if path.is_file()), None)
+    def evaluation_table(self, name: str) -> Path:
+        """Where the questions of one evaluation are, if they were kept."""
+        kept = self.inside(f"eval-{name}.parquet")
+        return kept if kept.is_file() else self.inside(f"{name}.parquet")
 
     def rollout_table(self, step: int) -> Path:
         """Where the answers of one step are."""

@@ -68,7 +68,7 @@ class Index:
     def evaluations(self) -> list[tuple[str, Path, frozenset[Key]]]:
         """(name, table, questions) of the evaluations that kept their questions. Raises `CheckpointError`."""
         tables = [(name, self.run.evaluation_table(name)) for name in self.run.evaluations()]
-        return [(name, path, self._questions(path)) for name, path in tables if path is not None]
+        return [(name, path, self._questions(path)) for name, path in tables if path.is_file()]
 
     def asked(self) -> Iterable[Key]:
         """Every question that is known: those of evaluations first, then those of training, the latest first."""

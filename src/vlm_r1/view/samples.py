@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlm_r1.report.evaluations import CompareRow, compare_rows, load_evaluations
+from vlm_r1.report.evaluations import CompareRow, Evaluated, compare_rows, evaluated
 from vlm_r1.report.findings import signed
 from vlm_r1.report.pairs import Pair, join
 from vlm_r1.view.folder import RunFolder
@@ -66,14 +66,9 @@ def group(pair: Pair, old: bool = False) -> Group:
 
 def table(new: Chosen, old: Chosen | None) -> tuple[list[str], list[CompareRow]]:
     """Names and rows of the table of metrics: the older evaluation first. Raises `CheckpointError`."""
-    models = []
-    for chosen in (old, new) if old is not None else (new,):
-        loaded = load_evaluations(str(_file(chosen)))
-        named = [model for model in loaded if model.name in (chosen.name, f"{chosen.run.path.name} {chosen.name}")]
-        models.append(named[0] if named else loaded[0])
-    return ([chosen.label for chosen in (old, new) if chosen is not None], compare_rows(models))
+    models = [_evaluated(chosen) for chosen in (old, new) if chosen is not None]
+    return ([model.name for model in models], compare_rows(models))
 
 
-def _file(chosen: Chosen) -> str:
-    alone = chosen.run.inside(f"{chosen.name}.json")
-    return str(alone) if alone.is_file() else f"{chosen.run.inside('eval.json')}:{chosen.name}"
+def _evaluated(chosen: Chosen) -> Evaluated:
+    return evaluated(chosen.label, chosen.run.evaluations()[chosen.name], chosen.run.evaluation_table(chosen.name))
