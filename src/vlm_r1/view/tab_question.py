@@ -25,8 +25,10 @@ class QuestionTab:
     def __init__(self, indices: Mapping[str, Index], runs: gr.CheckboxGroup) -> None:
         self.indices, self.runs = indices, runs
         with gr.Row(elem_classes="vr-controls"):
-            self.text = gr.Textbox(label="Find a question", placeholder="some words of it, or its sample id", scale=1)
-            self.question = gr.Dropdown([], label="Question", scale=2)
+            self.text = gr.Textbox(
+                label="Find a question", placeholder="some words, or its sample id", scale=1, min_width=240
+            )
+            self.question = gr.Dropdown([], label="Question", scale=2, min_width=260)
             with gr.Row(elem_classes="vr-moves"):
                 self.back = gr.Button("Previous moment", size="md")
                 self.on = gr.Button("Next moment", size="md")

@@ -59,9 +59,12 @@
       row.append(mark, `${label ? label + " " : ""}${shown(value)}${average === undefined ? "" : `, average ${shown(average)}`}`);
       box.append(row);
     }
-    const share = at / width;
-    box.style[share > 0.55 ? "right" : "left"] = `${(share > 0.55 ? 1 - share : share) * 100}%`;
-    chart.parentElement.append(box);
+    const figure = chart.parentElement;
+    figure.append(box);
+    const drawn = chart.getBoundingClientRect();
+    const place = drawn.left - figure.getBoundingClientRect().left + (at / width) * drawn.width;
+    const beside = place + 12 + box.offsetWidth > figure.clientWidth ? place - 12 - box.offsetWidth : place + 12;
+    box.style.left = `${Math.max(0, Math.min(beside, figure.clientWidth - box.offsetWidth))}px`;
   }
 
   function clear(chart) {
