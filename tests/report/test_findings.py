@@ -130,7 +130,7 @@ def told(*bounds, n=40):
 def test_headline_numbers_are_counted_by_verdict():
     rose, fell, noise, same, unknown = (0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (0.0, 0.0), (None, None)
     assert told(rose) == []
-    assert told(rose, rose) == ["All 2 held-out numbers rose."]
+    assert told(rose, rose) == ["All 2 held-out numbers rose beyond noise."]
     assert told(noise, (0.0, 0.2)) == ["None of the 2 held-out numbers changed beyond noise."]
     assert told(rose, noise, fell, rose) == ["Of 4 held-out numbers 2 rose, 1 fell and 1 did not change beyond noise."]
     assert told(same, unknown) == [

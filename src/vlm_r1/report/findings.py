@@ -30,8 +30,8 @@ _SOME = {
     "unknown": "changed by an amount without an interval",
 }
 _ALL = {
-    "rose": "All {n} held-out numbers rose.",
-    "fell": "All {n} held-out numbers fell.",
+    "rose": "All {n} held-out numbers rose beyond noise.",
+    "fell": "All {n} held-out numbers fell beyond noise.",
     "noise": "None of the {n} held-out numbers changed beyond noise.",
     "same": "None of the {n} held-out numbers changed at all.",
     "unknown": "No intervals are known for the {n} held-out numbers, so their changes may be noise.",
