@@ -94,6 +94,11 @@ def test_coco_asks_for_all_categories(run):
     assert filtered[0]["categories"] == ["bus", "car", "cup", "dog"]
 
 
+def test_coco_asks_by_the_names_alone(run):
+    (row,) = run("coco", instances({5: [(1, BOX), (0, BOX)]}), bare=True)
+    assert (row["problem"], row["categories"], row["task"]) == ("cat, dog", ["cat", "dog"], "ovd")
+
+
 def test_coco_negatives_are_absent_and_one_to_n(run):
     value = instances({i: [*MANY, (1, BOX)] for i in range(40)})
     counts = set()

@@ -25,6 +25,7 @@ def convert_coco(
     ask: Literal["present", "all"] = "present",
     negatives: Annotated[int, Field(ge=0)] = 0,
     seed: int = 0,
+    bare: bool = False,
     image_prefix: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Detection rows from COCO instances files; crowds are left out.
@@ -32,7 +33,8 @@ def convert_coco(
     `filter` follows VLM-R1 (blog of 2025-03-24): "pos_1" (COCO_filtered) leaves out categories with more than 10
     boxes in the picture, "pos_2" pictures where a category has more than one box, "pos_3" pictures with more than 10
     boxes. `ask` names the categories that are there, or all of the file (as the paper's evaluation does).
-    `negatives` adds 1 to that many absent ones. Pictures without a box are left out unless `ask` is "all". Raises
+    `negatives` adds 1 to that many absent ones. With `bare` the question is the names alone, for a template of the
+    reader's own. Pictures without a box are left out unless `ask` is "all". Raises
     `DataError` for a wrong file, `ConfigError` for `negatives` with `ask="all"`.
     """
     if negatives and ask == "all":
@@ -56,7 +58,7 @@ def convert_coco(
                 asked = [asked[int(i)] for i in rng.permutation(len(asked))]
             if asked:
                 image = image_prefix + instances.file_name(image_id)
-                yield detection_row(f"{path.stem}-{image_id}", image, asked, found, "coco")
+                yield detection_row(f"{path.stem}-{image_id}", image, asked, found, "coco", bare=bare)
 
 
 def _filtered(items: Sequence[Instance], filter: str) -> list[Instance] | None:

@@ -87,13 +87,17 @@ def _clipped(xywh: Sequence[float], width: float, height: float) -> Box | None:
 
 
 def detection_row(
-    row_id: str, image: str, asked: Sequence[str], found: Sequence[tuple[Box, str]], source: str
+    row_id: str, image: str, asked: Sequence[str], found: Sequence[tuple[Box, str]], source: str, *, bare: bool = False
 ) -> dict[str, Any]:
-    """A JSONL row that asks for `asked` in a picture and states the boxes of those that are there."""
+    """A JSONL row that asks for `asked` in a picture and states the boxes of those that are there.
+
+    With `bare` the question is the names alone, without the task's wording.
+    """
+    names = ", ".join(asked)
     return {
         "id": row_id,
         "image": image,
-        "problem": word_question("ovd", ", ".join(asked)),
+        "problem": names if bare else word_question("ovd", names),
         "solution": [{"bbox_2d": list(box), "label": label} for box, label in found],
         "task": "ovd",
         "source": source,
