@@ -37,7 +37,7 @@ COLUMNS = {
     "boxes": ("test_boxes_go_to_the_models_space_and_back",),
     "rollout": ("test_rollouts_record_the_log_probs_of_the_plain_forward",),
     "exact update": ("test_the_packed_update_equals_the_plain_one",),
-    "LoRA": ("test_the_packed_update_of_an_adapter_equals_the_plain_one",),
+    "LoRA": ("test_the_packed_update_equals_the_plain_one_of_peft",),
     "frozen + cache": ("test_features_of_a_frozen_tower_are_made_once",),
     "checkpoint round trip": ("test_a_saved_model_comes_back",),
 }
