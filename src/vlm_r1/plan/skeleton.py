@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -60,12 +59,14 @@ def build_skeleton(recipe: Recipe) -> Skeleton:
 
     Raises `ModelError` and `ConfigError` as loading it would.
     """
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with Trace(fake):
+    with torch.device("meta"):
         model, processor = _build_model(recipe)
-        loaded = make_policy(model, processor, recipe.model, recipe.prompt)
-        freeze(loaded.family, recipe.train)
+    loaded = make_policy(model, processor, recipe.model, recipe.prompt)
+    freeze(loaded.family, recipe.train)
+    with torch.device("meta"):
         adapt(loaded.family, recipe.train, recipe.lora, recipe.run.seed)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    _give_device(model, fake)
     how = recipe.train.how()
     if how["vision"] == how["connector"] == "frozen" and (
         recipe.model.vision_cache_mb or recipe.model.vision_cache_dir
@@ -88,10 +89,7 @@ def _build_model(recipe: Recipe) -> tuple[Any, Any]:
     config = recipe.model
     if config.init == "scratch":
         model, processor = build_scratch(config.scratch, recipe.run.seed)
-        for tensor in (*model.parameters(), *model.buffers()):  # `Module.to` cannot move fake tensors
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(getattr(torch, config.dtype))
-        return model, processor
+        return model.to(getattr(torch, config.dtype)), processor
     base, model_config, processor = read_pretrained(config)
     model = AutoModelForImageTextToText.from_config(
         model_config, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code
@@ -101,6 +99,21 @@ def _build_model(recipe: Recipe) -> tuple[Any, Any]:
 
         model.add_adapter(peft.PeftConfig.from_pretrained(path), NAME)
     return model, processor
+
+
+def _give_device(model: nn.Module, fake: FakeTensorMode) -> None:
+    """Replace tensors on the meta device, which autocast does not know, by fake ones on the CPU."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, old in tensors.items():
+                if old is None:
+                    continue
+                if id(old) not in made:
+                    with fake:
+                        new = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype)
+                    made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                tensors[name] = made[id(old)]  # type: ignore[assignment]
 
 
 def _count(skeleton: Skeleton, recipe: Recipe) -> None:
@@ -133,14 +146,14 @@ def _quantise(family: Family, recipe: Recipe) -> None:
     for layer in _linears(family):
         shape = layer.weight.shape
         layer.weight = nn.Parameter(torch.zeros(1, dtype=torch.uint8), requires_grad=False)
-        layer.forward = _unpacking(layer, shape, dtype)  # type: ignore[method-assign]
+        layer.forward = _unpacking(layer, shape, dtype)  # type: ignore[method-assign,assignment]
 
 
 def _unpacking(layer: nn.Linear, shape: torch.Size, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         bias = None if layer.bias is None else layer.bias.to(dtype)
         out: Tensor = _Unpacked.apply(x.to(dtype), shape)  # type: ignore[no-untyped-call]
-        return out if bias is None else out + bias
+        return (out if bias is None else out + bias).to(x.dtype)
 
     return forward
 
@@ -193,7 +206,7 @@ def thin(blocks: Sequence[nn.Module], repeats: Sequence[int], trace: Callable[[]
     for block, repeat in zip(blocks, repeats, strict=True):
         if repeat == 0:
             if hasattr(block, "gradient_checkpointing"):
-                block.gradient_checkpointing = False
+                block.gradient_checkpointing = False  # type: ignore[assignment]
             block.forward = _skipped(trace, returns)  # type: ignore[method-assign,assignment]
         else:
             block.register_forward_pre_hook(_entered(repeat, trace), with_kwargs=True)

@@ -1,7 +1,7 @@
 """Live bytes while a model's own code runs on tensors that have shapes and no values.
 
-torch's `FakeTensorMode` runs every operator, forward and backward, on shapes alone. `Trace` lets it run all that depends
-on weights or pictures, and computes what does not (token ids, positions, masks), because code branches on those. Each
+torch's `FakeTensorMode` runs operators, forward and backward, on shapes alone. `Trace` lets it run all that depends on
+weights or pictures, and computes what does not (token ids, positions, masks), because code branches on those. Each
 storage is counted from its first use to its end, whoever holds it: saved for the backward pass, cached or temporary.
 
 A model's layers are alike, so most are skipped (`plan.skeleton.thin`): a stretch of the run that stands for several
@@ -165,12 +165,16 @@ class Trace(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return args[0].fake_device
+        if func is aten.eq.Scalar and isinstance(args[0], FakeTensor):
+            # Idefics 3 leaves out pictures whose values are all 0: none is.
+            func, args = aten.zeros.default, (args[0].shape,)
+            kwargs = {"dtype": torch.bool}
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if any(isinstance(x, FakeTensor) for x in tensors) or (not tensors and _makes_floats(func, kwargs)):
             if func in _INDEXED:
                 args = (args[0], _numbered(args[1]), *args[2:])
             with self.fake:
-                out = func(*args, **kwargs)
+                out = _grouped(*args, **kwargs) if func is aten._grouped_mm.default else func(*args, **kwargs)
         else:
             with unset_fake_temporarily():
                 out = func(*args, **kwargs)
@@ -192,6 +196,12 @@ def _minus(a: Bytes, b: Bytes) -> Bytes:
 def _makes_floats(func: Any, kwargs: dict[str, Any]) -> bool:
     dtype = kwargs.get("dtype") or (torch.int64 if func in _COUNTING else torch.get_default_dtype())
     return bool(dtype.is_floating_point)
+
+
+def _grouped(a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None) -> Tensor:
+    """The shape of a product of a mixture's experts; torch's own rule for it takes bfloat16 alone."""
+    groups = [] if (a.ndim == 3) != (b.ndim == 3) else [a.shape[0] if offs is None else offs.shape[0]]
+    return a.new_empty([*groups, a.shape[-2], b.shape[-1]], dtype=out_dtype)
 
 
 def _numbered(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
