@@ -61,6 +61,7 @@ def main() -> None:
             **cells,
             "multi-image": cells["exact update"] if entry.multi_image else "the family takes one picture",
             "gradient_difference": difference,
+            "generic": generic(entry),
             **seconds_of(entry, 1 if arguments.quick else 7),
         }
         print(name, rows[name], flush=True)
@@ -75,6 +76,17 @@ def main() -> None:
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     arguments.out.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
     print(f"written: {arguments.out} and {arguments.out.with_suffix('.md').name}")
+
+
+def generic(entry: Any) -> bool:
+    """Whether the model has no family of its own and runs through the generic one."""
+    import zoo
+
+    from vlm_r1.models.family import Family
+
+    with tempfile.TemporaryDirectory() as folder:
+        entry.build(Path(folder))
+        return type(zoo.load(Path(folder)).family) is Family
 
 
 def run_tests() -> list[dict[str, Any]]:
@@ -173,11 +185,11 @@ def markdown(result: dict[str, Any]) -> str:
         "# Model families",
         "",
         f"Made by `{result['command']}` on {result['date']}: transformers {result['versions']['transformers']}, torch",
-        f"{result['versions']['torch']}, {result['machine']['cpu']}, {result['machine']['cores']} cores. A cell says",
+        f"{result['versions']['torch']}, {result['machine']['cpu']}, {result['machine']['cores']} cores. A cell says "
         "yes where every test of it passed on a tiny random checkpoint in the published layout. The difference is the",
         "largest relative one of any parameter's gradient against transformers' own forward. The speed is a whole step",
         f"beside the padded one: 2 prompts, G = {GROUP}, {TOKENS} tokens an answer; these models are so small that",
-        "calls, not arithmetic, are most of it.",
+        "calls, not arithmetic, are most of it. (generic): no family of its own, run by transformers' conventions.",
         "",
         "| family | " + " | ".join(columns) + " | gradient difference | prompt tokens | padded step / ours |",
         "|" + "---|" * (len(columns) + 4),
@@ -185,7 +197,7 @@ def markdown(result: dict[str, Any]) -> str:
     for name, row in result["families"].items():
         cells = " | ".join(row[column] for column in columns)
         numbers = f"{row['gradient_difference']:.1e} | {row['prompt_tokens']:.0f} | {row['ratio']:.1f} x"
-        lines.append(f"| `{name}` | {cells} | {numbers} |")
+        lines.append(f"| `{name}`{' (generic)' if row['generic'] else ''} | {cells} | {numbers} |")
     return "\n".join(lines) + "\n"
 
 
