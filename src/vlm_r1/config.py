@@ -6,9 +6,12 @@ reports a wrong key with the file, the line and the nearest valid key.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from vlm_r1.errors import nearest
 
 
 class Section(BaseModel):
@@ -81,7 +84,7 @@ class ModelConfig(Section):
     vision_cache_mb: int = Field(
         2048,
         ge=0,
-        description="CPU memory for the features of pictures, in MiB; used where tower and connector are frozen; 0: none",
+        description="CPU memory for features of pictures, in MiB; used where tower and connector are frozen; 0: none",
     )
     vision_cache_dir: str | None = Field(
         None, description="also keep those features in this folder (safetensors), for later runs and larger data"
@@ -95,24 +98,31 @@ class ModelConfig(Section):
         return self
 
 
-HOW = r"^(full|frozen|lora|last_[1-9]\d*)$"
+HOW = ("full", "frozen", "lora", "last_N")
 _CHOICES = "full, frozen, lora, or last_N for the last N blocks; default: full, or frozen where another part has lora"
 
 
 class TrainConfig(Section):
     """Which parts of the model are trained."""
 
-    vision: str | None = Field(None, pattern=HOW, description=f"the vision tower: {_CHOICES}")
+    vision: str | None = Field(None, description=f"the vision tower: {_CHOICES}")
     connector: str | None = Field(
-        None, pattern=HOW, description="what lies between tower and language model; as for vision, without last_N"
+        None, description="what lies between tower and language model; as for vision, without last_N"
     )
-    language: str | None = Field(None, pattern=HOW, description="the language model and its head; as for vision")
+    language: str | None = Field(None, description="the language model and its head; as for vision")
 
     def how(self) -> dict[Literal["vision", "connector", "language"], str]:
         """What is done with each part, defaults filled in."""
         given = {"vision": self.vision, "connector": self.connector, "language": self.language}
         default = "frozen" if "lora" in given.values() else "full"
         return {part: how or default for part, how in given.items()}  # type: ignore[misc]
+
+    @field_validator("vision", "connector", "language")
+    @classmethod
+    def _known(cls, how: str | None) -> str | None:
+        if how is not None and how not in HOW[:3] and not re.fullmatch(r"last_[1-9]\d*", how):
+            raise ValueError(f'"{how}" is no way to train a part; {nearest(how, HOW)}')
+        return how
 
     @model_validator(mode="after")
     def _some_part(self) -> TrainConfig:
