@@ -54,16 +54,15 @@ class Change:
 
 def card_bytes(text: str) -> int:
     """Memory of a card given in GiB or by its name. Raises `ConfigError` for any other text."""
-    try:
-        size = float(text)
-    except ValueError:
-        name = text.upper().replace("NVIDIA", "").replace("GEFORCE", "").replace(" ", "").replace("-", "")
-        name = f"RTX{name}" if f"RTX{name}" in CARDS else name
-        if name not in CARDS:
+    name = text.upper().replace("NVIDIA", "").replace("GEFORCE", "").replace(" ", "").replace("-", "")
+    size: float | None = CARDS.get(name, CARDS.get(f"RTX{name}"))
+    if size is None:
+        try:
+            size = float(text)
+        except ValueError:
             raise ConfigError(f'--card "{text}": give its memory in GiB, or a name; {nearest(name, CARDS)}') from None
-        size = CARDS[name]
-    if size <= 0:
-        raise ConfigError(f"--card {text}: the memory must be above 0 GiB")
+    if not 0 < size < 1e6:
+        raise ConfigError(f"--card {text}: the memory must be a number of GiB above 0")
     return int(size * GIB)
 
 

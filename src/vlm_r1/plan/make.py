@@ -9,7 +9,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+
 from vlm_r1.config import Recipe, RolloutConfig
+from vlm_r1.errors import ModelError
 from vlm_r1.models.family import Part
 from vlm_r1.models.packing import Tree, cut_by_budget
 from vlm_r1.plan import phases
@@ -54,41 +62,48 @@ class Plan:
 def make_plan(recipe: Recipe, questions: Questions | None = None) -> Plan:
     """The plan of a recipe; `questions` are those of its data, where they were read before.
 
-    Raises `ModelError` and `ConfigError` as a run would.
+    Raises `ModelError` and `ConfigError` as a run would, and `ModelError` for a model whose code asks for values.
     """
     questions = questions or find_questions(recipe)
     skeleton = build_skeleton(recipe)
+    try:
+        return _plan(recipe, questions, skeleton)
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+        kind = skeleton.policy.model.config.model_type
+        raise ModelError(
+            f'model.path: the code of "{kind}" asks for values ({error.func}) where a plan has shapes alone; '
+            "run a step with run.steps=1 and look at the memory it takes"
+        ) from error
+
+
+def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton) -> Plan:
     family = skeleton.loaded.family
-    placeholders = set(family.banned_token_ids())
     static = static_bytes(recipe, skeleton)
     found: dict[str, Bytes] = {}
     if recipe.method == "sft":
         trees = taught_trees(family, questions, recipe.sft.pictures_per_step, skeleton.fake)
         rows = cut_by_budget(trees, recipe.sft.token_budget)
         found["update"] = phases.update(skeleton, rows, 1.0, recipe)
-        lengths = [len(tree.token_ids) for tree in trees]
-        shown = [(len(tree.pictures), tree.token_ids.tolist()) for tree in trees]
     else:
         prompts = encode(family, questions, recipe.rl.prompts_per_step, skeleton.fake)
         trees = answer_trees(prompts, recipe.rl.group_size, recipe.rollout.max_new_tokens)
         rows = cut_by_budget(trees, recipe.rl.token_budget)
         found |= _step(skeleton, prompts, trees, rows, recipe)
-        lengths = [len(prompt.token_ids) for prompt in prompts]
-        shown = [(len(prompt.pictures), list(prompt.token_ids)) for prompt in prompts]
     found = {name: phase + static for name, phase in found.items()}
-    found["optimiser step"] = static + _gradients(skeleton, recipe)
+    found["optimiser step"] = static + gradient_bytes(recipe, skeleton)
     if recipe.data.eval:
         batch = encode(family, questions, recipe.eval.batch_size, skeleton.fake)
         settings = RolloutConfig(max_new_tokens=recipe.eval.max_new_tokens)
         skeleton.policy.eval()
         found["evaluation"] = static + phases.roll_out(skeleton, batch, 1, settings, recipe)
+    placeholders = torch.tensor(family.banned_token_ids())
     return Plan(
         model_type=family.model.config.model_type,
         questions=questions.source,
         parameters=skeleton.totals,
         trained=skeleton.trained,
-        pictures=[sum(t in placeholders for t in ids) // count for count, ids in shown if count],
-        prompts=lengths,
+        pictures=[int(torch.isin(t.token_ids, placeholders).sum()) // len(t.pictures) for t in trees if t.pictures],
+        prompts=[len(tree.token_ids) for tree in trees],
         rows=[sum(tree.n_tokens for tree in row) for row in rows],
         phases=found,
     )
@@ -131,7 +146,7 @@ def static_bytes(recipe: Recipe, skeleton: Skeleton) -> Bytes:
     return found
 
 
-def _gradients(skeleton: Skeleton, recipe: Recipe) -> Bytes:
+def gradient_bytes(recipe: Recipe, skeleton: Skeleton) -> Bytes:
     """All gradients, and their float32 copies beside them where the optimiser has float32 weights of its own."""
     more = 4 if recipe.optim.master_weights else 0
     return Counter({GRADIENTS: sum(count * (size + more) for count, size, _ in skeleton.trained_parameters)})

@@ -49,11 +49,13 @@ def _decode(skeleton: Skeleton, trace: Trace, prefill: Prefill, group_size: int,
     logits = policy.logits(prefill.last_hidden.detach()).repeat_interleave(group_size, 0)
     cache = DecodeCache(prefill, group_size, limit)
     skipped = _name_cache(skeleton, trace, cache)
-    choose(masked_logprobs(logits, policy.banned, settings.temperature), settings, generator)
+    logprobs = masked_logprobs(logits, policy.banned, settings.temperature)
+    choose(logprobs, settings, generator)
     cache.length = limit - 1
     token_ids = torch.zeros(len(logits), dtype=torch.long)
     logits = policy.logits(policy.hidden(token_ids, token_ids.expand(3, -1), {}, cache))
-    choose(masked_logprobs(logits, policy.banned, settings.temperature), settings, generator)
+    logprobs = masked_logprobs(logits, policy.banned, settings.temperature)  # those before live until here
+    choose(logprobs, settings, generator)
     keys = sum(skeleton.repeats[layer] * key.nbytes for layer, key in cache.own_keys.items())
     kept = int(keys * (1 - DROP_SHARE))  # the keys of the rows that go on, beside those of all rows
     trace.add(ANSWER_CACHE, kept)

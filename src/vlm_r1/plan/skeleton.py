@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from vlm_r1.models.freeze import blocks_of, freeze
 from vlm_r1.models.load import LoadedPolicy, make_policy, read_pretrained, resolve_path
 from vlm_r1.models.scratch import build_scratch
 from vlm_r1.models.vision_cache import VisionCache
+from vlm_r1.plan.layers import repeats_of, thin
 from vlm_r1.plan.trace import Trace
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
@@ -68,9 +68,8 @@ def build_skeleton(recipe: Recipe) -> Skeleton:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     _give_device(model, fake)
     how = recipe.train.how()
-    if how["vision"] == how["connector"] == "frozen" and (
-        recipe.model.vision_cache_mb or recipe.model.vision_cache_dir
-    ):
+    caches = recipe.model.vision_cache_mb or recipe.model.vision_cache_dir
+    if how["vision"] == how["connector"] == "frozen" and caches:
         loaded.policy.cache_features(VisionCache(0), [])  # one picture at a time, kept in CPU memory
     skeleton = Skeleton(loaded=loaded, fake=fake)
     _count(skeleton, recipe)
@@ -79,7 +78,7 @@ def build_skeleton(recipe: Recipe) -> Skeleton:
             _quantise(loaded.family, recipe)
     for part in ("vision", "language"):
         blocks = blocks_of(loaded.family, part)
-        repeats = _repeats(blocks)
+        repeats = repeats_of(blocks)
         thin(blocks, repeats, lambda: skeleton._trace[0])
         skeleton.repeats = repeats
     return skeleton
@@ -96,8 +95,10 @@ def _build_model(recipe: Recipe) -> tuple[Any, Any]:
     )
     if base != (path := resolve_path(config.path)):
         import peft
+        from peft.tuners.tuners_utils import cast_adapter_dtype
 
         model.add_adapter(peft.PeftConfig.from_pretrained(path), NAME)
+        cast_adapter_dtype(model, NAME)
     return model, processor
 
 
@@ -169,79 +170,3 @@ class _Unpacked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0] @ grads[0].new_empty(ctx.shape), None
-
-
-def _repeats(blocks: Sequence[nn.Module]) -> list[int]:
-    """For each block the number of blocks it stands for: the first and the last for themselves, one for all of a kind.
-
-    Blocks are of a kind where they have the same parts and settings, the same parts of them are trained, and so are
-    those of the block before: then they take the same memory.
-    """
-    kinds = [_kind(block) for block in blocks]
-    trained = [any(p.requires_grad for p in block.parameters()) for block in blocks]
-    before = [False, *trained]
-    found = [1] * len(blocks)
-    inner = {i: (kinds[i], before[i]) for i in range(1, len(blocks) - 1)}
-    last = {kind: i for i, kind in inner.items()}
-    counts = Counter(inner.values())
-    for i, kind in inner.items():
-        found[i] = counts[kind] if i == last[kind] else 0
-    return found
-
-
-def _kind(block: nn.Module) -> str:
-    settings = [
-        sorted((k, v) for k, v in vars(m).items() if isinstance(v, (int, float, str)) and "idx" not in k)
-        for m in block.modules()
-    ]
-    return f"{block}{settings}{[(name, p.requires_grad) for name, p in block.named_parameters()]}"
-
-
-def thin(blocks: Sequence[nn.Module], repeats: Sequence[int], trace: Callable[[], Trace]) -> None:
-    """Let each block count `repeats` times in the current trace; those with 0 do nothing but hand on what they get.
-
-    They stay where they are, so that code which counts layers finds each in its place.
-    """
-    returns: list[type] = [Tensor]
-    for block, repeat in zip(blocks, repeats, strict=True):
-        if repeat == 0:
-            if hasattr(block, "gradient_checkpointing"):
-                block.gradient_checkpointing = False  # type: ignore[assignment]
-            block.forward = _skipped(trace, returns)  # type: ignore[method-assign,assignment]
-        else:
-            block.register_forward_pre_hook(_entered(repeat, trace), with_kwargs=True)
-            block.register_forward_hook(_left(repeat, trace, returns))
-
-
-def _skipped(trace: Callable[[], Trace], returns: list[type]) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        trace().mark(1)
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, None) if returns[0] is tuple else hidden
-
-    return forward
-
-
-def _entered(repeat: int, trace: Callable[[], Trace]) -> Callable[..., Any]:
-    def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        run = trace()
-        hidden = args[0] if args else kwargs["hidden_states"]
-        mine = hidden.view_as(hidden)  # with a gradient hook of its own, beside that of the block before
-        if not run.backward_runs:
-            run.mark(repeat)
-            if mine.requires_grad:
-                mine.register_hook(lambda grad: run.mark(1))
-        return ((mine, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": mine})
-
-    return hook
-
-
-def _left(repeat: int, trace: Callable[[], Trace], returns: list[type]) -> Callable[..., None]:
-    def hook(block: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        run = trace()
-        hidden = out[0] if isinstance(out, tuple) else out
-        returns[0] = tuple if isinstance(out, tuple) else Tensor
-        if not run.backward_runs and hidden.requires_grad:
-            hidden.register_hook(lambda grad: run.mark(repeat))
-
-    return hook

@@ -4,7 +4,7 @@ torch's `FakeTensorMode` runs operators, forward and backward, on shapes alone. 
 weights or pictures, and computes what does not (token ids, positions, masks), because code branches on those. Each
 storage is counted from its first use to its end, whoever holds it: saved for the backward pass, cached or temporary.
 
-A model's layers are alike, so most are skipped (`plan.skeleton.thin`): a stretch of the run that stands for several
+A model's layers are alike, so most are skipped (`plan.layers.thin`): a stretch of the run that stands for several
 layers is marked, and counts so many times.
 """
 
@@ -162,13 +162,16 @@ class Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator: by shapes where a fake tensor takes part or floating-point numbers are made from nothing."""
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         if func is torch.ops.prim.device.default:
             return args[0].fake_device
         if func is aten.eq.Scalar and isinstance(args[0], FakeTensor):
             # Idefics 3 leaves out pictures whose values are all 0: none is.
             func, args = aten.zeros.default, (args[0].shape,)
             kwargs = {"dtype": torch.bool}
+        if func is aten.cumsum.default and "dtype" in kwargs:  # its kernel makes a copy in that type first
+            cast = {"dtype": kwargs.pop("dtype")}
+            args = (self.__torch_dispatch__(aten._to_copy.default, types, args[:1], cast), *args[1:])
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if any(isinstance(x, FakeTensor) for x in tensors) or (not tensors and _makes_floats(func, kwargs)):
             if func in _INDEXED:

@@ -1,0 +1,188 @@
+"""Plans against real steps (torch's profiler sees every allocation), against models that are loaded, and by hand."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import zoo
+from support import recipe, save_tiny, scratch
+
+from vlm_r1.config import Recipe
+from vlm_r1.errors import ModelError
+from vlm_r1.models.adapters import adapt
+from vlm_r1.models.freeze import freeze
+from vlm_r1.models.load import load_policy
+from vlm_r1.plan import skeleton
+from vlm_r1.plan.make import GRADIENTS, OPTIMISER, REFERENCE, WEIGHTS, gradient_bytes, make_plan, static_bytes
+from vlm_r1.plan.prompts import find_questions
+from vlm_r1.plan.skeleton import build_skeleton
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from _memory import measure
+
+TOLERANCE = 0.05
+LAYERS = 6
+EVALUATED = {"eval": {"held": {"scenes": {"split": "in_domain", "n": 8}}}}
+
+
+def larger(family: str) -> dict:
+    """`model.scratch` of a model of six layers a part, of which the plan runs three."""
+    made = scratch(family)
+    made["text_config"] |= {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": LAYERS}
+    made["vision_config"] |= {"hidden_size": 64, "intermediate_size": 96, "out_hidden_size": 64, "depth": LAYERS}
+    if family == "qwen2_5_vl":
+        made["text_config"] |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+        made["vision_config"] |= {"fullatt_block_indexes": [1, 4]}
+    else:
+        made["vision_config"] |= {"deepstack_visual_indexes": [0, 2, 3]}
+    return made
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """`planned(family, method, **sections)`: a recipe of a step of thousands of tokens."""
+
+    def _planned(family: str = "qwen3_vl", method: str = "grpo", **sections) -> Recipe:
+        base = {
+            "model": {"init": "scratch", "scratch": larger(family)},
+            "rollout": {"max_new_tokens": 48},
+            "rl": {"group_size": 8, "prompts_per_step": 4, "token_budget": 1200},
+            "sft": {"pictures_per_step": 12, "token_budget": 1200},
+        }
+        base["data"] = {"train": [{"scenes": {"split": "train", "n": 12, "per_picture": 2 if method == "sft" else 1}}]}
+        merged = {name: base.get(name, {}) | sections.get(name, {}) for name in {*base, *sections}}
+        return recipe(Path("tiny"), tmp_path / "run", method, **merged)
+
+    return _planned
+
+
+def assert_planned(run: Recipe, tolerance: float = TOLERANCE) -> None:
+    plan, measured = make_plan(run), measure(run)
+    found = {name: plan.phases[name].total() / size for name, size in measured.items()}
+    assert found == pytest.approx(dict.fromkeys(measured, 1.0), abs=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "sections"),
+    [
+        ("qwen3_vl", "grpo", {"rl": {"beta": 0.1}, "data": EVALUATED, "eval": {"batch_size": 8, "max_new_tokens": 12}}),
+        ("qwen3_vl", "grpo", {"rl": {"token_budget": 10_000}, "model": {"autocast": "bf16"}}),
+        ("qwen3_vl", "sft", {"train": {"vision": "last_2", "connector": "frozen", "language": "last_3"}}),
+        ("qwen2_5_vl", "grpo", {"model": {"gradient_checkpointing": True}}),
+        ("qwen2_5_vl", "grpo", {"train": {"vision": "frozen", "connector": "frozen"}}),
+    ],
+    ids=["reference", "kept-graph-bf16", "sft-last-blocks", "checkpointing", "frozen-tower"],
+)
+def test_the_planned_peaks_are_those_of_a_real_step(planned, family, method, sections):
+    assert_planned(planned(family, method, **sections))
+
+
+def test_plain_positions_with_lora_are_planned_as_they_run(planned, tmp_path):
+    folder = tmp_path / "internvl"
+    folder.mkdir()
+    zoo.zoo()["internvl"].build(folder)
+    run = planned(model={"init": "pretrained", "scratch": None, "path": str(folder)}, train={"language": "lora"})
+    assert_planned(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sections", [{}, {"train": {"language": "lora"}}, {"model": {"gradient_checkpointing": True}}])
+@pytest.mark.parametrize("name", zoo.zoo())
+def test_every_family_is_planned_as_it_runs(planned, tmp_path, name, sections):
+    """Two layers a part and a vocabulary of hundreds: small constants count for more than in a model of use."""
+    folder = tmp_path / name
+    folder.mkdir()
+    zoo.zoo()[name].build(folder)
+    model = {"init": "pretrained", "scratch": None, "path": str(folder)} | sections.get("model", {})
+    assert_planned(planned(**sections | {"model": model}), tolerance=0.08)
+
+
+def test_one_block_stands_for_those_like_it(planned, monkeypatch):
+    """A plan that runs every block finds the same memory; blocks that are trained differ from frozen ones."""
+    run = planned(train={"vision": "full", "connector": "full", "language": "last_4"})
+    few = make_plan(run).phases
+    ran = []
+    monkeypatch.setattr(skeleton, "repeats_of", lambda blocks: ran.append(len(blocks)) or [1] * len(blocks))
+    every = make_plan(run).phases
+    assert ran == [LAYERS, LAYERS]
+    for name, phase in every.items():
+        assert few[name].total() == pytest.approx(phase.total(), rel=0.002)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{}, {"train": {"vision": "last_2", "connector": "frozen"}}, {"train": {"vision": "lora", "language": "lora"}}],
+    ids=["full", "last-blocks", "lora"],
+)
+def test_parameters_are_those_of_the_model_when_it_is_loaded(tmp_path, sections):
+    run = recipe(save_tiny(tmp_path / "model"), tmp_path / "run", **sections)
+    family = load_policy(run.model).family
+    freeze(family, run.train)
+    adapt(family, run.train, run.lora, 0)
+    (tmp_path / "model" / "model.safetensors").unlink()  # a plan reads no weights
+    plan = make_plan(run)
+    for part, parameters in family.parameters().items():
+        assert plan.parameters[part] == sum(p.numel() for p in parameters.values())
+        assert plan.trained[part] == sum(p.numel() for p in parameters.values() if p.requires_grad)
+
+
+def fixed(run: Recipe):
+    built = build_skeleton(run)
+    return sum(built.totals.values()), static_bytes(run, built) + gradient_bytes(run, built)
+
+
+def test_fixed_memory_by_hand(planned):
+    """Bytes a parameter: weight, reference, AdamW's two averages and float32 copy, gradient and its float32 copy."""
+    cases = [
+        ({}, (4, 0, 8, 4)),
+        ({"rl": {"beta": 0.1}}, (4, 4, 8, 4)),
+        ({"rl": {"beta": 0.1, "reference_offload": True}}, (4, 0, 8, 4)),
+        ({"model": {"dtype": "bfloat16"}}, (2, 0, 4, 2)),
+        ({"model": {"dtype": "bfloat16"}, "optim": {"master_weights": True}}, (2, 0, 12, 6)),
+    ]
+    for sections, sizes in cases:
+        count, found = fixed(planned(**sections))
+        a_parameter = [found[name] / count for name in (WEIGHTS, REFERENCE, OPTIMISER, GRADIENTS)]
+        assert a_parameter == pytest.approx(sizes, rel=0.002)  # beside the weights are a few buffers
+
+
+def test_8_bit_averages_by_hand(planned):
+    """Matrices have two values of a byte and, for 256 of them, a scale of 4 bytes; small vectors stay float32."""
+    made = larger("qwen3_vl")
+    made["text_config"] |= {"hidden_size": 1024, "intermediate_size": 4096}
+    made["vision_config"] |= {"out_hidden_size": 1024}
+    count, found = fixed(planned(model={"scratch": made}, optim={"name": "adamw_8bit"}))
+    assert found[OPTIMISER] / count == pytest.approx(2 + 8 / 256, rel=0.02)
+
+
+def test_4_bit_weights_by_hand(tmp_path):
+    folder = save_tiny(tmp_path / "model")
+    sections = {"train": {"language": "lora"}, "lora": {"layers": ["down_proj"]}}
+    _, whole = fixed(recipe(folder, tmp_path / "run", **sections))
+    _, packed = fixed(recipe(folder, tmp_path / "run", **sections, model={"path": str(folder), "quantize": "nf4"}))
+    linear = 2 * (32 * 64 + 2 * 32 * 32 + 64 * 32 + 3 * 32 * 48)  # two layers: q, k and v, o, and three of the MLP
+    assert whole[WEIGHTS] - packed[WEIGHTS] == pytest.approx(linear * (4 - 4.127 / 8), rel=1e-3)
+
+
+def test_the_step_is_the_recipes_own(planned):
+    plan = make_plan(planned())
+    assert len(plan.prompts) == 4 and plan.questions == "the first 12 of data.train"
+    assert sum(plan.rows) == sum(plan.prompts) + 4 * 8 * 48 and max(plan.rows) <= 1200
+    assert set(plan.pictures) == {36}  # 96 x 96 pixels in patches of 8, merged 2 x 2
+
+
+def test_without_data_a_picture_is_made_up(planned):
+    plan = make_plan(planned(data={"train": []}, model={"max_pixels": 6400}))
+    assert plan.questions == "data.train is empty: one picture of 80 x 80 pixels is assumed"
+    assert plan.pictures == [25] * 4
+    assert "nowhere" in find_questions(planned(data={"train": [{"path": "nowhere/train.jsonl"}]})).source
+
+
+def test_a_model_whose_code_asks_for_values_is_refused(planned, monkeypatch):
+    def refuse(*_):
+        raise torch._subclasses.fake_tensor.DataDependentOutputException("aten.item")
+
+    monkeypatch.setattr("vlm_r1.plan.make._plan", refuse)
+    with pytest.raises(ModelError, match=r'"qwen3_vl" asks for values \(aten.item\)'):
+        make_plan(planned())
