@@ -6,6 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+TOURS = ("quick-start.md", "your-own-data.md")
+"""Pages whose commands need what the commands before them made: test_docs_tours.py runs them in order."""
 
 
 def text(page: str) -> str:
