@@ -1,4 +1,4 @@
-"""The pages that lead a reader by the hand: their files are written and their commands run in order, with less of all."""
+"""The pages that lead by the hand: their files are written and their commands run in order, with less of all."""
 
 import json
 import re
