@@ -67,13 +67,15 @@ def weigh(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: Rule, *, c
 
     `mask` is True where a query may look (or is added to the scores); the window is the mask's business.
     """
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and (rule.softcap is not None or (mask is not None and q.is_cuda)):
+        # On CUDA no fused kernel takes both a mask and grouped heads: torch would fall back to the full score matrix.
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        grouped = False
     if rule.softcap is None:
-        grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=rule.scaling, enable_gqa=grouped
         )
-    repeats = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
     scale = q.shape[-1] ** -0.5 if rule.scaling is None else rule.scaling
     scores = torch.tanh((q @ k.transpose(-1, -2)).float() * (scale / rule.softcap)) * rule.softcap
     if mask is None and causal:
