@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from pages import ROOT, table, text
+from pages import ROOT, blocks, table, text
 
 from vlm_r1 import demo
 from vlm_r1.cli import main
@@ -19,6 +19,7 @@ SHORTER = (
     (r"range\(\d{4}\)", "range(24)"),
     (r"first:\d{4}", "first:16"),
     (r"end:\d{3}", "end:6"),
+    (r"2990\.png", "0023.png"),
     (r"\bn: (20000|200)\b", "n: 6"),
     (r"pictures_per_step: \d+", "pictures_per_step: 4"),
     (r"group_size: \d+, prompts_per_step: \d+", "group_size: 2, prompts_per_step: 2"),
@@ -115,3 +116,45 @@ def test_the_error_that_the_quick_start_shows_is_what_a_typo_says(quick_start, c
         main(["train", str(quick_start / "my.yaml"), "rl.groupsize=16"])
     assert ended.value.code == 2
     assert shown in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory, alone):
+    """The working folder of a reader who did what your-own-data.md says, with few pictures and steps."""
+    folder = tmp_path_factory.mktemp("own-data")
+    alone.chdir(folder)
+    follow("your-own-data.md")
+    return folder
+
+
+def test_the_page_leads_from_a_coco_file_to_a_detector(own_data):
+    rows = [json.loads(line) for line in (own_data / "own/rows.jsonl").read_text().splitlines()]
+    annotated = json.loads((own_data / "own/instances.json").read_text())["annotations"]
+    assert len(rows) == 24 and sum(len(row["solution"]) for row in rows) == len(annotated) > 12
+    assert len(read_metrics(own_data / "runs/own-sft")) == len(read_metrics(own_data / "runs/own-rl")) == 2
+    assert json.loads((own_data / "own_data.json").read_text())["models"] == MODELS
+    for name in ("samples.html", "own_data.png", "answer.png", "runs/own-rl/report.html"):
+        assert (own_data / name).stat().st_size > 1000, name
+
+
+def test_the_row_that_the_page_shows_is_the_one_that_is_written(own_data):
+    [shown] = blocks("your-own-data.md", "json")
+    assert shown in (own_data / "own/rows.jsonl").read_text()
+
+
+MODELS = ["own-rl before", "own-rl after", "base"]
+"""Of docs/results/own_data.json: after SFT, after RL, and the tiny model."""
+
+
+def test_the_numbers_of_the_page_are_those_of_its_file():
+    measured = json.loads((ROOT / "docs/results/own_data.json").read_text())
+    assert measured["models"] == MODELS
+    page = " ".join(text("your-own-data.md").split())
+    rows = table("your-own-data.md", "400 held-out pictures")
+    assert [row["metric"] for row in measured["rows"]] == ["mAP", "AP50", "GP", "GR"] and len(rows) == 4
+    for told, found in zip(rows, measured["rows"], strict=True):
+        sft, rl, tiny = (f"{number(c['value'])} ({number(c['low'])} to {number(c['high'])})" for c in found["cells"])
+        assert told[1:] == [tiny, sft, rl] and found["n"] == 400
+        gain = found["cells"][1]
+        low, high = (signed(gain[f"difference_{end}"]) for end in ("low", "high"))
+        assert f"{signed(gain['difference'])} ({low} to {high})" in page
