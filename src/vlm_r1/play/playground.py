@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 class Form:
     """What was filled in, as the page sends it: unchecked.
 
-    Example: `Form(picture={"path": "/tmp/x.png"}, task="rec", question="the red circle")`.
+    Example: `Form(picture={"path": "pictures/x.png"}, task="rec", question="the red circle")`.
     """
 
     picture: Mapping[str, Any] | None = None
