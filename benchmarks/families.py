@@ -134,7 +134,10 @@ def seconds_of(entry: Any, repetitions: int) -> dict[str, float]:
     samples = [sample("the red circle", picture(SIDE, SIDE, n), id=str(n)) for n in range(2)]
     groups = [made_up(loaded, loaded.family.encode(s), [TOKENS] * GROUP, n) for n, s in enumerate(samples)]
     row = pack([group_tree(group) for group in groups])
-    batches = [padded_inputs(loaded, group) for group in groups]
+    batches = []
+    for group in groups:
+        answers = torch.tensor([r.token_ids for r in group.rollouts])
+        batches.append((zoo.behind(model, zoo.processor_inputs(loaded, group.prompt.sample), answers), answers))
 
     def ours() -> None:
         logprobs, _ = loaded.policy(row)
@@ -160,22 +163,6 @@ def seconds_of(entry: Any, repetitions: int) -> dict[str, float]:
     ours_s, padded_s = (statistics.median(values) for values in seconds)
     tokens = {"prompt_tokens": float(len(groups[0].prompt.token_ids))}
     return {"ours_s": ours_s, "padded_s": padded_s, "ratio": padded_s / ours_s, **tokens}
-
-
-def padded_inputs(loaded: Any, group: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """What the processor makes of the prompt, G times, with the answers behind."""
-    import zoo
-
-    inputs = zoo.processor_inputs(loaded, group.prompt.sample)
-    kept = {name: value for name, value in inputs.items() if name not in ("attention_mask", "labels")}
-    inputs = {name: value.repeat(len(group.rollouts), *[1] * (value.ndim - 1)) for name, value in kept.items()}
-    answers = torch.tensor([r.token_ids for r in group.rollouts])
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], answers], 1)
-    suffix = int(loaded.policy.model.config.model_type == "paligemma")
-    for name, value in (("mm_token_type_ids", 0), ("token_type_ids", suffix)):
-        if name in inputs:
-            inputs[name] = torch.cat([inputs[name], torch.full_like(answers, value)], 1)
-    return inputs, answers
 
 
 def markdown(result: dict[str, Any]) -> str:

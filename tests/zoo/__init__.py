@@ -84,22 +84,28 @@ def processor_inputs(loaded: LoadedPolicy, one) -> dict[str, torch.Tensor]:
     return dict(loaded.processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False))
 
 
+def behind(model, inputs: dict[str, torch.Tensor], answers: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A prompt's inputs, repeated for answers `(G, T)` that stand behind it."""
+    kept = {name: value for name, value in inputs.items() if name not in ("attention_mask", "labels")}
+    rows = {name: value.repeat(len(answers), *[1] * (value.ndim - 1)) for name, value in kept.items()}
+    rows["input_ids"] = torch.cat([rows["input_ids"], answers], 1)
+    suffix = int(model.config.model_type == "paligemma")  # there 0 marks what sees itself both ways
+    for name, value in (("mm_token_type_ids", 0), ("token_type_ids", suffix)):
+        if name in rows:
+            rows[name] = torch.cat([rows[name], torch.full_like(answers, value)], 1)
+    return rows
+
+
 def plain_logprobs(
     model, loaded: LoadedPolicy, answered: Sequence[RolloutGroup], temperature: float = 1.0
 ) -> torch.Tensor:
     """Log-probs `(S,)` of all answers' tokens: each answer behind its prompt in a forward pass of its own."""
-    suffix = int(model.config.model_type == "paligemma")  # there 0 marks what sees itself both ways
     parts = []
     for group in answered:
         inputs = processor_inputs(loaded, group.prompt.sample)
-        for name in ("attention_mask", "labels"):
-            inputs.pop(name, None)
         for rollout in group.rollouts:
             answer = torch.tensor([rollout.token_ids])
-            row = inputs | {"input_ids": torch.cat([inputs["input_ids"], answer], 1)}
-            for name, value in (("mm_token_type_ids", 0), ("token_type_ids", suffix)):
-                if name in inputs:
-                    row[name] = torch.cat([inputs[name], torch.full_like(answer, value)], 1)
+            row = behind(model, inputs, answer)
             logits = model(**row).logits[0, -answer.shape[1] - 1 : -1].float()
             logits = logits.index_fill(-1, loaded.policy.banned, -torch.inf)
             parts.append(torch.log_softmax(logits / temperature, -1).gather(-1, answer[0][:, None])[:, 0])
