@@ -25,7 +25,7 @@ from _memory import measure
 from vlm_r1.config import ModelConfig, PromptConfig, Recipe
 from vlm_r1.models.load import load_policy
 from vlm_r1.plan.make import make_plan
-from vlm_r1.runtime.checkpoint import save_model
+from vlm_r1.runtime.model_folder import save_model
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS, WIDTH = 8, 256

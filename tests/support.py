@@ -22,7 +22,7 @@ from vlm_r1.config import ModelConfig, PromptConfig, Recipe
 from vlm_r1.config_file import resolved_yaml
 from vlm_r1.models.load import LoadedPolicy, load_policy
 from vlm_r1.records import LabelledBox, Picture, Prompt, Rollout, RolloutGroup, Sample, Truth
-from vlm_r1.runtime.checkpoint import save_model
+from vlm_r1.runtime.model_folder import save_model
 from vlm_r1.runtime.runlog import read_metrics
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")

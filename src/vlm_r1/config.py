@@ -7,11 +7,25 @@ reports a wrong key with the file, the line and the nearest valid key.
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vlm_r1.errors import nearest
+
+
+def renamed(what: str, instead: str) -> None:
+    """Warn that a recipe spells something as the release before did."""
+    warnings.warn(f"{what}; write {instead}", FutureWarning, stacklevel=2)
+
+
+def without(values: Any, key: str, what: str) -> Any:
+    """A section's values without a key that the release before had; a warning says so."""
+    if not isinstance(values, dict) or key not in values:
+        return values
+    renamed(what, f"the recipe without {key}")
+    return {name: value for name, value in values.items() if name != key}
 
 
 class Section(BaseModel):
@@ -69,14 +83,17 @@ class ModelConfig(Section):
     path: str = Field("tiny", description='a folder, a hub id, or "tiny" for the model shipped with the package')
     init: Literal["pretrained", "scratch"] = Field("pretrained", description="load weights, or start from random ones")
     scratch: dict[str, Any] | None = Field(None, description="with init: scratch, the transformers configuration")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the weights; bfloat16 loses updates of a small learning rate to rounding"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="what the model computes in; auto: bfloat16 on a GPU, else float32. Trained weights, gradients and "
+        "moments are float32 in any case",
     )
-    autocast: Literal["no", "bf16"] = Field("no", description="bf16: compute in bfloat16 over float32 weights")
     min_pixels: int | None = Field(None, gt=0, description="smallest picture the model is shown, in pixels")
     max_pixels: int | None = Field(None, gt=0, description="largest picture the model is shown, in pixels")
-    gradient_checkpointing: bool = Field(
-        False, description="compute activations again in the backward pass: less memory, more time"
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto",
+        description="compute activations again in the backward pass: less memory, more time; auto: on a GPU where the "
+        "plan does not fit without",
     )
     quantize: Literal["none", "nf4", "int8"] = Field(
         "none", description="load the language model's linear layers in 4 or 8 bits (bitsandbytes); trained with lora"
@@ -90,6 +107,16 @@ class ModelConfig(Section):
         None, description="also keep those features in this folder (safetensors), for later runs and larger data"
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model; only if you read it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.keys() & {"dtype", "autocast"}:
+            low = "bfloat16" in (values.get("dtype"), "bfloat16" if values.get("autocast") == "bf16" else None)
+            values = {k: v for k, v in values.items() if k not in ("dtype", "autocast")}
+            values.setdefault("precision", "bfloat16" if low else "float32")
+            renamed("model.dtype and model.autocast are one key", f"model.precision: {values['precision']}")
+        return values
 
     @model_validator(mode="after")
     def _weights_to_quantize(self) -> ModelConfig:
@@ -170,6 +197,35 @@ class RolloutConfig(Section):
     min_p: float = Field(0.0, ge=0, le=1, description="keep tokens with at least this share of the likeliest one's")
     max_new_tokens: int = Field(512, gt=0, description="tokens after which an answer is cut")
     stop_at_answer: bool = Field(True, description="end an answer at </answer> as well as at the end-of-text token")
+    engine: Literal["native", "replay"] = Field(
+        "native", description="native: the model itself; replay: the answers of another run (rollout.replay)"
+    )
+    replay: str | None = Field(
+        None, description="a run folder whose rollout tables hold the answers of every step; with engine: replay"
+    )
+    max_sequences: int | None = Field(
+        None, gt=0, description="answers decoded at once by a process; default: as many as kv_cache_gb has room for"
+    )
+    kv_cache_gb: float | None = Field(
+        None,
+        gt=0,
+        description="GiB for keys and values on each process; default: half of what a GPU has left, a quarter of a CPU "
+        "machine's memory",
+    )
+    importance_sampling: Literal[
+        "auto", "off", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ] = Field(
+        "auto",
+        description="weigh tokens by trainer over sampler probability, per token or per answer, cut at the cap or set "
+        "to 0 above it; auto: token_truncate where the sampler is not the trainer, else off",
+    )
+    importance_sampling_cap: float = Field(3.0, gt=1, description="highest such weight")
+
+    @model_validator(mode="after")
+    def _something_to_replay(self) -> RolloutConfig:
+        if (self.engine == "replay") != (self.replay is not None):
+            raise ValueError("engine: replay and the key replay (a run folder) go together")
+        return self
 
 
 class RewardConfig(Section):
@@ -202,11 +258,17 @@ class RLConfig(Section):
         gt=0,
         description="how far above 1 a ratio counts; default: the algorithm's own (0.2, dapo 0.28, gspo 4e-4)",
     )
-    token_budget: int = Field(16384, gt=0, description="tokens in one forward pass; the result does not depend on it")
+    token_budget: int = Field(
+        16384, gt=0, description="tokens in one forward pass of the update; the result does not depend on it"
+    )
     reference_offload: bool = Field(
         False, description="keep the reference model in CPU memory and bring each layer to the GPU when it is needed"
     )
-    reuse_prefill: bool = Field(True, description="keep the prompt's graph from the rollout when everything fits")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gone(cls, values: Any) -> Any:
+        return without(values, "reuse_prefill", "rl.reuse_prefill is gone: the update runs its prompts itself")
 
 
 class SFTConfig(Section):
@@ -226,9 +288,6 @@ class OptimConfig(Section):
     lr: float = Field(1e-6, gt=0, description="highest learning rate")
     lr_vision: float | None = Field(None, gt=0, description="of the vision tower; default: lr")
     lr_connector: float | None = Field(None, gt=0, description="of the connector; default: lr")
-    master_weights: bool = Field(
-        False, description="with model.dtype bfloat16: keep float32 weights for the optimiser, so that no step is lost"
-    )
     weight_decay: float = Field(0.0, ge=0, description="of matrices; norms and biases are not decayed")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean of the gradient")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the mean of its square")
@@ -237,6 +296,11 @@ class OptimConfig(Section):
         "constant", description="after the warm-up; linear and cosine reach 0 at run.steps"
     )
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises linearly")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gone(cls, values: Any) -> Any:
+        return without(values, "master_weights", "optim.master_weights is gone: trained weights are float32")
 
 
 class EvalConfig(Section):
@@ -260,6 +324,15 @@ class RunConfig(Section):
     threads: int | None = Field(None, gt=0, description="CPU threads; default: all cores")
     save_every: int = Field(50, gt=0, description="steps between checkpoints")
     keep: int = Field(2, gt=0, description="checkpoints kept")
+    shard_size: int | None = Field(
+        None,
+        gt=0,
+        description="processes that hold one copy of the weights together; default: all; with several machines, those "
+        "of one: gradients alone then travel between machines",
+    )
+    hang_timeout_s: float = Field(
+        100.0, gt=0, description="seconds without any sign of work by one of several processes that end the run"
+    )
     log_rollouts_every: int = Field(1, ge=0, description="steps between rollout tables; 0: none")
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         default_factory=list, description="also send every metric to these; each must be installed"

@@ -31,6 +31,10 @@ class CheckpointError(UserError):
     """A run folder or checkpoint cannot be read or written."""
 
 
+class ClusterError(UserError):
+    """The processes of a run cannot work together: names the rank."""
+
+
 class RewardError(UserError):
     """A reward is unknown, cannot be imported, or raised on a sample: names the reward and the sample."""
 

@@ -146,6 +146,7 @@ class Prompt:
     positions) and answers continue at `next_position`; `pictures` are the processed pictures in the prompt's order;
     `blocks` `(T,)` numbers groups of tokens that see each other both ways (see `models.layout`), None where the model
     is causal throughout; `box_map` turns boxes as the model writes them into original pixels (of the first picture).
+    `number` is the prompt's place in its step (or its split), whichever process holds it: seeds are made of it.
     """
 
     sample: Sample
@@ -155,19 +156,42 @@ class Prompt:
     pictures: tuple[VisionInput, ...]
     box_map: BoxMap
     blocks: Tensor | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How answers are sampled; it travels with the group whose answers were sampled so.
+
+    `seed` None is greedy decoding; else answer g of the prompt with number p is a function of `(*seed, p, g)` and the
+    weights, whatever else is sampled beside it. The recorded log-probs are those of `softmax(logits / temperature)`
+    without the suppressed tokens, before top-k, top-p and min-p.
+
+    Example: `SamplingParams(seed=(0, 12), temperature=0.9, max_new_tokens=512)` at step 12 of a run of seed 0.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop_at_answer: bool = True
+    seed: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One sampled answer: `T` token ids (with the stop token) and the log-prob of each as sampled.
+    """One sampled answer: `T` token ids (with the stop token) and the sampler's log-prob of each.
 
-    `finish` is "stop" (end of text or `</answer>`) or "length" (cut at the token limit).
+    `finish` is "stop" (end of text or `</answer>`) or "length" (cut at the token limit); `version` is that of the
+    weights that wrote it.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
     finish: str
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +200,7 @@ class RolloutGroup:
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
+    sampling: SamplingParams | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from vlm_r1.config import ModelConfig, PromptConfig
 from vlm_r1.errors import ConfigError, ModelError, UserError
 from vlm_r1.models.load import PROMPT_FILE, load_policy, prompt_of_model
 from vlm_r1.models.policy import merge_pictures
-from vlm_r1.runtime.checkpoint import save_model
+from vlm_r1.runtime.model_folder import save_model
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import zoo
 from safetensors.torch import load_file
 from support import PLAIN, picture, sample
 
-from vlm_r1.runtime.checkpoint import save_model
+from vlm_r1.runtime.model_folder import save_model
 
 
 @pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe"])

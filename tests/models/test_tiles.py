@@ -4,7 +4,7 @@ import pytest
 import zoo
 
 from vlm_r1.errors import ConfigError
-from vlm_r1.runtime.checkpoint import save_model
+from vlm_r1.runtime.model_folder import save_model
 from vlm_r1.sft.targets import answer_text
 
 

@@ -15,7 +15,7 @@ from vlm_r1.rl.batch import TrainBatch, group_tree
 from vlm_r1.rollout.cache import Prefill
 from vlm_r1.rollout.native import generate
 from vlm_r1.rollout.resume import continued_row
-from vlm_r1.runtime.checkpoint import save_model
+from vlm_r1.runtime.model_folder import save_model
 from vlm_r1.sft.batch import make_trees
 from vlm_r1.sft.targets import target_ids
 

@@ -18,7 +18,7 @@ from vlm_r1.plan import skeleton
 from vlm_r1.plan.make import GRADIENTS, OPTIMISER, REFERENCE, WEIGHTS, gradient_bytes, make_plan, static_bytes
 from vlm_r1.plan.prompts import find_questions
 from vlm_r1.plan.skeleton import build_skeleton
-from vlm_r1.runtime.checkpoint import save_model
+from vlm_r1.runtime.model_folder import save_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from _memory import measure

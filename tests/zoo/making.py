@@ -11,7 +11,7 @@ from support import PLAIN
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlm_r1.models.processor import has_torchvision, without_video
-from vlm_r1.runtime.checkpoint import save_model
+from vlm_r1.runtime.model_folder import save_model
 
 RANGE = 0.1
 """Standard deviation of the weights: with the usual 0.02 the gradients of a tiny model are rounding noise."""

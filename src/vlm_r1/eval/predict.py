@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from accelerate import PartialState
-
-from vlm_r1.config import ModelConfig, RolloutConfig
+from vlm_r1.config import ModelConfig
+from vlm_r1.distributed.processes import local_device
 from vlm_r1.eval.run import read_rollouts
 from vlm_r1.models.load import load_policy, prompt_of_model
 from vlm_r1.prompts.templates import task_of
-from vlm_r1.records import Answer, Picture, Sample, Truth
-from vlm_r1.rollout.native import generate
+from vlm_r1.records import Answer, Picture, Sample, SamplingParams, Truth
+from vlm_r1.rollout.engine import awake
+from vlm_r1.rollout.native import NativeEngine
 
 MAX_NEW_TOKENS = 1024
 
@@ -30,7 +30,8 @@ def ask(
     if template is not None:
         prompt_config = prompt_config.model_copy(update={"template": template})
     loaded = load_policy(ModelConfig(path=model), prompt_config)
-    loaded.policy.to(PartialState().device).eval()
+    loaded.policy.to(local_device())
     prompt = loaded.family.encode(sample)
-    group = generate(loaded, [prompt], 1, RolloutConfig(max_new_tokens=MAX_NEW_TOKENS), seed=None)[0]
+    with awake(NativeEngine(loaded)) as engine:
+        [group] = engine.generate([prompt], SamplingParams(max_new_tokens=MAX_NEW_TOKENS), n=1)
     return sample, read_rollouts(group)[0]

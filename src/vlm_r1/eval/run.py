@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
-from vlm_r1.config import Recipe, RolloutConfig
+from vlm_r1.config import Recipe
 from vlm_r1.data.source import load_source
+from vlm_r1.distributed import processes
+from vlm_r1.distributed.processes import ALONE, World
 from vlm_r1.errors import ConfigError, nearest
 from vlm_r1.eval.measures import summary
 from vlm_r1.eval.outcomes import Outcome, outcome
-from vlm_r1.models.load import LoadedPolicy, load_policy
+from vlm_r1.models.family import Family
+from vlm_r1.models.load import load_policy
 from vlm_r1.prompts.parse import read_answer
-from vlm_r1.records import Answer, Prompt, RolloutGroup, Sample
-from vlm_r1.rollout.native import generate
+from vlm_r1.records import Answer, RolloutGroup, Sample, SamplingParams
+from vlm_r1.rollout.engine import RolloutEngine, awake
+from vlm_r1.rollout.native import NativeEngine
 from vlm_r1.runtime.rows import answer_row, image_bytes
 from vlm_r1.runtime.runlog import write_atomically
 
@@ -42,42 +46,54 @@ def read_rollouts(group: RolloutGroup) -> list[Answer]:
 
 
 def evaluate(
-    loaded: LoadedPolicy, splits: Mapping[str, Sequence[Sample]], recipe: Recipe
+    engine: RolloutEngine, family: Family, splits: Mapping[str, Sequence[Sample]], recipe: Recipe, world: World = ALONE
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
-    """Metrics per split, and one row per question (`runtime.runlog.EVAL_COLUMNS`)."""
-    settings = RolloutConfig(max_new_tokens=recipe.eval.max_new_tokens, stop_at_answer=recipe.rollout.stop_at_answer)
-    was_training = loaded.policy.training
-    loaded.policy.eval()
+    """Metrics per split, and one row per question (`runtime.runlog.EVAL_COLUMNS`).
+
+    The questions are spread over the processes, which all call it; the main one gets the result, the others nothing.
+    """
+    sampling = SamplingParams(
+        max_new_tokens=recipe.eval.max_new_tokens, stop_at_answer=recipe.rollout.stop_at_answer, seed=None
+    )
     metrics: dict[str, dict[str, float]] = {}
     rows: list[dict[str, Any]] = []
-    for split, samples in splits.items():
-        outcomes: list[Outcome] = []
-        for start in range(0, len(samples), recipe.eval.batch_size):
-            batch = [samples[i] for i in range(start, min(start + recipe.eval.batch_size, len(samples)))]
-            prompts: list[Prompt] = [loaded.family.encode(sample) for sample in batch]
-            for group in generate(loaded, prompts, 1, settings, seed=None):
-                sample, answer = group.prompt.sample, read_rollouts(group)[0]
-                found = outcome(sample, answer)
-                outcomes.append(found)
-                keep = len(outcomes) <= PICTURES_KEPT
-                rows.append(
-                    {
-                        "split": split,
-                        **answer_row(sample, answer),
-                        "source": sample.source,
-                        "iou": found.iou,
-                        "score": found.score,
-                        "correct": found.correct,
-                        "well_formed": found.well_formed,
-                        "n_tokens": found.n_tokens,
-                        "image": image_bytes(sample) if keep else None,
-                    }
+    with awake(engine):
+        for split, samples in splits.items():
+            mine = range(world.rank, len(samples), world.size)
+            found: list[tuple[int, Outcome, dict[str, Any]]] = []
+            for start in range(0, len(mine), recipe.eval.batch_size):
+                numbers = mine[start : start + recipe.eval.batch_size]
+                world.beat("evaluation")
+                prompts = [replace(family.encode(samples[i]), number=i) for i in numbers]
+                found += [_measured(split, group) for group in engine.generate(prompts, sampling, n=1)]
+            everything = sorted(world.collect(found), key=lambda item: item[0])
+            if world.is_main:
+                rows += [row for _, _, row in everything]
+                metrics[split] = summary(
+                    [o for _, o, _ in everything],
+                    recipe.eval.suites.get(split),
+                    resamples=recipe.eval.resamples,
+                    seed=recipe.run.seed,
                 )
-        metrics[split] = summary(
-            outcomes, recipe.eval.suites.get(split), resamples=recipe.eval.resamples, seed=recipe.run.seed
-        )
-    loaded.policy.train(was_training)
     return metrics, rows
+
+
+def _measured(split: str, group: RolloutGroup) -> tuple[int, Outcome, dict[str, Any]]:
+    """The number of a question, its outcome, and its row of the table."""
+    sample, answer = group.prompt.sample, read_rollouts(group)[0]
+    found = outcome(sample, answer)
+    row = {
+        "split": split,
+        **answer_row(sample, answer),
+        "source": sample.source,
+        "iou": found.iou,
+        "score": found.score,
+        "correct": found.correct,
+        "well_formed": found.well_formed,
+        "n_tokens": found.n_tokens,
+        "image": image_bytes(sample) if group.prompt.number < PICTURES_KEPT else None,
+    }
+    return group.prompt.number, found, row
 
 
 def load_splits(recipe: Recipe) -> dict[str, Sequence[Sample]]:
@@ -97,10 +113,12 @@ def evaluate_model(recipe: Recipe, out: Path | None = None) -> dict[str, dict[st
         raise ConfigError("data.eval: is empty; name at least one held-out split (a name and a source)")
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
+    world = processes.start()
     loaded = load_policy(recipe.model, recipe.prompt, seed=recipe.run.seed)
-    loaded.policy.to(PartialState().device)
-    metrics, rows = evaluate(loaded, load_splits(recipe), recipe)
-    if out is not None:
+    loaded.policy.to(world.device)
+    engine = NativeEngine(loaded, recipe.rollout, world)
+    metrics, rows = evaluate(engine, loaded.family, load_splits(recipe), recipe, world)
+    if out is not None and world.is_main:
         from vlm_r1.runtime.runlog import write_eval_samples
 
         write_atomically(out, (json.dumps(metrics, indent=2) + "\n").encode())

@@ -44,6 +44,7 @@ class Family:
         self.processor = processor
         self.settings = settings
         self.tokenizer = processor.tokenizer
+        self._max_pixels = max_pixels
         self._end_token_id: int | None = None
         self._picture_kwargs = self.picture_kwargs(min_pixels, max_pixels)
         self._settings_key = f"{processor.image_processor.to_dict()}{self._picture_kwargs}"
@@ -152,6 +153,17 @@ class Family:
             box_map=self.prompt_box_map(sample, pictures),
             blocks=self.blocks(token_ids),
         )
+
+    def expected_tokens(self, sample: Sample) -> float:
+        """About how many tokens the prompt of a sample has, without decoding its pictures: to share work by."""
+        pixels = 0
+        for picture in sample.images:
+            try:
+                width, height = picture.size
+            except DataError:  # `encode` says so, with the sample's name
+                continue
+            pixels += min(width * height, self._max_pixels or width * height)
+        return pixels / 784 + len(sample.question) / 4 + 16
 
     def parameters(self) -> dict[Part, dict[str, nn.Parameter]]:
         """Part -> name -> parameter; each belongs to the first part of `modules` that holds it, the rest to the

@@ -60,16 +60,26 @@ def prompt_of_model(path: str) -> PromptConfig:
         raise ModelError(f"{file}: holds no prompt settings ({error.__class__.__name__}); delete it") from None
 
 
-def load_policy(config: ModelConfig, prompt: PromptConfig | None = None, *, seed: int = 0) -> LoadedPolicy:
-    """Load or build the model of a recipe.
+def compute_dtype(config: ModelConfig) -> torch.dtype:
+    """What a model computes in: `auto` is bfloat16 on a GPU, float32 elsewhere."""
+    if config.precision == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+
+
+def load_policy(
+    config: ModelConfig, prompt: PromptConfig | None = None, *, seed: int = 0, dtype: torch.dtype | None = None
+) -> LoadedPolicy:
+    """Load or build the model of a recipe, its weights in `dtype` (default: what it computes in).
 
     Raises `ModelError` for a folder without weights, an unknown hub id, or a family that is not supported.
     """
+    dtype = dtype or compute_dtype(config)
     if config.init == "scratch":
         model, processor = build_scratch(config.scratch, seed)
-        model.to(getattr(torch, config.dtype))
+        model.to(dtype)
     else:
-        model, processor = _load_pretrained(config)
+        model, processor = _load_pretrained(config, dtype)
     loaded = make_policy(model, processor, config, prompt)
     if model.config.model_type not in FAMILIES:
         check_forward(loaded.policy, loaded.family)
@@ -83,11 +93,12 @@ def make_policy(model: Any, processor: Any, config: ModelConfig, prompt: PromptC
     if chosen.chunked_vision:
         model.config.vision_config._attn_implementation = vision_attention.NAME
         vision_attention.patches_as_matmul(model.model.visual)
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing is True:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     prompt = prompt or PromptConfig()
     family = chosen(model, processor, prompt, config.min_pixels, config.max_pixels)
-    policy = Policy(model, torch.tensor(family.banned_token_ids()), mrope=family.mrope)
+    banned = torch.tensor(family.banned_token_ids())
+    policy = Policy(model, banned, mrope=family.mrope, compute_dtype=compute_dtype(config))
     return LoadedPolicy(policy=policy, family=family, processor=processor)
 
 
@@ -117,25 +128,32 @@ def _cannot_load(path: str, error: Exception) -> ModelError:
     return ModelError(f'model.path: "{path}" cannot be loaded: {str(error).strip().splitlines()[0]}')
 
 
-def _load_pretrained(config: ModelConfig) -> tuple[Any, Any]:
-    path = resolve_path(config.path)
-    base, model_config, processor = read_pretrained(config)
+def read_weights(config: ModelConfig, base: str, *, dtype: torch.dtype, **options: Any) -> Any:
+    """The transformers model of a folder or hub id. Raises `ModelError` where it cannot be loaded, or not whole."""
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
             base,
-            dtype=getattr(torch, config.dtype),
+            dtype=dtype,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            quantization_config=quantization(config, model_config, processor),
+            **options,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise _cannot_load(path, error) from error
+        raise _cannot_load(resolve_path(config.path), error) from error
     if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
         raise ModelError(
             f'model.path: "{base}" has no weights for {len(missing)} parameters ({missing[0]}, ...); '
             "its config.json and its weights belong to different models, or a file is missing"
         )
+    return model
+
+
+def _load_pretrained(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any]:
+    path = resolve_path(config.path)
+    base, model_config, processor = read_pretrained(config)
+    bits = quantization(config, model_config, processor, dtype)
+    model = read_weights(config, base, dtype=dtype, quantization_config=bits)
     keep_trainable(model)
     if base != path:
         load_adapter(model, path)

@@ -22,18 +22,19 @@ MASKED = -1e9
 
 
 class Policy(nn.Module):
-    """A vision-language model that scores packed rows; what optimisers, DDP and FSDP wrap.
+    """A vision-language model that scores packed rows; what optimisers hold and FSDP shards.
 
     `model` is the transformers model; `banned` `(K,)` are the token ids it may not write (picture placeholders);
-    `mrope` says that it takes positions per axis (time, row, column).
+    `mrope` says that it takes positions per axis (time, row, column). `compute_dtype` is the precision of its forward
+    pass, whatever that of its weights.
     """
 
     banned: Tensor
 
-    def __init__(self, model: Any, banned: Tensor, *, mrope: bool) -> None:
+    def __init__(self, model: Any, banned: Tensor, *, mrope: bool, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model = model
-        self.mrope = mrope
+        self.mrope, self.compute_dtype = mrope, compute_dtype
         self.vision_cache: VisionCache | None = None
         self._frozen: tuple[str, ...] = ()
         self._weights_version = WeightsVersion()
@@ -51,8 +52,6 @@ class Policy(nn.Module):
             return {"image": self.encode_pictures(pictures)}
         device = self.banned.device
         weights = self._weights_version(self.model.get_parameter(name) for name in self._frozen)
-        if torch.is_autocast_enabled(device.type):
-            weights += str(torch.get_autocast_dtype(device.type))
         return {"image": self.vision_cache.lookup(pictures, weights, self._encode_frozen, device)}
 
     def cache_features(self, cache: VisionCache, frozen: Iterable[str]) -> None:
@@ -74,7 +73,11 @@ class Policy(nn.Module):
 
     def encode_pictures(self, pictures: Sequence[VisionInput]) -> Any:
         """The model's own `get_image_features` on these pictures."""
-        tensors = {name: value.to(self.banned.device) for name, value in merge_pictures(pictures).items()}
+        device, dtype = self.banned.device, self.compute_dtype
+        tensors = {
+            name: value.to(device, dtype if value.is_floating_point() else value.dtype)
+            for name, value in merge_pictures(pictures).items()
+        }
         return self.model.model.get_image_features(**tensors, return_dict=True)
 
     def hidden(self, token_ids: Tensor, positions: Tensor, features: Mapping[str, Any], layout: Any) -> Tensor:
@@ -98,6 +101,9 @@ class Policy(nn.Module):
         """Log-prob and entropy `(S,)` of every scored token of the row."""
         hidden = self.hidden(row.token_ids, row.positions, self.features(row.pictures), row.layout)
         return self.score(hidden[row.predictors], row.targets, temperature)
+
+    def start(self) -> None:
+        """Does nothing: sharding prepares a module in its first forward pass, which may not be one of a part of it."""
 
     def score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy `(S,)` of the tokens `(S,)` that hidden states `(S, D)` predict."""

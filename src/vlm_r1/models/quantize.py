@@ -19,8 +19,10 @@ from vlm_r1.models.generic import family_class
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about casts at every call of every layer
 
 
-def quantization(config: ModelConfig, model_config: Any, processor: Any) -> BitsAndBytesConfig | None:
-    """What transformers must be told to load a model as `model.quantize` says; None for "none".
+def quantization(
+    config: ModelConfig, model_config: Any, processor: Any, dtype: torch.dtype
+) -> BitsAndBytesConfig | None:
+    """What transformers must be told to load a model as `model.quantize` says, to compute in `dtype`; None for "none".
 
     NF4 with double quantisation is QLoRA's (Dettmers et al. 2023). Raises `ConfigError` where bitsandbytes is not
     installed or does not support this machine.
@@ -48,7 +50,7 @@ def quantization(config: ModelConfig, model_config: Any, processor: Any) -> Bits
         load_in_8bit=config.quantize == "int8",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if config.autocast == "bf16" else getattr(torch, config.dtype),
+        bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=[name for name in linear if name not in chosen],
     )
 

@@ -34,11 +34,6 @@ class State:
         assert self.conv is not None and self.memory is not None
         return State(self.conv[rows], self.memory[rows])
 
-    def detach(self) -> State:
-        """The same without a graph."""
-        assert self.conv is not None and self.memory is not None
-        return State(self.conv.detach(), self.memory.detach())
-
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
         """Inputs of the convolution before the next token; None before the first one."""
         return self.conv

@@ -11,16 +11,16 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from accelerate import PartialState
 from torch import Tensor
 
-from vlm_r1.config import ModelConfig, RolloutConfig
+from vlm_r1.config import ModelConfig
+from vlm_r1.distributed.processes import local_device
 from vlm_r1.eval.run import read_rollouts
 from vlm_r1.models.load import LoadedPolicy, load_policy, prompt_of_model
 from vlm_r1.prompts.parse import read_answer
 from vlm_r1.prompts.templates import build_question
-from vlm_r1.records import Answer, Prompt, Sample
-from vlm_r1.rollout.native import generate
+from vlm_r1.records import Answer, Prompt, Sample, SamplingParams
+from vlm_r1.rollout.native import NativeEngine
 
 SHORTEST_PAUSE = 0.03
 """Seconds between two looks at unfinished answers: a page shows no more, and decoding their text takes time."""
@@ -53,7 +53,7 @@ def load_speaker(path: str) -> Speaker:
     Raises `ModelError`.
     """
     loaded = load_policy(ModelConfig(path=path), prompt_of_model(path))
-    loaded.policy.to(PartialState().device).eval()
+    loaded.policy.to(local_device()).eval()
     return Speaker(name=path, loaded=loaded)
 
 
@@ -118,9 +118,13 @@ def stream(speaker: Speaker, asked: Asked, halt: threading.Event, pool: Executor
 
     def work() -> tuple[Answer, ...] | None:
         prompts.append(loaded.family.encode(asked.sample))
-        settings = RolloutConfig(temperature=asked.temperature, max_new_tokens=asked.max_new_tokens)
+        sampling = SamplingParams(
+            temperature=asked.temperature,
+            max_new_tokens=asked.max_new_tokens,
+            seed=None if asked.seed is None else (asked.seed,),
+        )
         try:
-            [group] = generate(loaded, prompts, asked.n, settings, seed=asked.seed, watch=watch)
+            [group] = NativeEngine(loaded).generate(prompts, sampling, n=asked.n, watch=watch)
         except _Halt:
             return None
         return tuple(read_rollouts(group))

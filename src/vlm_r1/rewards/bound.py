@@ -17,6 +17,13 @@ from vlm_r1.rewards.limit import call_limited
 from vlm_r1.rewards.plugins import adapt, load_plugin
 from vlm_r1.rewards.registry import BATCHED, KEEPS_TIME, REWARDS
 
+Beat = Callable[[str, float], None]
+"""Told before each call of a reward: what is done, and how many seconds it may take."""
+
+
+def no_beat(doing: str, allow: float) -> None:
+    """Nobody watches."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
@@ -28,6 +35,8 @@ class Bound:
     timeout_s: float | None = 30.0
     on_error: str = "raise"
     counts: Counter[str] = field(default_factory=Counter)
+    limit_s: float = 30.0
+    beat: Beat = no_beat
 
     def run(self, samples: Sequence[Sample], answers: Sequence[Answer]) -> list[Score]:
         """One score per answer. Raises `RewardError` for an exception in the reward under `on_error: raise`."""
@@ -51,6 +60,7 @@ class Bound:
 
     def _guard(self, samples: Sequence[Sample], call: Callable[[], list[Score]]) -> list[Score]:
         """The call under its limit: a time-out costs the answers their points, an exception stops or is counted."""
+        self.beat(f'reward "{self.name}" of sample {samples[0].id}', self.limit_s * len(samples))
         try:
             scores = call() if self.timeout_s is None else call_limited(call, self.timeout_s)
             if len(scores) != len(samples):
@@ -78,13 +88,14 @@ class Bound:
         return Score(total=0.0, parts={self.name: 0.0}, notes=(note,))
 
 
-def bind(name: str, config: RewardConfig, counts: Counter[str]) -> Bound:
+def bind(name: str, config: RewardConfig, counts: Counter[str], beat: Beat = no_beat) -> Bound:
     """The reward of a name in `REWARDS`, a `path.py:function`, or an entry point, with its options from the recipe.
 
     Raises `ConfigError` for an unknown name or option, naming the nearest valid one.
     """
     options = dict(config.options.get(name, {}))
-    limits: dict[str, Any] = {"on_error": config.on_error, "counts": counts, "name": name}
+    limits: dict[str, Any] = {"on_error": config.on_error, "counts": counts, "name": name, "beat": beat}
+    limits["limit_s"] = config.timeout_s
     if name in REWARDS:
         keywords = _keywords(BATCHED.get(name, REWARDS[name]))
         for key in options:

@@ -27,24 +27,32 @@ def step_diagnostics(rows: Sequence[tuple[Sample, Answer, Score]]) -> dict[str, 
     - `score/not_scorable`: share of answers without a score
     - `answers/truncated`: share cut at the token limit
     """
-    if not rows:
-        return {}
+    return kinds_that_occur({name: total / count for name, (total, count) in diagnostic_sums(rows).items() if count})
+
+
+def kinds_that_occur(values: Mapping[str, float]) -> dict[str, float]:
+    """Diagnostics without the kinds of failure that no answer has."""
+    kinds = {f"{group}/{kind}" for group in ("parse", "format") for kind in FAILURE_KINDS}
+    return {name: value for name, value in values.items() if value or name not in kinds}
+
+
+def diagnostic_sums(rows: Sequence[tuple[Sample, Answer, Score]]) -> dict[str, tuple[float, float]]:
+    """What `step_diagnostics` divides: name -> (sum, count), which several processes can add up."""
     n = len(rows)
     failures = Counter(answer.failure.kind for _, answer, _ in rows if answer.failure)
     faults = Counter(extract_blocks(answer.raw).fault for _, answer, _ in rows if not answer.well_formed)
-    out = {
-        "parse/failed": sum(failures.values()) / n,
-        "score/not_scorable": sum(score.total is None for _, _, score in rows) / n,
-        "answers/truncated": sum(answer.truncated for _, answer, _ in rows) / n,
+    counts = {
+        "parse/failed": sum(failures.values()),
+        "score/not_scorable": sum(score.total is None for _, _, score in rows),
+        "answers/truncated": sum(answer.truncated for _, answer, _ in rows),
+        **{f"parse/{kind}": failures[kind] for kind in FAILURE_KINDS},
+        **{f"format/{kind}": faults[kind] for kind in FAILURE_KINDS},
     }
-    out |= {f"parse/{kind}": failures[kind] / n for kind in FAILURE_KINDS if failures[kind]}
-    out |= {f"format/{kind}": faults[kind] / n for kind in FAILURE_KINDS if faults[kind]}
-    return out | _box_diagnostics([(sample, answer) for sample, answer, _ in rows if sample.truth.boxes is not None])
+    with_boxes = [(sample, answer) for sample, answer, _ in rows if sample.truth.boxes is not None]
+    return {name: (float(count), n) for name, count in counts.items()} | _box_sums(with_boxes)
 
 
-def _box_diagnostics(rows: Sequence[tuple[Sample, Answer]]) -> dict[str, float]:
-    if not rows:
-        return {}
+def _box_sums(rows: Sequence[tuple[Sample, Answer]]) -> dict[str, tuple[float, float]]:
     n_true = n_pred = duplicates = absent = dropped = 0
     for sample, answer in rows:
         dropped += answer.dropped
@@ -63,12 +71,12 @@ def _box_diagnostics(rows: Sequence[tuple[Sample, Answer]]) -> dict[str, float]:
                 any(labels[j] == labels[i] and iou_NN[i][j] >= DUPLICATE_IOU for j in range(i))
                 for i in range(len(labels))
             )
-    out = {"boxes/dropped_per_answer": dropped / len(rows)}
-    if n_true:
-        out["boxes/pred_per_true"] = n_pred / n_true
-    if n_pred:
-        out |= {"boxes/duplicate_share": duplicates / n_pred, "boxes/absent_class_share": absent / n_pred}
-    return out
+    return {
+        "boxes/dropped_per_answer": (dropped, len(rows)),
+        "boxes/pred_per_true": (n_pred, n_true),
+        "boxes/duplicate_share": (duplicates, n_pred),
+        "boxes/absent_class_share": (absent, n_pred),
+    }
 
 
 class ShadowWatch:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from vlm_r1.config import RewardConfig
 from vlm_r1.errors import ConfigError, RewardError, nearest
 from vlm_r1.records import Answer, Sample, Score
-from vlm_r1.rewards.bound import Bound, bind
+from vlm_r1.rewards.bound import Beat, Bound, bind, no_beat
 from vlm_r1.rewards.registry import ABOUT_THE_TEXT, REWARDS
 
 
@@ -19,8 +19,8 @@ class Rubric:
     (`timeouts/NAME`) or could not score (`not_scorable/NAME`).
     """
 
-    def __init__(self, config: RewardConfig) -> None:
-        self.config = config
+    def __init__(self, config: RewardConfig, beat: Beat = no_beat) -> None:
+        self.config, self.beat = config, beat
         self.counts: Counter[str] = Counter()
         self._bound: dict[str, Bound] = {}
         for name in (*config.parts, *config.shadow, *([config.gate] if config.gate else [])):
@@ -31,7 +31,7 @@ class Rubric:
 
     def _get(self, name: str) -> Bound:
         if name not in self._bound:
-            self._bound[name] = bind(name, self.config, self.counts)
+            self._bound[name] = bind(name, self.config, self.counts, self.beat)
         return self._bound[name]
 
     def weights(self, sample: Sample) -> dict[str, float]:
@@ -108,8 +108,11 @@ class Rubric:
         return Score(total=total, parts=parts, notes=tuple(notes))
 
 
-def build_rubric(config: RewardConfig) -> Rubric:
-    """The rubric of a recipe. Raises `ConfigError` for an unknown reward or option, or where there is no part."""
+def build_rubric(config: RewardConfig, beat: Beat = no_beat) -> Rubric:
+    """The rubric of a recipe; it calls `beat` before each call of a reward.
+
+    Raises `ConfigError` for an unknown reward or option, or where there is no part.
+    """
     if not config.parts:
         raise ConfigError('rewards.parts is empty: name at least one reward, for example {"iou": 1.0}')
-    return Rubric(config)
+    return Rubric(config, beat)

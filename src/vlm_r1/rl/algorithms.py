@@ -15,9 +15,9 @@ class Algorithm:
     """Choices that make an algorithm; see `rl.advantage` and `rl.objective` for each."""
 
     advantage: Callable[[Tensor], Tensor] = advantage.mean_std
-    ratio: Callable[[Tensor, Tensor, Tensor], Tensor] = objective.token_ratio
-    surrogate: Callable[[Tensor, Tensor, Tensor, float, float], Tensor] = objective.clipped
-    token_weight: Callable[[Tensor, int], Tensor] = objective.answer_mean
+    ratio: Callable[[objective.LossInputs], Tensor] = objective.token_ratio
+    surrogate: Callable[[Tensor, objective.LossInputs, float, float], Tensor] = objective.clipped
+    token_weight: Callable[[Tensor, int, int, int], Tensor] = objective.answer_mean
     clip_low: float = 0.2
     clip_high: float = 0.2
     dynamic_sampling: bool = False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_r1.models.packing import Branch, Tree
+from vlm_r1.models.packing import Branch, Tree, cut_by_budget
 from vlm_r1.records import RolloutGroup
 
 
@@ -16,14 +16,14 @@ from vlm_r1.records import RolloutGroup
 class TrainBatch:
     """The groups that an update runs over, as trees, with numbers per answer in the trees' order.
 
-    `advantages_B` and `weights_B` (the weight of each token of an answer in the loss, normalised over the whole step)
-    have one entry per kept answer; `group_numbers` says which of the step's groups were kept.
+    `advantages_B`, `weights_B` (the weight of each token of an answer in the loss, normalised over the whole step of
+    all processes) and `sampler_B` (the sampler's log-probs of its tokens) have one entry per kept answer.
     """
 
     trees: tuple[Tree, ...]
     advantages_B: Tensor
     weights_B: Tensor
-    group_numbers: tuple[int, ...]
+    sampler_B: tuple[Tensor, ...]
 
     @property
     def n_prompt_tokens(self) -> int:
@@ -34,6 +34,25 @@ class TrainBatch:
     def n_answer_tokens(self) -> int:
         """Answer tokens that the update runs through the model."""
         return sum(len(branch.token_ids) for tree in self.trees for branch in tree.branches)
+
+    def cut(self, budget: int) -> list[TrainBatch]:
+        """The batch in rows of at most `budget` tokens, in order."""
+        rows, start = [], 0
+        for trees in cut_by_budget(self.trees, budget):
+            stop = start + sum(len(tree.branches) for tree in trees)
+            rows.append(
+                TrainBatch(
+                    trees=tuple(trees),
+                    advantages_B=self.advantages_B[start:stop],
+                    weights_B=self.weights_B[start:stop],
+                    sampler_B=self.sampler_B[start:stop],
+                )
+            )
+            start = stop
+        return rows
+
+
+EMPTY = TrainBatch(trees=(), advantages_B=torch.zeros(0), weights_B=torch.zeros(0), sampler_B=())
 
 
 def group_tree(group: RolloutGroup) -> Tree:
@@ -53,18 +72,13 @@ def group_tree(group: RolloutGroup) -> Tree:
 
 
 def make_batch(
-    groups: Sequence[RolloutGroup], advantages_PG: Tensor, weights_PG: Tensor, *, keep_all: bool, keep_one: bool = False
+    groups: Sequence[RolloutGroup], advantages_PG: Tensor, weights_PG: Tensor, *, keep_all: bool
 ) -> TrainBatch:
-    """The batch of a step, without groups whose advantages are all zero unless `keep_all` (a KL term needs them).
-
-    `keep_one` keeps the first group where none would be left: with several processes each must take part in the
-    backward.
-    """
+    """The batch of a step, without groups whose advantages are all zero unless `keep_all` (a KL term needs them)."""
     kept = [p for p in range(len(groups)) if keep_all or bool(advantages_PG[p].any())]
-    kept = kept or ([0] if keep_one and groups else [])
     return TrainBatch(
         trees=tuple(group_tree(groups[p]) for p in kept),
         advantages_B=advantages_PG[kept].flatten(),
         weights_B=weights_PG[kept].flatten(),
-        group_numbers=tuple(kept),
+        sampler_B=tuple(torch.tensor(r.logprobs) for p in kept for r in groups[p].rollouts),
     )

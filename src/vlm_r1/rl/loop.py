@@ -1,110 +1,95 @@
-"""GRPO, one call per arrow of the method: samples, prompts, rollouts, answers, scores, advantages, update."""
+"""GRPO, one call per arrow of the method: samples, prompts, rollouts, answers, scores, advantages, update, sync."""
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
-
-import torch
 
 from vlm_r1.config import Recipe
 from vlm_r1.data.mixture import SampleStream
 from vlm_r1.data.source import load_source
 from vlm_r1.errors import ConfigError
-from vlm_r1.eval.run import evaluate, load_splits
+from vlm_r1.eval.during import evaluate_splits, evaluation_due
+from vlm_r1.eval.run import read_rollouts
+from vlm_r1.records import SamplingParams
 from vlm_r1.rewards.rubric import build_rubric
 from vlm_r1.rl.algorithms import ALGORITHMS
-from vlm_r1.rl.batch import make_batch
-from vlm_r1.rl.experience import Experience, answer_weights, collect
-from vlm_r1.rl.metrics import Monitor, mean_over_processes, step_metrics
-from vlm_r1.rl.pictures import rollout_pictures
+from vlm_r1.rl.experience import RESAMPLE_ROUNDS, Experience, batch_of, deal, judge
+from vlm_r1.rl.journal import Journal
+from vlm_r1.rl.metrics import step_metrics
 from vlm_r1.rl.reference import load_reference
-from vlm_r1.rl.step import Updater
-from vlm_r1.runtime.progress import Progress
-from vlm_r1.runtime.rows import rollout_rows
+from vlm_r1.rl.step import Trainer
+from vlm_r1.rollout.engine import RolloutEngine, awake
+from vlm_r1.runtime.clock import Clock
+from vlm_r1.runtime.engines import correction, open_engine
 from vlm_r1.runtime.session import Session, open_session
-from vlm_r1.runtime.trackers import track_pictures
-
-SHOWN = ("reward", "completions/mean_length", "frac_reward_zero_std", "time/rollout_s", "time/update_s")
 
 
 def train(recipe: Recipe) -> Path:
-    """Run a recipe with `method: grpo` (or continue it) and return its run folder."""
+    """Run a recipe with `method: grpo` (or continue it) and return its run folder. Every process calls it."""
     if not recipe.data.train:
         raise ConfigError("data.train: is empty; name at least one source (path, hub or scenes)")
-    session = open_session(recipe)
-    algorithm = ALGORITHMS[recipe.rl.algorithm]
-    if algorithm.dynamic_sampling and session.accelerator.num_processes > 1:
-        raise ConfigError(
-            f"rl.algorithm: {recipe.rl.algorithm} samples dynamically, which several processes would do unequally; "
-            "run it in one"
-        )
-    stream = SampleStream(
-        [(s.weight, load_source(s, seed=recipe.run.seed)) for s in recipe.data.train], seed=recipe.run.seed
-    )
-    rubric = build_rubric(recipe.rewards)
-    monitor = Monitor(recipe)
-    reference = load_reference(session) if recipe.rl.beta else None
-    updater = Updater(session, algorithm, reference)
+    with open_session(recipe) as session:
+        reference = load_reference(session)
+        engine = open_engine(session)
+        trainer = Trainer(session, ALGORITHMS[recipe.rl.algorithm], reference, correction(recipe, engine.check()))
+        run(session, engine, trainer)
+        return session.run_dir
+
+
+def run(session: Session, engine: RolloutEngine, trainer: Trainer) -> None:
+    """Evaluate, train, and evaluate again."""
+    recipe, world, family = session.recipe, session.world, session.loaded.family
+    algorithm, P, G = trainer.algorithm, recipe.rl.prompts_per_step, recipe.rl.group_size
+    rounds = RESAMPLE_ROUNDS if algorithm.dynamic_sampling else 1
+    sources = [(s.weight, load_source(s, seed=recipe.run.seed)) for s in recipe.data.train]
+    stream = SampleStream(sources, seed=recipe.run.seed)
+    rubric = build_rubric(recipe.rewards, world.beat)
     if session.state:
         stream.load_state_dict(session.state["stream"])
-        monitor.load_state_dict(session.state["monitor"])
-    elif session.accelerator.is_main_process:
+    else:
         evaluate_splits(session, "before")
 
-    with Progress(recipe.run.steps, session.start, session.accelerator.is_main_process, recipe.run.dir) as progress:
+    with Journal(session) as journal:
         for step in range(session.start, recipe.run.steps):
-            started = time.perf_counter()
-            experience = collect(session, stream, rubric, algorithm, step)
-            batch = make_batch(
-                experience.groups,
-                experience.advantages_PG,
-                answer_weights(session, experience, algorithm),
-                keep_all=reference is not None,
-                keep_one=session.accelerator.num_processes > 1,
-            )
-            collected = time.perf_counter()
-            update_metrics = updater.update(batch, experience.prefill_for(batch), step)
-            metrics = update_metrics | step_metrics(experience, batch, rubric, recipe)
-            metrics |= {"time/update_s": time.perf_counter() - collected, "time/step_s": time.perf_counter() - started}
-            metrics = mean_over_processes(session.accelerator, metrics)
-            warnings = write_step(session, experience, metrics, monitor, step)
-            progress.show(step + 1, metrics, SHOWN, warnings)
-            if recipe.eval.every and (step + 1) % recipe.eval.every == 0 and step + 1 < recipe.run.steps:
+            clock, found, drawn, kept = Clock(world), Experience.empty(G), 0, 0
+            sampling = sampling_of(recipe, step)
+            for attempt in range(1, rounds + 1):
+                with clock("data"):
+                    prompts = deal(stream, P - kept, family, world, drawn, float(found.lengths_PG.sum()))
+                with clock("rollout"), awake(engine):
+                    groups = sorted(engine.generate(prompts, sampling, n=G), key=lambda group: group.prompt.number)
+                with clock("reward"):
+                    answers = [read_rollouts(group) for group in groups]
+                    new = judge(groups, answers, rubric, algorithm, G)
+                found = found.joined(new.informative() if attempt < rounds else new)
+                drawn, kept = drawn + P - kept, int(world.sum(len(found.groups))[0])
+                if kept >= P:
+                    break
+            with clock("update"):
+                limit = recipe.rollout.max_new_tokens
+                batch = batch_of(found, algorithm, world, limit, keep_all=trainer.reference is not None)
+                update = trainer.step(batch, step)
+            with clock("sync"):
+                engine.sync(trainer.weights(), version=step + 1)
+            metrics = step_metrics(world, found, batch, rubric, update, clock) | session.policy.cache_metrics()
+            journal.write(step + 1, metrics, found)
+            if evaluation_due(recipe, step + 1):
                 evaluate_splits(session, f"step-{step + 1}")
             if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
-                session.save(step + 1, {"stream": stream.state_dict(), "monitor": monitor.state_dict()})
+                session.save(step + 1, {"stream": stream.state_dict(), "monitor": journal.state()})
     session.finish()
     evaluate_splits(session, "after")
-    return session.run_dir
 
 
-def evaluate_splits(session: Session, phase: str) -> None:
-    """Evaluate the held-out splits and keep the result in the run folder under `phase`."""
-    splits = load_splits(session.recipe)
-    if not splits or not session.accelerator.is_main_process:
-        return
-    print(f"{phase}: answering {sum(map(len, splits.values()))} held-out questions", file=sys.stderr, flush=True)
-    with session.accelerator.autocast():
-        metrics, rows = evaluate(session.loaded, splits, session.recipe)
-    session.log.evaluation(phase, metrics, rows)
-
-
-def write_step(
-    session: Session, experience: Experience, metrics: dict[str, float], monitor: Monitor, step: int
-) -> list[str]:
-    """One line of metrics, rollouts and their pictures where the recipe asks for them; returns the warnings due."""
-    warnings = monitor.observe(step + 1, metrics)
-    session.track(step + 1, {**metrics, **({"warnings": warnings} if warnings else {})})
-    if not session.accelerator.is_main_process:
-        return warnings
-    pictures_every, every = session.recipe.run.track_pictures_every, session.recipe.run.log_rollouts_every
-    if pictures_every and (step + 1) % pictures_every == 0:
-        track_pictures(session.accelerator, step + 1, rollout_pictures(experience))
-    if every and (step + 1) % every == 0:
-        advantages = torch.nan_to_num(experience.advantages_PG).tolist()
-        session.log.rollouts(
-            step + 1, rollout_rows(experience.groups, experience.answers, experience.scores, advantages)
-        )
-    return warnings
+def sampling_of(recipe: Recipe, step: int) -> SamplingParams:
+    """How the answers of a step are sampled: seeded by the run and the step."""
+    r = recipe.rollout
+    return SamplingParams(
+        seed=(recipe.run.seed, step),
+        max_new_tokens=r.max_new_tokens,
+        temperature=r.temperature,
+        top_p=r.top_p,
+        top_k=r.top_k,
+        min_p=r.min_p,
+        stop_at_answer=r.stop_at_answer,
+    )

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from vlm_r1.config import Recipe
-from vlm_r1.rewards.diagnostics import ShadowWatch, Trend, step_diagnostics
+from vlm_r1.distributed.processes import World
+from vlm_r1.rewards.diagnostics import ShadowWatch, Trend, diagnostic_sums, kinds_that_occur
 from vlm_r1.rewards.rubric import Rubric
-from vlm_r1.rl.advantage import zero_variance_share
+from vlm_r1.rl.advantage import mean_only
 from vlm_r1.rl.batch import TrainBatch
 from vlm_r1.rl.experience import Experience
+from vlm_r1.runtime.clock import Clock
+from vlm_r1.runtime.tally import Tally, merged
 
 
 class Monitor:
@@ -29,7 +29,7 @@ class Monitor:
         """Add the trend to the metrics of a step and return the warnings that are due."""
         metrics["completions/length_trend"] = self.trend.update(metrics["completions/mean_length"])
         shadow = {name: metrics.get(f"shadow/{name}/mean") for name in self.shadow_names}
-        return self.watch.update(step, metrics["reward"], shadow)
+        return self.watch.update(step, metrics.get("reward", float("nan")), shadow)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON data that `load_state_dict` takes."""
@@ -41,55 +41,58 @@ class Monitor:
         self.trend.restore(state["trend"])
 
 
-def mean_over_processes(accelerator: Accelerator, metrics: dict[str, float]) -> dict[str, float]:
-    """Each metric as its mean over the processes that have it; token counts as sums."""
-    if accelerator.num_processes == 1:
-        return metrics
-    rows: list[dict[str, float]] = gather_object([metrics])
-    merged = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row[name] for row in rows if name in row]
-        merged[name] = sum(values) if name.startswith("tokens/") else sum(values) / len(values)
-    return merged
+def step_metrics(
+    world: World, experience: Experience, batch: TrainBatch, rubric: Rubric, update: Tally, clock: Clock
+) -> dict[str, float]:
+    """The metrics of a step, over all processes, the same on each."""
+    tally = experience_tally(experience, batch, rubric)
+    tally.add(update)
+    tally.add(clock.tally())
+    values = kinds_that_occur(merged(world.gather(tally)).values())
+    values.setdefault("reward", float("nan"))
+    if "time/collectives_s" in values:
+        values["time/collectives_share"] = values["time/collectives_s"] / values["time/step_s"]
+    return values
 
 
-def mean_group_std(rewards_PG: Tensor) -> float:
-    """Mean over groups of the standard deviation of their scored rewards; groups with fewer than two count as 0."""
-    scored = [row[~row.isnan()] for row in rewards_PG]
-    return sum(float(row.std()) if len(row) > 1 else 0.0 for row in scored) / max(1, len(scored))
-
-
-def step_metrics(experience: Experience, batch: TrainBatch, rubric: Rubric, recipe: Recipe) -> dict[str, float]:
-    """What a step looked like, under TRL's names where it has them."""
-    rewards = experience.rewards_PG[~experience.rewards_PG.isnan()]
+def experience_tally(experience: Experience, batch: TrainBatch, rubric: Rubric) -> Tally:
+    """What a step's answers looked like on this process, under TRL's names where it has them."""
+    tally = Tally()
+    rewards_PG = experience.rewards_PG
+    scored = rewards_PG[~rewards_PG.isnan()]
     rollouts = [r for group in experience.groups for r in group.rollouts]
-    lengths = torch.tensor([len(r.token_ids) for r in rollouts], dtype=torch.float)
+    lengths = [len(r.token_ids) for r in rollouts]
     flat = [
         (group.prompt.sample, answer, score)
         for group, answers, scores in zip(experience.groups, experience.answers, experience.scores, strict=True)
         for answer, score in zip(answers, scores, strict=True)
     ]
-    metrics = {
-        "reward": float(rewards.mean()) if len(rewards) else float("nan"),
-        "reward_std": mean_group_std(experience.rewards_PG),
-        "frac_reward_zero_std": zero_variance_share(experience.rewards_PG),
-        "completions/mean_length": float(lengths.mean()),
-        "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": sum(r.finish == "length" for r in rollouts) / len(rollouts),
-        "tokens/prompt": float(sum(len(g.prompt.token_ids) for g in experience.groups)),
-        "tokens/answer": float(lengths.sum()),
-        "tokens/update_prompt": float(batch.n_prompt_tokens),
-        "tokens/update_answer": float(batch.n_answer_tokens),
-        **step_diagnostics(flat),
-        **experience.seconds,
-    }
-    for name in sorted({name for _, _, score in flat for name in score.parts}):
-        values = [v for _, _, score in flat if (v := score.parts.get(name)) is not None]
-        if values:
-            metrics[f"rewards/{name}/mean"] = sum(values) / len(values)
-    for name in recipe.rewards.shadow:
-        values = [v for row in experience.shadows if (v := row[name]) is not None]
-        if values:
-            metrics[f"shadow/{name}/mean"] = sum(values) / len(values)
-    metrics |= {f"rewards/counts/{name}": float(count) for name, count in rubric.counts.items()}
-    return metrics
+    tally.mean("reward", float(scored.double().sum()), len(scored))
+    tally.mean("reward_std", group_stds(rewards_PG), len(rewards_PG))
+    tally.mean("frac_reward_zero_std", float((mean_only(rewards_PG) == 0).all(-1).sum()), len(rewards_PG))
+    tally.mean("completions/mean_length", sum(lengths), len(lengths))
+    tally.maximum("completions/max_length", max(lengths, default=0))
+    tally.mean("completions/clipped_ratio", sum(r.finish == "length" for r in rollouts), len(rollouts))
+    tally.total("tokens/prompt", sum(len(g.prompt.token_ids) for g in experience.groups))
+    tally.total("tokens/answer", sum(lengths))
+    tally.total("tokens/update_prompt", batch.n_prompt_tokens)
+    tally.total("tokens/update_answer", batch.n_answer_tokens)
+    for name, (total, count) in diagnostic_sums(flat).items():
+        tally.mean(name, total, count)
+    for _, _, score in flat:
+        for part, value in score.parts.items():
+            if value is not None:
+                tally.mean(f"rewards/{part}/mean", value, 1)
+    for shadow in (row for rows in experience.shadows for row in rows):
+        for name, value in shadow.items():
+            if value is not None:
+                tally.mean(f"shadow/{name}/mean", value, 1)
+    for name, count in rubric.counts.items():
+        tally.total(f"rewards/counts/{name}", count)
+    return tally
+
+
+def group_stds(rewards_PG: Tensor) -> float:
+    """Sum over groups of the standard deviation of their scored rewards; groups with fewer than two count as 0."""
+    scored = [row[~row.isnan()] for row in rewards_PG]
+    return sum(float(row.std()) if len(row) > 1 else 0.0 for row in scored)

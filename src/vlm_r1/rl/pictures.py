@@ -24,12 +24,12 @@ LOW, MIDDLE, HIGH, UNSCORED = "#6a1fb0", "#f0563a", "#ffe14d", "#9aa3af"
 _LINE, _MARGIN = 20, 8
 
 
-def rollout_pictures(experience: Experience) -> list[Image.Image]:
-    """The first `MOST_GROUPS` groups that have a picture, drawn; fewer where there are fewer."""
-    drawn: list[Image.Image] = []
+def rollout_pictures(experience: Experience) -> list[tuple[int, Image.Image]]:
+    """The first `MOST_GROUPS` groups that have a picture, with their numbers, drawn; fewer where there are fewer."""
+    drawn: list[tuple[int, Image.Image]] = []
     for group, answers, scores in zip(experience.groups, experience.answers, experience.scores, strict=True):
         if group.prompt.sample.images and len(drawn) < MOST_GROUPS:
-            drawn.append(draw_group(group, answers, scores))
+            drawn.append((group.prompt.number, draw_group(group, answers, scores)))
     return drawn
 
 

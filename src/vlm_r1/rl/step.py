@@ -1,170 +1,182 @@
-"""One batch of rollouts to optimiser steps: forward over packed rows, loss, backward, clip, step."""
+"""One batch of rollouts to optimizer steps: forward over packed rows, loss, backward, clip, step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from vlm_r1.models.packing import PackedRow, Tree, cut_by_budget, pack
+from vlm_r1.distributed.sharding import clip_gradients, full_tensors, sum_whole_gradients
+from vlm_r1.models.packing import PackedRow, pack
 from vlm_r1.rl.algorithms import Algorithm
-from vlm_r1.rl.batch import TrainBatch
-from vlm_r1.rl.objective import k3
+from vlm_r1.rl.batch import EMPTY, TrainBatch
+from vlm_r1.rl.objective import LossInputs, importance_weights, k3
 from vlm_r1.rl.reference import Reference
-from vlm_r1.rollout.cache import Prefill
-from vlm_r1.rollout.resume import continued_row
 from vlm_r1.runtime.optim import learning_rate, set_learning_rate
 from vlm_r1.runtime.session import Session
+from vlm_r1.runtime.tally import Tally
+from vlm_r1.runtime.together import fill_rows
 
 
-@dataclass(slots=True, kw_only=True)
-class Stats:
-    """Sums over the tokens of a step, for the metrics."""
+@dataclass(slots=True)
+class _Row:
+    """A packed row of the update, the part of the batch it holds, and what its first pass found."""
 
-    loss: float = 0.0
-    kl: float = 0.0
-    entropy: float = 0.0
-    clip_low: float = 0.0
-    clip_high: float = 0.0
-    ratio: float = 0.0
+    row: PackedRow
+    part: TrainBatch
+    n_scored: int
+    ref_S: Tensor | None = None
+    old_S: Tensor | None = None
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Sums over the tokens of a step, on the device until the step is over."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
 
-    def metrics(self, has_reference: bool) -> dict[str, float]:
-        """Means per token under TRL's names."""
-        n = max(1, self.tokens)
-        values = {
-            "loss": self.loss,
-            "entropy": self.entropy / n,
-            "clip_ratio/low_mean": self.clip_low / n,
-            "clip_ratio/high_mean": self.clip_high / n,
-            "sampling/importance_sampling_ratio/mean": self.ratio / n,
-        }
-        return values | ({"kl": self.kl / n} if has_reference else {})
+    def add(self, name: str, values: Tensor) -> None:
+        total = values.detach().sum(dtype=torch.float64)
+        self.sums[name] = self.sums[name] + total if name in self.sums else total
 
 
-class Updater:
-    """Runs the update of a session: `iterations` optimiser steps on each batch."""
+class Trainer:
+    """Runs the update of a session: `iterations` optimizer steps on each batch.
 
-    def __init__(self, session: Session, algorithm: Algorithm, reference: Reference | None) -> None:
-        self.session, self.algorithm, self.reference = session, algorithm, reference
-        self.rl = session.recipe.rl
+    `corrects` says how sampled tokens are weighted where the sampler is not the trainer (`rollout.importance_sampling`
+    with `auto` settled).
+    """
+
+    def __init__(
+        self, session: Session, algorithm: Algorithm, reference: Reference | None, corrects: str = "off"
+    ) -> None:
+        self.session, self.algorithm, self.reference, self.corrects = session, algorithm, reference, corrects
+        self.rl, self.rollout = session.recipe.rl, session.recipe.rollout
         self.clip_low = algorithm.clip_low if self.rl.clip_low is None else self.rl.clip_low
         self.clip_high = algorithm.clip_high if self.rl.clip_high is None else self.rl.clip_high
 
-    def update(self, batch: TrainBatch, prefill: Prefill | None, step: int) -> dict[str, float]:
-        """All iterations on one batch; returns the metrics of the last. `prefill` keeps the rollout's graph, if any.
+    def step(self, batch: TrainBatch, step: int) -> Tally:
+        """All iterations on one batch; the metrics are those of the last, and of the sampler against the first pass.
 
-        The first iteration is on-policy: its own log-probs are the old ones, so no pass is spent on them.
+        The first iteration is on the weights that the update starts from: its own log-probs are the old ones, so no
+        pass is spent on them. Every process calls it, with as much of the batch as it has.
         """
-        device = self.session.accelerator.device
-        recipe = self.session.recipe
-        rows = [(row, part) for row, part in _rows(batch, self.rl.token_budget)]
-        old: list[Tensor] = []
-        ref = [self._reference(row.to(device)) for row, _ in rows]
-        stats, norm, lr = Stats(), 0.0, 0.0
+        session, tally = self.session, Tally()
+        parameters = [p for p in session.policy.parameters() if p.requires_grad]
+        rows = self._rows(batch)
+        for row in rows:
+            row.ref_S = self._reference(row)
         for iteration in range(self.rl.iterations):
-            stats = Stats()
-            self.session.policy.train()
-            for i, (row, part) in enumerate(rows):
-                resumed = prefill if iteration == 0 else None
-                before = old[i] if iteration else None
-                logprobs = self._backward(row.to(device), part, before, ref[i], resumed, i == len(rows) - 1, stats)
-                if iteration == 0:
-                    old.append(logprobs)
+            sums, norm = _Sums(), 0.0
+            session.policy.train()
+            for row in rows:
+                session.world.beat("update")
+                self._backward(row, sums, tally if iteration == 0 else None)
             if not rows:
-                self._backward_nothing()
-            norm = float(
-                self.session.accelerator.clip_grad_norm_(self.session.policy.parameters(), recipe.optim.max_grad_norm)
-            )
-            lr = learning_rate(recipe.optim, step, recipe.run.steps)
-            set_learning_rate(self.session.optimizer, lr)
-            self.session.optimizer.step()
-            self.session.optimizer.zero_grad()
-        metrics = stats.metrics(self.reference is not None) | {"grad_norm": norm, "lr": lr}
-        return metrics | self.session.loaded.policy.cache_metrics()
+                for parameter in parameters:
+                    parameter.grad = torch.zeros_like(parameter)
+            sum_whole_gradients(parameters, session.world)
+            norm = clip_gradients(parameters, session.recipe.optim.max_grad_norm)
+            lr = learning_rate(session.recipe.optim, step, session.recipe.run.steps)
+            set_learning_rate(session.optimizer, lr)
+            session.optimizer.step()
+            session.optimizer.zero_grad()
+        self._count(tally, sums)
+        tally.maximum("grad_norm", norm)
+        tally.maximum("lr", lr)
+        return tally
 
-    def _reference(self, row: PackedRow) -> Tensor | None:
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's parameters as full tensors, one at a time; every process draws as many."""
+        return full_tensors(self.session.policy)
+
+    def _rows(self, batch: TrainBatch) -> list[_Row]:
+        parts = batch.cut(self.rl.token_budget)
+        trees = fill_rows(self.session, [part.trees for part in parts])
+        parts += [EMPTY] * (len(trees) - len(parts))
+        device = self.session.world.device
+        return [
+            _Row(pack(row).to(device), part, sum(len(t) for t in part.sampler_B))
+            for row, part in zip(trees, parts, strict=True)
+        ]
+
+    def _reference(self, row: _Row) -> Tensor | None:
         if self.reference is None:
             return None
-        with torch.no_grad(), self.session.accelerator.autocast():
-            return self.reference(row, self.session.recipe.rollout.temperature)[0]
-
-    def _backward(
-        self,
-        row: PackedRow,
-        part: TrainBatch,
-        old_S: Tensor | None,
-        ref_S: Tensor | None,
-        prefill: Prefill | None,
-        last: bool,
-        stats: Stats,
-    ) -> Tensor:
-        """Forward and backward of one row; returns its log-probs without their graph."""
-        accelerator, temperature = self.session.accelerator, self.session.recipe.rollout.temperature
-        sync: Any = nullcontext() if last else accelerator.no_sync(self.session.policy)
-        with sync:
-            with accelerator.autocast():
-                if prefill is None:
-                    logprobs_S, entropy_S = self.session.policy(row, temperature)
-                else:
-                    logprobs_S, entropy_S = continued_row(self.session.loaded.policy, prefill, part, row, temperature)
-                loss = self._loss(logprobs_S, old_S, ref_S, part, row.branch_of_target, stats)
-            accelerator.backward(loss * accelerator.num_processes)  # DDP averages, the loss is a sum over processes
-        stats.entropy += float(entropy_S.sum())
-        return logprobs_S.detach()
-
-    def _loss(
-        self,
-        logprobs_S: Tensor,
-        old_S: Tensor | None,
-        ref_S: Tensor | None,
-        part: TrainBatch,
-        owner_S: Tensor,
-        stats: Stats,
-    ) -> Tensor:
-        """The row's share of the step's loss: every token's objective times its weight in the step."""
-        advantages_S = part.advantages_B.to(logprobs_S.device)[owner_S]
-        weights_S = part.weights_B.to(logprobs_S.device)[owner_S]
-        old_S = logprobs_S.detach() if old_S is None else old_S
-        ratio_S = self.algorithm.ratio(logprobs_S, old_S, owner_S)
-        per_token = self.algorithm.surrogate(ratio_S, logprobs_S, advantages_S, self.clip_low, self.clip_high)
-        if ref_S is not None:
-            kl_S = k3(logprobs_S, ref_S)
-            per_token = per_token + self.rl.beta * kl_S
-            stats.kl += float(kl_S.detach().sum())
-        loss = (per_token * weights_S).sum()
+        self.session.world.beat("reference")
         with torch.no_grad():
-            stats.loss += float(loss)
-            stats.tokens += len(logprobs_S)
-            stats.ratio += float(ratio_S.sum())
-            stats.clip_low += float(((ratio_S < 1 - self.clip_low) & (advantages_S < 0)).sum())
-            stats.clip_high += float(((ratio_S > 1 + self.clip_high) & (advantages_S > 0)).sum())
+            return self.reference(row.row, self.rollout.temperature)[0][: row.n_scored]
+
+    def _backward(self, row: _Row, sums: _Sums, tally: Tally | None) -> None:
+        """Forward and backward of one row; the first pass over it keeps its log-probs as the old ones."""
+        logprobs_S, entropy_S = self.session.policy(row.row, self.rollout.temperature)
+        scored, filler = logprobs_S[: row.n_scored], logprobs_S[row.n_scored :]
+        if row.old_S is None:
+            row.old_S = scored.detach()
+        inputs = self._inputs(row, scored)
+        if tally is not None:
+            self._compare(inputs, tally)
+        loss = self.loss(inputs, sums)
+        if len(filler):  # trees that are there so that all processes run the same modules
+            loss = loss + 0.0 * filler.sum()
+        loss.backward()
+        sums.add("entropy", entropy_S[: row.n_scored])
+
+    def _inputs(self, row: _Row, scored: Tensor) -> LossInputs:
+        device, part = scored.device, row.part
+        segments_S = row.row.branch_of_target[: row.n_scored]
+        sampler = torch.cat(part.sampler_B) if part.sampler_B else torch.zeros(0)
+        assert row.old_S is not None
+        return LossInputs(
+            logprobs_S=scored,
+            sampler_S=sampler.to(device),
+            old_S=row.old_S,
+            ref_S=row.ref_S,
+            advantages_S=part.advantages_B.to(device)[segments_S],
+            weights_S=part.weights_B.to(device)[segments_S],
+            segments_S=segments_S,
+            n_segments=len(part.sampler_B),
+        )
+
+    def loss(self, x: LossInputs, sums: _Sums) -> Tensor:
+        """The row's share of the step's loss: every token's objective times its weight in the step."""
+        ratio_S = self.algorithm.ratio(x)
+        per_token = self.algorithm.surrogate(ratio_S, x, self.clip_low, self.clip_high)
+        if self.corrects != "off":
+            per_token = per_token * importance_weights(x, self.corrects, self.rollout.importance_sampling_cap)
+        if x.ref_S is not None:
+            kl_S = k3(x.logprobs_S, x.ref_S)
+            per_token = per_token + self.rl.beta * kl_S
+            sums.add("kl", kl_S)
+        loss = (per_token * x.weights_S).sum()
+        with torch.no_grad():
+            sums.tokens += len(x.logprobs_S)
+            sums.add("loss", loss)
+            sums.add("clip_ratio/low_mean", (ratio_S < 1 - self.clip_low) & (x.advantages_S < 0))
+            sums.add("clip_ratio/high_mean", (ratio_S > 1 + self.clip_high) & (x.advantages_S > 0))
         return loss
 
-    def _backward_nothing(self) -> None:
-        """A zero gradient for every parameter: a process without work still takes part in the others' step."""
-        for parameter in self.session.policy.parameters():
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+    @torch.no_grad()
+    def _compare(self, x: LossInputs, tally: Tally) -> None:
+        """The sampler against the trainer, under TRL's names, and an estimate of KL(sampler || trainer)."""
+        if not len(x.sampler_S):
+            return
+        difference = (x.old_S - x.sampler_S).abs()
+        weights = importance_weights(x, self.corrects, self.rollout.importance_sampling_cap)
+        name = "sampling/sampling_logp_difference"
+        tally.mean(f"{name}/mean", float(difference.sum()), len(difference))
+        tally.maximum(f"{name}/max", float(difference.max()))
+        tally.mean("sampling/kl", float(k3(x.sampler_S, x.old_S).sum()), len(difference))
+        name = "sampling/importance_sampling_ratio"
+        tally.mean(f"{name}/mean", float(weights.sum()), len(weights))
+        tally.maximum(f"{name}/max", float(weights.max()))
+        tally.minimum(f"{name}/min", float(weights.min()))
 
-
-def _rows(batch: TrainBatch, budget: int) -> Iterator[tuple[PackedRow, TrainBatch]]:
-    """The batch as packed rows within the token budget, each with the part of the batch that it holds."""
-    start = 0
-    for trees in cut_by_budget(batch.trees, budget):
-        stop = start + sum(len(tree.branches) for tree in trees)
-        yield pack(trees), _slice(batch, trees, start, stop)
-        start = stop
-
-
-def _slice(batch: TrainBatch, trees: list[Tree], start: int, stop: int) -> TrainBatch:
-    return TrainBatch(
-        trees=tuple(trees),
-        advantages_B=batch.advantages_B[start:stop],
-        weights_B=batch.weights_B[start:stop],
-        group_numbers=batch.group_numbers,
-    )
+    def _count(self, tally: Tally, sums: _Sums) -> None:
+        tally.total("loss", float(sums.sums.get("loss", 0.0)))
+        names = ["entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", *(["kl"] if self.reference else [])]
+        for name in names:
+            tally.mean(name, float(sums.sums.get(name, 0.0)), sums.tokens)

@@ -23,8 +23,6 @@ from vlm_r1.records import Prompt
 class Prefill:
     """Prompts run through the model once: their keys and values per layer `(P, h, L, d)`, the states of recurrent
     layers, and last hidden states `(P, D)`.
-
-    Run with gradients enabled it keeps the graph, and the update can go on from it (see `rl.step`).
     """
 
     def __init__(self, policy: Policy, prompts: Sequence[Prompt]) -> None:
@@ -61,8 +59,8 @@ class DecodeCache:
     """
 
     def __init__(self, prefill: Prefill, group_size: int, max_tokens: int) -> None:
-        self.keys = {layer: k.detach() for layer, k in prefill.keys.items()}
-        self.values = {layer: v.detach() for layer, v in prefill.values.items()}
+        self.keys = dict(prefill.keys)
+        self.values = dict(prefill.values)
         self.last_layer = max(self.keys)
         self.lengths = prefill.layout.prefix_lengths
         self.padded = bool((self.lengths < self.keys[self.last_layer].shape[2]).any())
@@ -72,7 +70,7 @@ class DecodeCache:
             {layer: x.new_empty(P * group_size, x.shape[1], max_tokens, x.shape[3]) for layer, x in kept.items()}
             for kept in (self.keys, self.values)
         )
-        self.states = {layer: s.detach().take(self.prompt_of_row) for layer, s in prefill.states.items()}
+        self.states = {layer: s.take(self.prompt_of_row) for layer, s in prefill.states.items()}
         self.length = 0
         self._biases: dict[int | None, Tensor | None] = {}
         self._arrange()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlm_r1.config import RolloutConfig
+from vlm_r1.distributed.processes import ALONE, World
+from vlm_r1.distributed.sharding import gathered
 from vlm_r1.models.load import LoadedPolicy
 from vlm_r1.models.policy import Policy, masked_logprobs
-from vlm_r1.records import Prompt, Rollout, RolloutGroup
+from vlm_r1.records import Prompt, Rollout, RolloutGroup, SamplingParams
 from vlm_r1.rollout.cache import DecodeCache, Prefill
-from vlm_r1.rollout.sampling import StopRule, choose
+from vlm_r1.rollout.concurrency import Piece, cut, limits_of
+from vlm_r1.rollout.engine import EngineState
+from vlm_r1.rollout.sampling import StopRule, choose, uniforms
 
 DROP_SHARE = 0.1
 """Finished rows are dropped once they are this share of the rows: dropping copies the other rows' keys and values."""
@@ -22,57 +28,125 @@ Watch = Callable[[Tensor, Tensor], None]
 """Called after each token: all tokens so far `(B, t)`, and how many of each row count `(B,)`. It may raise to stop."""
 
 
-@torch.no_grad()
-def generate(
-    loaded: LoadedPolicy,
-    prompts: Sequence[Prompt],
-    group_size: int,
-    settings: RolloutConfig,
-    *,
-    seed: int | None,
-    watch: Watch | None = None,
-) -> list[RolloutGroup]:
-    """`group_size` answers to each prompt; the same seed gives the same answers, no seed the greedy ones."""
-    with torch.no_grad():
-        prefill = Prefill(loaded.policy, prompts)
-    return decode(loaded, prompts, prefill, group_size, settings, seed=seed, watch=watch)
+class NativeEngine:
+    """Answers with the policy itself, which may be the one that is trained: nothing is sent, nothing is stale.
+
+    `settings` bound how many answers are decoded at once. Where the policy is sharded, waking brings all its
+    parameters (in compute precision) to every process, so that each decodes at its own pace.
+    """
+
+    def __init__(self, loaded: LoadedPolicy, settings: RolloutConfig | None = None, world: World = ALONE) -> None:
+        self.loaded, self.settings, self.world = loaded, settings or RolloutConfig(), world
+        self.version = 0
+        self._awake: ExitStack | None = None
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingParams, *, n: int, watch: Watch | None = None
+    ) -> Iterator[RolloutGroup]:
+        """`n` answers to each prompt; `watch` sees the tokens of each piece of the work as they are sampled."""
+        limits = limits_of(self.loaded.policy, self.settings, self.world)
+        unfinished: list[Rollout] = []
+        for piece in cut(prompts, n, sampling.max_new_tokens, limits):
+            rollouts = self._decode(piece, sampling, watch)
+            if piece.count == n:
+                groups = [rollouts[i : i + n] for i in range(0, len(rollouts), n)]
+            else:  # part of the answers to one prompt
+                unfinished += rollouts
+                groups = [unfinished] if len(unfinished) == n else []
+                unfinished = [] if groups else unfinished
+            for prompt, group in zip(piece.prompts, groups, strict=False):
+                yield RolloutGroup(prompt=prompt, rollouts=tuple(group), sampling=sampling)
+
+    def _decode(self, piece: Piece, sampling: SamplingParams, watch: Watch | None) -> list[Rollout]:
+        with torch.no_grad():
+            prefill = Prefill(self.loaded.policy, piece.prompts)
+            rollouts = decode(self.loaded, piece, prefill, sampling, watch=watch, beat=self.world.beat)
+        return [replace(rollout, version=self.version) for rollout in rollouts]
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Only the version changes: the weights are the trainer's own."""
+        self.version = version
+
+    def wake(self) -> None:
+        """Bring the parameters of a sharded policy together, and leave training mode (recomputation, dropout)."""
+        if self._awake is None:
+            stack = ExitStack()
+            stack.enter_context(gathered(self.loaded.policy))
+            stack.callback(self.loaded.policy.train, self.loaded.policy.training)
+            self.loaded.policy.eval()
+            self._awake = stack
+
+    def sleep(self) -> None:
+        """Shard again, and go back to the mode before."""
+        if self._awake is not None:
+            self._awake.close()
+            self._awake = None
+
+    def check(self) -> EngineState:
+        """The trainer's own weights."""
+        dtype = str(self.loaded.policy.compute_dtype).removeprefix("torch.")
+        return EngineState(name="native", version=self.version, dtype=dtype, is_trainer=True)
+
+
+class Decoding:
+    """The state of answers that are sampled over a prefill, one token of each at a time."""
+
+    def __init__(self, policy: Policy, prefill: Prefill, n: int, sampling: SamplingParams) -> None:
+        self.policy, self.sampling = policy, sampling
+        self.temperature = 1.0 if sampling.seed is None else sampling.temperature
+        self.cache = DecodeCache(prefill, n, sampling.max_new_tokens)
+        self.position = prefill.next_positions.repeat_interleave(n)
+        self.logits = policy.logits(prefill.last_hidden).repeat_interleave(n, 0)
+
+    def sample(self, u_R: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The next token of each row `(R,)` and its log-prob, from a random number in [0, 1) per row."""
+        logprobs_RV = masked_logprobs(self.logits, self.policy.banned, self.temperature)
+        chosen = choose(logprobs_RV, self.sampling, u_R)
+        return chosen, logprobs_RV.gather(-1, chosen[:, None])[:, 0]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these."""
+        self.cache.keep(rows)
+        self.position = self.position[rows]
+
+    def run(self, tokens_R: Tensor, step: int) -> None:
+        """Run the tokens sampled at `step` through the model, for the logits of the next ones."""
+        positions = (self.position + step).expand(3, -1)
+        self.logits = self.policy.logits(self.policy.hidden(tokens_R, positions, {}, self.cache))
 
 
 @torch.no_grad()
 def decode(
     loaded: LoadedPolicy,
-    prompts: Sequence[Prompt],
+    piece: Piece,
     prefill: Prefill,
-    group_size: int,
-    settings: RolloutConfig,
+    sampling: SamplingParams,
     *,
-    seed: int | None,
     watch: Watch | None = None,
-) -> list[RolloutGroup]:
-    """Sample over a prefill.
+    beat: Callable[[], None] = lambda: None,
+) -> list[Rollout]:
+    """Sample the answers of a piece over its prefill; in order of prompts, then answers.
 
-    Each token's log-prob is that of `softmax(logits / temperature)` with placeholders banned.
+    Each token's log-prob is that of `softmax(logits / temperature)` without the suppressed placeholders.
     """
     policy, tokenizer = loaded.policy, loaded.tokenizer
-    device = policy.banned.device
-    generator = None if seed is None else torch.Generator(device=device).manual_seed(seed)
-    temperature = 1.0 if seed is None else settings.temperature
-    stop = StopRule(tokenizer, eos_token_ids(policy, tokenizer), settings.stop_at_answer)
-    cache = DecodeCache(prefill, group_size, settings.max_new_tokens)
-    B, limit = len(prompts) * group_size, settings.max_new_tokens
+    device, limit = policy.banned.device, sampling.max_new_tokens
+    B = len(piece.prompts) * piece.count
+    u = uniforms(piece.prompts, piece.first, piece.count, sampling)
+    u_BT = None if u is None else u.to(device)
+    stop = StopRule(tokenizer, eos_token_ids(policy, tokenizer), sampling.stop_at_answer)
+    decoding = Decoding(policy, prefill, piece.count, sampling)
     tokens_BT = torch.zeros(B, limit, dtype=torch.long, device=device)
     logprobs_BT = torch.zeros(B, limit, device=device)
     lengths_B = torch.full((B,), limit, device=device)
     stopped_B = torch.zeros(B, dtype=torch.bool, device=device)
     rows = torch.arange(B, device=device)  # the answers that the cache's rows belong to
     live = torch.ones(B, dtype=torch.bool, device=device)
-    position = prefill.next_positions.repeat_interleave(group_size)
-    logits = policy.logits(prefill.last_hidden.detach()).repeat_interleave(group_size, 0)
     for step in range(limit):
-        logprobs_RV = masked_logprobs(logits, policy.banned, temperature)
-        chosen = choose(logprobs_RV, settings, generator)
+        beat()
+        chosen, logprobs = decoding.sample(None if u_BT is None else u_BT[rows, step])
         tokens_BT[rows, step] = chosen  # what a finished row goes on writing lies beyond its length
-        logprobs_BT[rows, step] = logprobs_RV.gather(-1, chosen[:, None])[:, 0]
+        logprobs_BT[rows, step] = logprobs
         done = live & stop.finished(chosen, tokens_BT[:, : step + 1], rows)
         lengths_B[rows[done]] = step + 1
         stopped_B[rows[done]] = True
@@ -84,12 +158,10 @@ def decode(
             break
         if len(live) - n_live >= max(1, DROP_SHARE * len(live)):
             kept = live.nonzero()[:, 0]
-            cache.keep(kept)
-            rows, chosen, position, live = rows[kept], chosen[kept], position[kept], live[kept]
-        logits = policy.logits(policy.hidden(chosen, (position + step).expand(3, -1), {}, cache))
-    answers = _rollouts(tokenizer, tokens_BT, logprobs_BT, lengths_B, stopped_B)
-    groups = [tuple(answers[i : i + group_size]) for i in range(0, B, group_size)]
-    return [RolloutGroup(prompt=p, rollouts=g) for p, g in zip(prompts, groups, strict=True)]
+            decoding.keep(kept)
+            rows, chosen, live = rows[kept], chosen[kept], live[kept]
+        decoding.run(chosen, step)
+    return _rollouts(tokenizer, tokens_BT, logprobs_BT, lengths_B, stopped_B)
 
 
 def _rollouts(

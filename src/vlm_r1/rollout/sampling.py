@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm_r1.config import RolloutConfig
+from vlm_r1.records import Prompt, SamplingParams
 
 END_OF_ANSWER = "</answer>"
 
 
-def choose(logprobs_BV: Tensor, settings: RolloutConfig, generator: torch.Generator | None) -> Tensor:
-    """One token per row `(B,)`, from log-probs at the sampling temperature; without a generator the likeliest.
+def uniforms(prompts: Sequence[Prompt], first: int, count: int, sampling: SamplingParams) -> Tensor | None:
+    """The random numbers in [0, 1) of answers `first` to `first + count - 1` of each prompt, `(B, max_new_tokens)`.
+
+    None for greedy decoding. A row depends on the seed, the prompt's number and the answer's number alone: neither on
+    what else is sampled nor on the process or the device that samples it.
+    """
+    if sampling.seed is None:
+        return None
+    rows = []
+    for prompt in prompts:
+        for answer in range(first, first + count):
+            name = repr((*sampling.seed, prompt.number, answer)).encode()
+            seed = int.from_bytes(hashlib.sha256(name).digest()[:8], "big", signed=True)
+            generator = torch.Generator().manual_seed(seed)
+            rows.append(torch.rand(sampling.max_new_tokens, generator=generator, dtype=torch.double))
+    return torch.stack(rows) if rows else torch.zeros(0, sampling.max_new_tokens, dtype=torch.double)
+
+
+def choose(logprobs_BV: Tensor, settings: SamplingParams, u_B: Tensor | None) -> Tensor:
+    """One token per row `(B,)`, from log-probs at the sampling temperature and one uniform number per row; without
+    these the likeliest.
 
     Filters apply in the order top-k, top-p, min-p, as in the common samplers; the log-prob that a rollout records is
     the unfiltered one, which is what the update computes.
     """
-    if generator is None:
+    if u_B is None:
         return logprobs_BV.argmax(-1)
     # The inverse of the cumulative distribution: an order of magnitude faster than torch.multinomial on a CPU. "right"
     # takes the first token whose cumulative probability is above u, so never one of probability 0.
     cumulative = filtered(logprobs_BV, settings).exp().cumsum(-1, dtype=torch.double)
-    u = torch.rand(len(cumulative), 1, generator=generator, device=cumulative.device, dtype=torch.double)
-    u = u * (1 - 2**-50) * cumulative[:, -1:]
+    u = u_B[:, None] * (1 - 2**-50) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, u, right=True)[:, 0]
 
 
-def filtered(logprobs_BV: Tensor, settings: RolloutConfig) -> Tensor:
+def filtered(logprobs_BV: Tensor, settings: SamplingParams) -> Tensor:
     """Log-probs with the tokens that top-k, top-p and min-p leave out at minus infinity; the likeliest always stays."""
     kept = logprobs_BV
     if 0 < settings.top_k < kept.shape[-1]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig
 
 from vlm_r1.config import ModelConfig
+from vlm_r1.config_file import load_config
+from vlm_r1.distributed.checkpoints import list_checkpoints, read_state, read_weights_of
 from vlm_r1.errors import UserError
 from vlm_r1.models.adapters import base_of_adapter
 from vlm_r1.models.load import load_policy, prompt_of_model
 from vlm_r1.models.processor import load_processor
-from vlm_r1.runtime.checkpoint import list_checkpoints, save_model, write_folder
-
-RUN_STATE = ("optimizer.pt", "state.json")
-"""Files of a checkpoint that only the run needs."""
+from vlm_r1.runtime.model_folder import save_model, write_folder
+from vlm_r1.runtime.session import choose_trained
 
 
 def export(source: Path, out: Path, *, merge: bool = False, dtype: str | None = None) -> Path:
@@ -26,19 +27,23 @@ def export(source: Path, out: Path, *, merge: bool = False, dtype: str | None = 
     where there is no model, nothing to merge, or `out` holds files.
     """
     folder = _model_folder(source)
-    base = base_of_adapter(str(folder)) if merge else None
-    if merge and base is None:
+    checkpoint = (folder / "state.json").is_file()
+    base = base_of_adapter(str(folder)) if merge and not checkpoint else None
+    if merge and base is None and not checkpoint:
         raise UserError(f"{folder}: is a whole model, there is no adapter to merge; leave --merge out")
     if dtype is not None and not merge:
         raise UserError("--dtype: a copy keeps its weights as they are; use it with --merge")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: is there already; name another folder, or remove it")
 
+    if checkpoint:
+        return _export_checkpoint(folder, out, merge, dtype)
+
     def fill(target: Path) -> None:
         if base is not None:
             _merge(folder, base, target, dtype)
         else:
-            shutil.copytree(folder, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*RUN_STATE))
+            shutil.copytree(folder, target, dirs_exist_ok=True)
 
     write_folder(out, fill)
     return folder
@@ -47,11 +52,27 @@ def export(source: Path, out: Path, *, merge: bool = False, dtype: str | None = 
 def _model_folder(source: Path) -> Path:
     """The folder itself, or the final model of a run, or its last checkpoint."""
     for folder in (source, source / "final", *reversed(list_checkpoints(source))):
-        if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        if any((folder / name).is_file() for name in ("config.json", "adapter_config.json", "state.json")):
             return folder
     raise UserError(
         f"{source}: holds no model; name a run folder with final/ or a checkpoint, an adapter folder or a model folder"
     )
+
+
+def _export_checkpoint(checkpoint: Path, out: Path, merge: bool, dtype: str | None) -> Path:
+    """The model of a distributed checkpoint: that of the run's recipe with the weights that the checkpoint holds."""
+    read_state(checkpoint)
+    recipe = load_config(checkpoint.parent / "config.yaml")
+    loaded = load_policy(recipe.model, recipe.prompt, seed=recipe.run.seed, dtype=torch.float32)
+    choose_trained(loaded.family, recipe)
+    read_weights_of(checkpoint, loaded.policy)
+    if not merge:
+        write_folder(out, lambda folder: save_model(folder, loaded.policy.model, loaded.processor, recipe.prompt))
+        return checkpoint
+    with tempfile.TemporaryDirectory() as aside:
+        save_model(Path(aside), loaded.policy.model, loaded.processor, recipe.prompt)
+        export(Path(aside), out, merge=True, dtype=dtype)
+    return checkpoint
 
 
 def _merge(folder: Path, base: str, target: Path, dtype: str | None) -> None:

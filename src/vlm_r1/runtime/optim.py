@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vlm_r1.config import OptimConfig
+from vlm_r1.distributed.sharding import is_sharded
 from vlm_r1.errors import ConfigError
 
 Named = list[tuple[str, nn.Parameter]]
@@ -23,14 +24,11 @@ def build_optimizer(
     `scales` maps a parameter's identity to its learning rate over `optim.lr`; 1 where it is not listed.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if not config.master_weights:
-        return OPTIMIZERS[config.name](model, named, config, scales or {})
-    if config.name == "muon":
-        raise ConfigError("optim.master_weights: goes with adamw, not with muon")
-    masters = {id(p): nn.Parameter(p.detach().float().clone()) for _, p in named}
-    copies = {id(masters[key]): scale for key, scale in (scales or {}).items() if key in masters}
-    inner = OPTIMIZERS[config.name](model, [(name, masters[id(p)]) for name, p in named], config, copies)
-    return MasterWeights(inner, [(p, masters[id(p)]) for _, p in named])
+    if config.name != "adamw" and is_sharded(model):
+        raise ConfigError(
+            f"optim.name: {config.name} cannot step on sharded weights; use adamw, whose state is sharded with them"
+        )
+    return OPTIMIZERS[config.name](model, named, config, scales or {})
 
 
 def _groups(named: Named, config: OptimConfig, scales: Mapping[int, float]) -> list[dict[str, Any]]:
@@ -90,52 +88,6 @@ update size, and leaves embeddings, the output head, norms and biases to AdamW; 
 scratch. The 8-bit ones are bitsandbytes' (Dettmers et al. 2022); paged ones move to CPU memory when the GPU is full."""
 
 
-class MasterWeights(torch.optim.Optimizer):
-    """An optimiser of float32 copies; the model's weights are their rounded image after each step.
-
-    `pairs` are (the model's parameter, its float32 copy that `inner` optimises), on one device.
-    """
-
-    def __init__(self, inner: torch.optim.Optimizer, pairs: list[tuple[nn.Parameter, nn.Parameter]]) -> None:
-        self.inner, self.pairs = inner, pairs
-        self.defaults: dict[str, Any] = inner.defaults
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The groups of the float32 copies."""
-        return self.inner.param_groups
-
-    @property
-    def state(self) -> dict[Any, Any]:  # type: ignore[override]
-        """The inner optimiser's state, by float32 copy."""
-        return self.inner.state
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step of the float32 copies, rounded into the model."""
-        for weight, master in self.pairs:
-            master.grad = None if weight.grad is None else weight.grad.to(master.dtype)
-        self.inner.step()
-        for weight, master in self.pairs:
-            weight.copy_(master)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of the model and of the copies."""
-        for weight, master in self.pairs:
-            weight.grad = master.grad = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The inner state and the float32 weights."""
-        return {"inner": self.inner.state_dict(), "masters": [master.detach() for _, master in self.pairs]}
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both."""
-        self.inner.load_state_dict(state_dict["inner"])
-        for (_, master), saved in zip(self.pairs, state_dict["masters"], strict=True):
-            master.copy_(saved)
-
-
 class Pair(torch.optim.Optimizer):
     """Two optimisers over different parameters as one."""
 
@@ -162,15 +114,6 @@ class Pair(torch.optim.Optimizer):
         """Clear the gradients of both."""
         for part in self.parts:
             part.zero_grad(set_to_none)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of both, in order."""
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both."""
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:

@@ -50,16 +50,16 @@ def rollout_rows(
     scores: Sequence[Sequence[Score]],
     advantages: Sequence[Sequence[float]],
 ) -> list[dict[str, Any]]:
-    """One row per answer of a step; the picture's bytes stand on the first row of a group."""
+    """One row per answer of a step, its group being the prompt's number; the picture's bytes stand on its first row."""
     rows = []
-    for number, group in enumerate(groups):
+    for n, group in enumerate(groups):
         sample = group.prompt.sample
         for place, (rollout, answer, score, advantage) in enumerate(
-            zip(group.rollouts, answers[number], scores[number], advantages[number], strict=True)
+            zip(group.rollouts, answers[n], scores[n], advantages[n], strict=True)
         ):
             rows.append(
                 {
-                    "group": number,
+                    "group": group.prompt.number,
                     "source": sample.source,
                     **answer_row(sample, answer),
                     **_numbers(rollout, score),
@@ -74,6 +74,9 @@ def _numbers(rollout: Rollout, score: Score) -> dict[str, Any]:
     return {
         "finish": rollout.finish,
         "n_tokens": len(rollout.token_ids),
+        "token_ids": list(rollout.token_ids),
+        "logprobs": list(rollout.logprobs),
+        "version": rollout.version,
         "reward": score.total,
         "parts": json.dumps(dict(score.parts)),
     }

@@ -48,6 +48,9 @@ ROLLOUT_COLUMNS = pa.schema(
         *_WRITTEN,
         ("finish", pa.string()),
         ("n_tokens", pa.int32()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("version", pa.int64()),
         ("reward", pa.float64()),
         ("parts", pa.string()),
         ("advantage", pa.float64()),
@@ -55,7 +58,8 @@ ROLLOUT_COLUMNS = pa.schema(
     ]
 )
 """`parts` is JSON, name -> value; boxes are JSON in original pixels (`boxes_to_json`); `image` holds PNG or JPEG bytes
-on the first row of a group and null on the others; `failure` is the kind of a `ParseFailure`, or null."""
+on the first row of a group and null on the others; `failure` is the kind of a `ParseFailure`, or null; `logprobs` are
+the sampler's and `version` that of the weights that wrote the answer: enough to replay it."""
 
 EVAL_COLUMNS = pa.schema(
     [
@@ -85,13 +89,13 @@ class RunLog:
     Example: `RunLog(Path("runs/demo")).metrics(3, {"reward": 0.41})`.
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        """Make the folder, and drop a metrics line that a killed run left half written."""
+    def __init__(self, run_dir: Path, repair: bool = True) -> None:
+        """Make the folder, and (where `repair` is set) drop a metrics line that a killed run left half written."""
         self.run_dir = Path(run_dir)
         self._metrics_path = self.run_dir / "metrics.jsonl"
         with _Writing(self.run_dir):
             self.run_dir.mkdir(parents=True, exist_ok=True)
-        if self._metrics_path.is_file():
+        if repair and self._metrics_path.is_file():
             _drop_cut_line(self._metrics_path)
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:

@@ -1,154 +1,168 @@
-"""What every training run starts with: threads, seeds, device, run folder, and where it left off."""
+"""What every training run starts with: processes, threads, seeds, run folder, model, and where it left off."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 
+from vlm_r1 import __version__
 from vlm_r1.config import Recipe
 from vlm_r1.config_file import resolved_yaml
-from vlm_r1.errors import CheckpointError, ConfigError
-from vlm_r1.models.adapters import adapt, trained_parameters
-from vlm_r1.models.family import Part
+from vlm_r1.distributed import processes
+from vlm_r1.distributed.check import check_cluster, deadline
+from vlm_r1.distributed.checkpoints import CheckpointWriter, list_checkpoints, load_checkpoint, read_state
+from vlm_r1.distributed.loading import open_policy
+from vlm_r1.distributed.processes import World
+from vlm_r1.distributed.watchdog import Watchdog
+from vlm_r1.errors import CheckpointError
+from vlm_r1.models.adapters import REFERENCE, adapt, base_of_adapter, load_adapter, trained_parameters
+from vlm_r1.models.family import Family, Part
 from vlm_r1.models.freeze import freeze, learning_rate_scales
-from vlm_r1.models.load import LoadedPolicy, load_policy
+from vlm_r1.models.load import LoadedPolicy, resolve_path
 from vlm_r1.models.vision_cache import VisionCache
-from vlm_r1.runtime.checkpoint import (
-    list_checkpoints,
-    load_optimizer,
-    read_state,
-    save_checkpoint,
-    save_model,
-    write_folder,
-)
+from vlm_r1.rollout.native import NativeEngine
+from vlm_r1.runtime.model_folder import save_policy
 from vlm_r1.runtime.optim import build_optimizer
 from vlm_r1.runtime.runlog import RunLog
-
-LEAST_BF16_LR = 1e-4
-"""Below this learning rate a step of AdamW (about the rate itself) is under half a bfloat16 step of a usual weight."""
+from vlm_r1.runtime.trackers import Trackers, check_trackers
 
 
 @dataclass(slots=True, kw_only=True)
 class Session:
-    """A run in progress. `start` is the number of optimiser steps already done; `state` what the checkpoint kept."""
+    """A run in progress. `start` is the number of optimizer steps already done; `state` what the checkpoint kept.
+
+    `engine` answers with the policy itself.
+    """
 
     recipe: Recipe
     run_dir: Path
-    accelerator: Accelerator
+    world: World
     loaded: LoadedPolicy
-    policy: Any
+    engine: NativeEngine
     optimizer: Any
     log: RunLog
+    trackers: Trackers
+    writer: CheckpointWriter
     start: int
     state: dict[str, Any]
 
-    def share_of(self, total: int, key: str) -> int:
-        """How many of `total` fall to each process. Raises `ConfigError` naming `key` where they cannot be divided."""
-        share, rest = divmod(total, self.accelerator.num_processes)
-        if rest or not share:
-            processes = self.accelerator.num_processes
-            raise ConfigError(
-                f"{key}: {total} cannot be divided among {processes} processes; use a multiple of {processes}"
-            )
-        return share
+    @property
+    def policy(self) -> Any:
+        """The policy that is trained."""
+        return self.loaded.policy
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the checkpoint of `step` (on the main process)."""
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            save_checkpoint(
-                self.run_dir,
-                step,
-                model=self.loaded.policy.model,
-                processor=self.loaded.processor,
-                prompt=self.recipe.prompt,
-                optimizer=self.optimizer,
-                state=state,
-                keep=self.recipe.run.keep,
-            )
+    @property
+    def sharing(self) -> dict[str, Any]:
+        """What a policy beside this one is opened with."""
+        return {"seed": self.recipe.run.seed, "shard_size": self.recipe.run.shard_size}
 
     def track(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Add the metrics of a step to `metrics.jsonl` and to the trackers."""
-        if self.accelerator.is_main_process:
+        if self.world.is_main:
             self.log.metrics(step, metrics)
-        if self.recipe.run.trackers:
-            self.accelerator.log({k: v for k, v in metrics.items() if isinstance(v, (int, float))}, step=step)
+            self.trackers.log(metrics, step)
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Start to write the checkpoint of `step`; every process calls it."""
+        self.world.beat("saving a checkpoint")
+        self.writer.save(step, self.policy, self.optimizer, state)
 
     def finish(self) -> Path:
-        """Write `final/`, close the trackers, and return the folder."""
-        if self.recipe.run.trackers:
-            self.accelerator.end_training()
+        """Finish the last checkpoint, write `final/`, close the trackers, and return the folder."""
+        self.writer.wait()
+        self.trackers.finish()
         final = self.run_dir / "final"
-        if self.accelerator.is_main_process:
-            model, processor = self.loaded.policy.model, self.loaded.processor
-            write_folder(final, lambda folder: save_model(folder, model, processor, self.recipe.prompt))
+        save_policy(final, self.loaded, self.recipe.prompt, self.world)
         return final
 
 
-def open_session(recipe: Recipe) -> Session:
-    """Load the model of a recipe (or of the last checkpoint of its run folder) and prepare everything around it.
+@contextmanager
+def open_session(recipe: Recipe) -> Iterator[Session]:
+    """Load the model of a recipe (and the last checkpoint of its run folder) and prepare everything around it.
 
-    Raises `CheckpointError` where the folder holds another recipe's run or a damaged checkpoint.
+    Raises `CheckpointError` where the folder holds another recipe's run or a damaged checkpoint, `ClusterError` where
+    the processes cannot work together.
     """
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     torch.set_flush_denormal(True)  # tiny weights of a tiny model otherwise cost ten times as much on a CPU
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(recipe.run.seed)
+    with deadline("the other processes are not there: is MASTER_ADDR reachable from here?"):
+        world = processes.start()
     run_dir = Path(recipe.run.dir)
-    accelerator = _accelerator(recipe, run_dir)
-    set_seed(recipe.run.seed)
-    log = RunLog(run_dir)
-    log.environment()
-    _claim_folder(recipe, run_dir, accelerator)
-    checkpoints = list_checkpoints(run_dir)
-    state: dict[str, Any] = {}
-    model_config = recipe.model
-    if checkpoints:
-        state = read_state(checkpoints[-1])
-        model_config = model_config.model_copy(update={"path": str(checkpoints[-1]), "init": "pretrained"})
+    check_trackers(recipe.run.trackers)
+    log = RunLog(run_dir, repair=world.is_main)
+    check_cluster(world, run_dir, f"vlm-r1 {__version__}, torch {torch.__version__}")
+    if world.is_main:
+        log.environment()
+    _claim_folder(recipe, run_dir, world)
+    session = _session(recipe, run_dir, world, log)
+    with Watchdog(world, recipe.run.hang_timeout_s):
+        yield session
+        session.writer.wait()
+        world.barrier()
+
+
+def _session(recipe: Recipe, run_dir: Path, world: World, log: RunLog) -> Session:
+    trackers = Trackers(recipe.run.trackers if world.is_main else (), run_dir)
+    loaded = open_policy(
+        recipe.model,
+        recipe.prompt,
+        world,
+        prepare=lambda family: choose_trained(family, recipe),
+        seed=recipe.run.seed,
+        shard_size=recipe.run.shard_size,
+    )
+    if world.is_main:
+        print(trained_parameters(loaded.family, recipe.train), file=sys.stderr)
     how = recipe.train.how()
-    own_float32 = recipe.optim.master_weights or "lora" in how.values()
-    if recipe.model.dtype == "bfloat16" and not own_float32 and recipe.optim.lr < LEAST_BF16_LR:
-        accelerator.print(
-            f"warning: model.dtype bfloat16 keeps 8 bits of a weight: steps of optim.lr {recipe.optim.lr:g} are mostly "
-            "lost to rounding. Use optim.master_weights true, or model.dtype float32 with model.autocast bf16"
-        )
-    loaded = load_policy(model_config, recipe.prompt, seed=recipe.run.seed)
-    adapt(loaded.family, recipe.train, recipe.lora, recipe.run.seed)
-    if "lora" not in how.values():
-        freeze(loaded.family, recipe.train)
-    accelerator.print(trained_parameters(loaded.family, recipe.train), file=sys.stderr)
     if how["vision"] == how["connector"] == "frozen":
         cache_features(loaded, recipe)
-    loaded.policy.to(accelerator.device)
     rates: dict[Part, float | None] = {"vision": recipe.optim.lr_vision, "connector": recipe.optim.lr_connector}
     scales = learning_rate_scales(loaded.family, rates, recipe.optim.lr)
     optimizer = build_optimizer(loaded.policy, recipe.optim, scales)
-    if checkpoints:
-        load_optimizer(checkpoints[-1], optimizer)
-    policy, optimizer = accelerator.prepare(loaded.policy, optimizer)
+    state: dict[str, Any] = {}
+    if checkpoints := list_checkpoints(run_dir):
+        state = read_state(checkpoints[-1])
+        load_checkpoint(checkpoints[-1], loaded.policy, optimizer, world)
     start = int(state.get("step", 0))
-    if accelerator.is_main_process:
+    if world.is_main:
         log.truncate_after(start)
     return Session(
         recipe=recipe,
         run_dir=run_dir,
-        accelerator=accelerator,
+        world=world,
         loaded=loaded,
-        policy=policy,
+        engine=NativeEngine(loaded, recipe.rollout, world),
         optimizer=optimizer,
         log=log,
+        trackers=trackers,
+        writer=CheckpointWriter(run_dir, world, recipe.run.keep),
         start=start,
         state=state,
     )
+
+
+def choose_trained(family: Family, recipe: Recipe) -> None:
+    """Freeze and adapt a model as the recipe says; beside an adapter that the run starts from, keep it for the KL."""
+    if "lora" not in recipe.train.how().values():
+        adapt(family, recipe.train, recipe.lora, recipe.run.seed)
+        freeze(family, recipe.train)
+        return
+    path = resolve_path(recipe.model.path)
+    if recipe.method == "grpo" and recipe.rl.beta and base_of_adapter(path):
+        load_adapter(family.model, path, REFERENCE)
+    adapt(family, recipe.train, recipe.lora, recipe.run.seed)
 
 
 def cache_features(loaded: LoadedPolicy, recipe: Recipe) -> None:
@@ -161,37 +175,17 @@ def cache_features(loaded: LoadedPolicy, recipe: Recipe) -> None:
     loaded.policy.cache_features(cache, [*parts["vision"], *parts["connector"]])
 
 
-def _accelerator(recipe: Recipe, run_dir: Path) -> Accelerator:
-    """Processes, device, precision and trackers. Raises `ConfigError` for a tracker that is not installed."""
-    for name in recipe.run.trackers:
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"run.trackers: {name} is not installed; run: pip install {name}")
-    names: list[Any] = list(recipe.run.trackers)
-    accelerator = Accelerator(mixed_precision=recipe.model.autocast, log_with=names or None, project_dir=run_dir)
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != accelerator.num_processes:
-        raise ConfigError(
-            f"{started} processes were started, but each thinks that it is one of {accelerator.num_processes}; "
-            "for several processes without a GPU set ACCELERATE_USE_CPU=true"
-        )
-    if names:
-        accelerator.init_trackers(run_dir.name)
-    return accelerator
-
-
-_MAY_CHANGE = {
-    "steps",
-    "save_every",
-    "keep",
-    "threads",
-    "dir",
-    "log_rollouts_every",
-    "trackers",
-    "track_pictures_every",
+MAY_CHANGE = {
+    *(f"run.{key}" for key in ("steps", "save_every", "keep", "threads", "dir", "log_rollouts_every", "trackers")),
+    *("run.track_pictures_every", "run.shard_size", "run.hang_timeout_s"),
+    *("rl.token_budget", "sft.token_budget", "rl.reference_offload", "rollout.max_sequences", "rollout.kv_cache_gb"),
+    *("model.gradient_checkpointing", "model.vision_cache_mb", "model.vision_cache_dir"),
+    *("eval.batch_size", "eval.max_new_tokens", "eval.every", "eval.suites", "eval.resamples", "data.eval"),
 }
+"""Settings that a run may be continued with another value of: they change speed, memory, or what is measured."""
 
 
-def _claim_folder(recipe: Recipe, run_dir: Path, accelerator: Accelerator) -> None:
+def _claim_folder(recipe: Recipe, run_dir: Path, world: World) -> None:
     """Write config.yaml, or refuse to continue a run under other settings."""
     file = run_dir / "config.yaml"
     text = resolved_yaml(recipe)
@@ -199,26 +193,28 @@ def _claim_folder(recipe: Recipe, run_dir: Path, accelerator: Accelerator) -> No
         from vlm_r1.config_file import load_config
 
         old = load_config(file, [])
-        changed = _differences(old.model_dump(), recipe.model_dump())
+        changed = differences(old.model_dump(), recipe.model_dump())
         if changed:
             raise CheckpointError(
                 f"{run_dir}: holds a run with other settings ({', '.join(changed)}); "
                 "give run.dir another folder, or the same settings to continue"
             )
-    if accelerator.is_main_process:
+    world.barrier()
+    if world.is_main:
         aside = file.with_suffix(".tmp")
         aside.write_text(text, encoding="utf-8")
         os.replace(aside, file)
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str]:
+    """Dotted keys of settings that differ and must not."""
     found = []
     for key in new:
         name = f"{at}{key}"
-        if at == "run." and key in _MAY_CHANGE:
+        if name in MAY_CHANGE:
             continue
         if isinstance(new[key], dict) and isinstance(old.get(key), dict):
-            found += _differences(old[key], new[key], f"{name}.")
+            found += differences(old[key], new[key], f"{name}.")
         elif old.get(key) != new[key]:
             found.append(name)
     return found

@@ -1,18 +1,55 @@
-"""Pictures for the trackers (TensorBoard, Weights & Biases, Trackio) that a run reports to."""
+"""The trackers (TensorBoard, Weights & Biases, Trackio) that a run reports to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 from PIL import Image
 
+from vlm_r1.errors import ConfigError
 
-def track_pictures(accelerator: Accelerator, step: int, pictures: Sequence[Image.Image]) -> None:
+
+class Trackers:
+    """Those of `run.trackers`, on the main process; accelerate knows how to speak to each."""
+
+    def __init__(self, names: Sequence[str] = (), run_dir: Path = Path()) -> None:
+        """Start them. Raises `ConfigError` for one that is not installed."""
+        check_trackers(names)
+        self.trackers: list[Any] = []
+        for name in names:
+            from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+            kind = LOGGER_TYPE_TO_CLASS[name]
+            folder = [str(run_dir)] if kind.requires_logging_directory else []
+            self.trackers.append(kind(run_dir.name, *folder))
+            self.trackers[-1].start()
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Send the numbers of a step."""
+        for tracker in self.trackers:
+            tracker.log({k: v for k, v in metrics.items() if isinstance(v, (int, float))}, step=step)
+
+    def finish(self) -> None:
+        """Close them."""
+        for tracker in self.trackers:
+            tracker.finish()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise `ConfigError` for a tracker that is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"run.trackers: {name} is not installed; run: pip install {name}")
+
+
+def track_pictures(trackers: Trackers, step: int, pictures: Sequence[Image.Image]) -> None:
     """Send RGB pictures to every tracker as `rollouts/1`, `rollouts/2`, ...; call it on the main process."""
     named = {f"rollouts/{place}": picture for place, picture in enumerate(pictures, start=1)}
-    for tracker in accelerator.trackers:
+    for tracker in trackers.trackers:
         if tracker.name == "tensorboard":
             tracker.log_images({name: np.asarray(p)[None] for name, p in named.items()}, step, dataformats="NHWC")
         elif tracker.name == "trackio":  # accelerate's tracker has no log_images for it

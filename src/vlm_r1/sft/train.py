@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -12,11 +10,17 @@ import torch
 from vlm_r1.config import Recipe
 from vlm_r1.data.mixture import SampleStream
 from vlm_r1.data.source import load_source
+from vlm_r1.distributed.sharding import clip_gradients, sum_whole_gradients
 from vlm_r1.errors import ConfigError
+from vlm_r1.eval.during import evaluate_splits, evaluation_due
 from vlm_r1.models.packing import Tree, cut_by_budget, pack
+from vlm_r1.records import Sample
+from vlm_r1.runtime.clock import Clock
 from vlm_r1.runtime.optim import learning_rate, set_learning_rate
 from vlm_r1.runtime.progress import Progress
 from vlm_r1.runtime.session import Session, open_session
+from vlm_r1.runtime.tally import Tally, merged
+from vlm_r1.runtime.together import fill_rows
 from vlm_r1.sft.batch import ByPicture, make_trees
 
 
@@ -24,55 +28,77 @@ def train(recipe: Recipe) -> Path:
     """Run a recipe with `method: sft` (or continue it) and return the folder of the final model."""
     if not recipe.data.train:
         raise ConfigError("data.train: is empty; name at least one source (path, hub or scenes)")
-    session = open_session(recipe)
+    with open_session(recipe) as session:
+        return run(session)
+
+
+def run(session: Session) -> Path:
+    """Evaluate, train, and evaluate again."""
+    recipe, world = session.recipe, session.world
     sources = [(s.weight, ByPicture(load_source(s, seed=recipe.run.seed))) for s in recipe.data.train]
     stream = SampleStream(sources, seed=recipe.run.seed)
-    if "stream" in session.state:
+    if session.state:
         stream.load_state_dict(session.state["stream"])
-    session.share_of(recipe.sft.pictures_per_step, "sft.pictures_per_step")
-    rank, world = session.accelerator.process_index, session.accelerator.num_processes
-    with Progress(recipe.run.steps, session.start, session.accelerator.is_main_process, recipe.run.dir) as progress:
+    else:
+        evaluate_splits(session, "before")
+    with Progress(recipe.run.steps, session.start, world.is_main, recipe.run.dir) as progress:
         for step in range(session.start, recipe.run.steps):
-            started = time.perf_counter()
-            pictures = stream.take(recipe.sft.pictures_per_step)
-            shown = pictures[rank::world]
-            trees = [tree for samples in shown for tree in make_trees(samples, session.loaded.family)]
-            prepared = time.perf_counter()
-            metrics = sft_step(session, trees, step)
-            metrics |= {"time/data_s": prepared - started, "time/step_s": time.perf_counter() - started}
+            clock = Clock(world)
+            with clock("data"):
+                shown = deal(session, stream.take(recipe.sft.pictures_per_step))
+                trees = [tree for samples in shown for tree in make_trees(samples, session.loaded.family)]
+            with clock("update"):
+                tally = sft_step(session, trees, step)
+            tally.add(clock.tally())
+            metrics = merged(world.gather(tally)).values() | session.policy.cache_metrics()
             session.track(step + 1, metrics)
             progress.show(step + 1, metrics, ("loss", "grad_norm", "lr"))
+            if evaluation_due(recipe, step + 1):
+                evaluate_splits(session, f"step-{step + 1}")
             if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
                 session.save(step + 1, {"stream": stream.state_dict()})
-    return session.finish()
+    final = session.finish()
+    evaluate_splits(session, "after")
+    return final
 
 
-def sft_step(session: Session, trees: Sequence[Tree], step: int) -> dict[str, float]:
-    """One optimiser step on the mean negative log-likelihood per answer token of all trees of all processes."""
-    recipe, accelerator = session.recipe, session.accelerator
-    rows = [pack(piece).to(accelerator.device) for piece in cut_by_budget(trees, recipe.sft.token_budget)]
-    n_scored = torch.tensor(sum(len(row.targets) for row in rows), device=accelerator.device)
-    total = int(accelerator.reduce(n_scored, "sum")) / accelerator.num_processes  # DDP averages over processes
-    loss_sum = torch.zeros((), device=accelerator.device)
+def deal(session: Session, pictures: list[tuple[Sample, ...]]) -> list[tuple[Sample, ...]]:
+    """The pictures of this process, so that all have about as many tokens."""
+    world, family = session.world, session.loaded.family
+    if world.size == 1:
+        return pictures
+    return world.mine(pictures, [sum(family.expected_tokens(s) for s in samples) for samples in pictures])
+
+
+def sft_step(session: Session, trees: Sequence[Tree], step: int) -> Tally:
+    """One optimizer step on the mean negative log-likelihood per answer token of all trees of all processes."""
+    recipe, world, tally = session.recipe, session.world, Tally()
+    cut = cut_by_budget(trees, recipe.sft.token_budget)
+    real = [sum(len(b.token_ids) - b.context for tree in row for b in tree.branches) for row in cut]
+    rows = fill_rows(session, cut)
+    real += [0] * (len(rows) - len(real))
+    total = world.sum(sum(real))[0]
+    parameters = [p for p in session.policy.parameters() if p.requires_grad]
     session.policy.train()
     if recipe.lora is not None and recipe.lora.dropout:  # the same draws after a restart
-        torch.manual_seed((recipe.run.seed * 1_000_003 + step) * 1009 + accelerator.process_index)
-    for i, row in enumerate(rows):
-        sync = nullcontext() if i == len(rows) - 1 else accelerator.no_sync(session.policy)
-        with sync, accelerator.autocast():
-            logprobs, _ = session.policy(row)
-            loss = -logprobs.sum() / total
-            accelerator.backward(loss)
+        torch.manual_seed((recipe.run.seed * 1_000_003 + step) * 1009 + world.rank)
+    loss_sum = torch.zeros((), device=world.device)
+    for row, scored in zip(rows, real, strict=True):
+        world.beat("update")
+        logprobs, _ = session.policy(pack(row).to(world.device))
+        loss = -logprobs[:scored].sum() / total
+        if scored < len(logprobs):  # trees that are there so that all processes run the same modules
+            loss = loss + 0.0 * logprobs[scored:].sum()
+        loss.backward()
         loss_sum += loss.detach()
-    norm = accelerator.clip_grad_norm_(session.policy.parameters(), recipe.optim.max_grad_norm)
+    sum_whole_gradients(parameters, world)
+    norm = clip_gradients(parameters, recipe.optim.max_grad_norm)
     lr = learning_rate(recipe.optim, step, recipe.run.steps)
     set_learning_rate(session.optimizer, lr)
     session.optimizer.step()
     session.optimizer.zero_grad()
-    return {
-        "loss": float(accelerator.reduce(loss_sum, "mean")),
-        "grad_norm": float(norm),
-        "lr": lr,
-        "tokens/answer": float(n_scored),
-        **session.loaded.policy.cache_metrics(),
-    }
+    tally.total("loss", float(loss_sum))
+    tally.maximum("grad_norm", norm)
+    tally.maximum("lr", lr)
+    tally.total("tokens/answer", sum(real))
+    return tally

@@ -1,0 +1,1 @@
+"""Processes, sharding, reductions, distributed checkpoints: the only place that imports torch.distributed."""

@@ -1,0 +1,234 @@
+"""Distributed checkpoints: each process writes its shards as safetensors, while training goes on, and any number of
+processes reads them back.
+
+`checkpoint-N/` holds the trained parameters and the optimizer's state under the parameters' names, plus `state.json`,
+whose `files` lists every file with its size: a checkpoint that lost bytes is refused by name. It is written aside and
+renamed, so one that has its final name is whole. No pickle is read or written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from vlm_r1.distributed.processes import World
+from vlm_r1.errors import CheckpointError
+
+_NAME = re.compile(r"checkpoint-(\d+)$")
+WEIGHT, STATE = "model.", "optim."
+"""Prefixes of the tensors in a checkpoint: `model.NAME`, and `optim.NAME.exp_avg` and so on."""
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time in the background. Every process calls `save` and `wait`."""
+
+    def __init__(self, run_dir: Path, world: World, keep: int) -> None:
+        self.run_dir, self.world, self.keep = run_dir, world, keep
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._meshes: dict[Any, DeviceMesh] = {}
+        self._writing: tuple[int, dict[str, Any], Future[Any]] | None = None
+
+    def save(self, step: int, policy: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> None:
+        """Copy the tensors of `step` to CPU memory and start to write them; the one before is finished first.
+
+        `state` is plain JSON data. Raises `CheckpointError` where a process could not write.
+        """
+        self.wait()
+        aside = self.run_dir / f".checkpoint-{step}.tmp"
+        if self.world.is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+        self._agree(None)
+        failed, future = None, None
+        try:
+            aside.mkdir(parents=True, exist_ok=True)
+            tensors = {name: self._copied(value) for name, value in tensors_of(policy, optimizer).items()}
+            future = self._pool.submit(self._write, tensors, aside)
+        except (OSError, RuntimeError) as error:
+            failed = _reason(error)
+        self._agree(failed, aside)
+        self._writing = (step, dict(state), future)  # type: ignore[assignment]
+
+    def wait(self) -> None:
+        """Finish the checkpoint that is being written, if any: it gets its name, and the oldest are dropped."""
+        if self._writing is None:
+            return
+        step, state, future = self._writing
+        self._writing = None
+        aside, target = self.run_dir / f".checkpoint-{step}.tmp", self.run_dir / f"checkpoint-{step}"
+        failed = None
+        try:
+            future.result()
+            for file in aside.iterdir():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        except Exception as error:
+            failed = _reason(error)
+        self._agree(failed, target)
+        try:
+            if self.world.is_main:
+                self._publish(aside, target, {"step": step, **state})
+        except OSError as error:
+            failed = _reason(error)
+        self._agree(failed, target)
+
+    def _publish(self, aside: Path, target: Path, state: dict[str, Any]) -> None:
+        files = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
+        with (aside / "state.json").open("w", encoding="utf-8") as handle:
+            handle.write(json.dumps({"files": files, **state}))
+            handle.flush()
+            os.fsync(handle.fileno())
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+        for old in list_checkpoints(self.run_dir)[: -self.keep]:
+            shutil.rmtree(old)
+
+    def _agree(self, failed: str | None, target: Path | None = None) -> None:
+        """Every process learns whether one failed. Raises `CheckpointError` naming it."""
+        for rank, reason in enumerate(self.world.gather(failed)):
+            if reason is not None:
+                if self.world.is_main and target is not None:
+                    shutil.rmtree(target.with_name(f".{target.name.strip('.').removesuffix('.tmp')}.tmp"), True)
+                who = f" by rank {rank}" if self.world.size > 1 else ""
+                raise CheckpointError(
+                    f"{target}: could not be written{who} ({reason}); earlier checkpoints are intact. "
+                    "Free some space and start the same command again: the run continues from the last one"
+                )
+
+    def _write(self, tensors: dict[str, Any], aside: Path) -> None:
+        how: dict[str, Any] = {"no_dist": True} if self._group is None else {"process_group": self._group}
+        with _quiet():
+            dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True), **how)
+
+    def _copied(self, value: Any) -> Any:
+        """A copy in CPU memory: training goes on while it is written."""
+        if not isinstance(value, DTensor):
+            return value.detach().to("cpu", copy=True)
+        mesh = value.device_mesh
+        if mesh.device_type != "cpu":
+            shape, names = tuple(mesh.mesh.shape), mesh.mesh_dim_names
+            if mesh not in self._meshes:
+                self._meshes[mesh] = init_device_mesh("cpu", shape, mesh_dim_names=names)
+            mesh = self._meshes[mesh]
+        local = value.to_local().detach().to("cpu", copy=True)
+        return DTensor.from_local(
+            local, mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
+        )
+
+
+def tensors_of(policy: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """Trained parameters and the optimizer's state, sharded as they are, by the parameters' names."""
+    found: dict[str, Any] = {}
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            found[WEIGHT + name] = parameter.detach()
+            for key, value in optimizer.state.get(parameter, {}).items():
+                found[f"{STATE}{name}.{key}"] = value
+    return found
+
+
+def load_checkpoint(checkpoint: Path, policy: nn.Module, optimizer: Any, world: World) -> None:
+    """Restore trained parameters and the optimizer's state, however many processes wrote them.
+
+    Raises `CheckpointError` where a tensor is missing or a file cannot be read.
+    """
+    remedy = f"delete {checkpoint} to continue from the one before it"
+    try:
+        reader = HuggingFaceStorageReader(str(checkpoint))
+        found: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+        sizes = {name: tuple(tensor.size) for name, tensor in found.items()}
+        state = _places_for(sizes, policy, optimizer)
+        if missing := sorted(state.keys() - sizes.keys()):
+            raise CheckpointError(f"{checkpoint}: holds no {missing[0]}; {remedy}")
+        with _quiet(), torch.no_grad():
+            dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=world.size == 1)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{checkpoint}: cannot be read ({_reason(error)}); {remedy}") from error
+
+
+def _places_for(sizes: Mapping[str, tuple[int, ...]], policy: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+    """The tensors to read into; the optimizer gets state for the parameters that had some."""
+    places: dict[str, Tensor] = {}
+    for name, parameter in policy.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        places[WEIGHT + name] = parameter.detach()
+        head = f"{STATE}{name}."
+        for key in (full.removeprefix(head) for full in sizes if full.startswith(head)):
+            size = sizes[head + key]
+            same = size == tuple(parameter.shape)
+            value = torch.zeros_like(parameter) if same else torch.zeros(size, device=parameter.device)
+            _owner(optimizer, parameter).state[parameter][key] = places[head + key] = value.detach()
+    return places
+
+
+def _owner(optimizer: Any, parameter: nn.Parameter) -> Any:
+    """The optimizer, or the one of its parts, that steps on a parameter."""
+    for part in getattr(optimizer, "parts", ()):
+        if any(parameter is p for group in part.param_groups for p in group["params"]):
+            return part
+    return optimizer
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first."""
+    found = [p for p in run_dir.glob("checkpoint-*") if _NAME.search(p.name)] if run_dir.is_dir() else []
+    return sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]))
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The state of a checkpoint. Raises `CheckpointError` where a file is missing or shorter than when written."""
+    remedy = f"delete {checkpoint} to continue from the one before it"
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint}/state.json: cannot be read ({_reason(error)}); {remedy}") from None
+    for name, size in state["files"].items():
+        file = checkpoint / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            what = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            raise CheckpointError(f"{file}: {what}; {remedy}")
+    return dict(state)
+
+
+def read_weights_of(checkpoint: Path, policy: nn.Module) -> None:
+    """Put the trained parameters of a checkpoint into a whole policy on one process. Raises `CheckpointError`."""
+    state = {WEIGHT + name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
+    try:
+        with _quiet(), torch.no_grad():
+            dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
+    except Exception as error:
+        raise CheckpointError(f"{checkpoint}: cannot be read ({_reason(error)})") from error
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+class _quiet(warnings.catch_warnings):
+    """torch warns that one process is one process."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        warnings.filterwarnings("ignore", ".*torch.distributed is disabled.*")
+        logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
+        return entered

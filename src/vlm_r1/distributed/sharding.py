@@ -1,0 +1,172 @@
+"""A policy over processes (FSDP2): each holds its share of every parameter, gradient and optimizer state.
+
+The units that come together and part again are the decoder layers, the blocks of the tower, the embedding, and what
+remains. Trained shards are float32, compute is in the policy's precision, gradients are summed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
+from torch.distributed.tensor import DTensor
+
+from vlm_r1.distributed.processes import World
+from vlm_r1.models.family import Family
+from vlm_r1.models.freeze import blocks_of
+from vlm_r1.models.policy import Policy
+
+
+def shard(policy: Policy, family: Family, mesh: DeviceMesh, world: World, *, offload: bool = False) -> None:
+    """Shard a policy in place; its parameters may still be on the meta device.
+
+    A tower and connector that are frozen together stay whole on every process: then features can be kept, and a
+    process that finds them in its cache waits for nobody. With `offload` the shards lie in CPU memory.
+    """
+    whole = whole_parameters(family)
+    settings: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=policy.compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        ),
+        "offload_policy": CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy(),
+        "ignored_params": whole,
+    }
+    units: list[nn.Module] = [] if whole else blocks_of(family, "vision")
+    units += blocks_of(family, "language")
+    embedding, head = family.model.get_input_embeddings(), family.model.get_output_embeddings()
+    if embedding.weight is not head.weight:
+        units.append(embedding)
+    trains = any(p.requires_grad for p in policy.parameters())
+    for unit in units:
+        fully_shard(unit, reshard_after_forward=True, **settings)
+    fully_shard(policy, reshard_after_forward=not trains, **settings)  # the head is needed first in the backward pass
+    for module in shards_of(policy):
+        # Losses are sums over all processes: no division, and every backend can add.
+        module.set_force_sum_reduction_for_comms(True)
+        module.set_gradient_divide_factor(1.0)
+        module.set_custom_all_gather(_TimedAllGather(world))
+        module.set_custom_reduce_scatter(_TimedReduceScatter(world))
+
+
+def start(policy: Policy) -> None:
+    """Prepare a sharded policy that has its weights; every process calls it."""
+    if shards_of(policy):
+        register_fsdp_forward_method(policy, "start")
+        policy.start()
+        policy.reshard()  # type: ignore[operator]
+
+
+def whole_parameters(family: Family) -> set[nn.Parameter]:
+    """Parameters that every process holds in full: tower and connector where both are frozen."""
+    parts = family.parameters()
+    found = {p for part in ("vision", "connector") for p in parts[part].values()}  # type: ignore[index]
+    return set() if any(p.requires_grad for p in found) else found
+
+
+def shards_of(policy: nn.Module) -> list[FSDPModule]:
+    """The sharded units of a policy; empty where it is not sharded."""
+    return [module for module in policy.modules() if isinstance(module, FSDPModule)]
+
+
+def is_sharded(policy: nn.Module) -> bool:
+    """Whether any parameter of a policy lies on several processes (or on one, sharded by one)."""
+    return any(isinstance(p, DTensor) for p in policy.parameters())
+
+
+@contextmanager
+def gathered(policy: nn.Module) -> Iterator[None]:
+    """Within, every process holds all parameters, in compute precision, and no forward pass is a collective.
+
+    Every process enters and leaves it. Costs the model's memory once per process.
+    """
+    units = shards_of(policy)
+    trains = any(p.requires_grad for p in policy.parameters())
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+    for handle in [unit.unshard(async_op=True) for unit in units]:
+        if handle is not None:
+            handle.wait()
+    try:
+        yield
+    finally:
+        for unit in units:
+            keeps = unit is policy and trains  # type: ignore[comparison-overlap]
+            unit.set_reshard_after_forward(not keeps, recurse=False)
+            unit.reshard()
+
+
+def full_tensors(policy: nn.Module, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Parameters (all, or these) as full tensors, one after the other. Every process asks for the same."""
+    parameters = dict(policy.named_parameters())
+    for name in parameters if names is None else names:
+        parameter = parameters[name].detach()
+        yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
+    """Scale gradients down to a norm of `limit` over all processes; returns the norm before.
+
+    Sharded gradients are those of all processes together, whole ones the same on each.
+    """
+    with_gradient = [p for p in parameters if p.grad is not None]
+    sharded = [p for p in with_gradient if isinstance(p.grad, DTensor)]
+    if not sharded:
+        return float(torch.nn.utils.clip_grad_norm_(with_gradient, limit))
+    whole = [p for p in with_gradient if not isinstance(p.grad, DTensor)]
+    norms = []
+    for group in (sharded, whole):
+        if group:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])
+            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    total = torch.stack(norms).norm()
+    for group in (sharded, whole):
+        if group:
+            torch.nn.utils.clip_grads_with_norm_(group, limit, total)
+    return float(total)
+
+
+def sum_whole_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
+    """Sum over the processes the gradients of trained parameters that each of them holds in full."""
+    world.sum_tensors([p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)])
+
+
+def local_bytes(tensors: Iterable[Tensor | None]) -> int:
+    """Bytes of these tensors that lie on this process."""
+    found = [t.to_local() if isinstance(t, DTensor) else t for t in tensors if t is not None]
+    return sum(t.untyped_storage().nbytes() for t in {t.untyped_storage().data_ptr(): t for t in found}.values())
+
+
+class _TimedAllGather(DefaultAllGather):
+    """FSDP2's own all-gather, whose time is counted."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.world.timed():
+            return super().__call__(*args, **kwargs)
+
+
+class _TimedReduceScatter(DefaultReduceScatter):
+    """FSDP2's own reduce-scatter, whose time is counted."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.world.timed():
+            return super().__call__(*args, **kwargs)

@@ -1,0 +1,53 @@
+"""Rows that keep processes together: each runs as many as the others, and the tower where the others do.
+
+Sharded modules are collectives. A process without a row, or without a picture in one, runs a small tree whose tokens
+count nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from vlm_r1.models.packing import Branch, Tree
+from vlm_r1.records import Picture, Sample, Truth
+from vlm_r1.runtime.session import Session
+
+FILLER_SIDE = 64
+"""Pixels of the picture of a filler; families enlarge it to the smallest they take."""
+
+
+def fill_rows(session: Session, rows: Sequence[Sequence[Tree]]) -> list[list[Tree]]:
+    """The rows of this process, with fillers at their ends, as many as any process has. Every process calls it."""
+    world = session.world
+    filled = [list(row) for row in rows]
+    if world.size == 1:
+        return filled
+    count, pictures = world.maximum(len(rows), any(tree.pictures for row in rows for tree in row))
+    parts = session.loaded.family.parameters()
+    sees = bool(pictures) and any(p.requires_grad for part in ("vision", "connector") for p in parts[part].values())
+    filled += [[] for _ in range(int(count) - len(filled))]
+    for row in filled:
+        if not row or (sees and not any(tree.pictures for tree in row)):
+            row.append(filler(session, picture=sees))
+    return filled
+
+
+def filler(session: Session, *, picture: bool) -> Tree:
+    """A small prompt, with or without a picture, and one token behind it."""
+    images = (Picture(image=Image.new("RGB", (FILLER_SIDE, FILLER_SIDE))),) if picture else ()
+    sample = Sample(id="filler", question="?", images=images, truth=Truth())
+    prompt = session.loaded.family.encode(sample)
+    branch = Branch(
+        token_ids=torch.tensor([session.loaded.family.end_token_id]),
+        positions=torch.full((3, 1), prompt.next_position),
+    )
+    return Tree(
+        token_ids=torch.tensor(prompt.token_ids),
+        positions=prompt.positions,
+        pictures=prompt.pictures,
+        branches=(branch,),
+        blocks=prompt.blocks,
+    )
