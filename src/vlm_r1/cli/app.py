@@ -6,6 +6,7 @@ import functools
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,12 @@ RecipeArgument = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Settings that replace the recipe's; values are YAML: rl.group_size=16"),
+]
+Processes = Annotated[
+    int, typer.Option(min=1, help="Run on so many processes of this machine, one a GPU; see docs/scale-out.md.")
+]
+Restarts = Annotated[
+    int, typer.Option(min=0, help="With --processes: starts from the last checkpoint after a process died.")
 ]
 ImageRoot = Annotated[
     Path | None, typer.Option(help="Folder that picture paths start from; default: the data file's folder.")
@@ -68,6 +75,7 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Ca
             try:
                 run(*args, **kwargs)
             except UserError as error:
+                _let_the_first_speak()
                 typer.echo(traceback.format_exc() if _STATE["debug"] else f"error: {error}", err=True)
                 raise typer.Exit(2) from None
             except KeyboardInterrupt:
@@ -78,6 +86,24 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Ca
         return group.command(name)(guarded)
 
     return register
+
+
+def _let_the_first_speak() -> None:
+    """Of several processes with the same error one message is enough: the others are ended while they wait."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        time.sleep(2)
+        typer.echo(f"rank {rank}: ", nl=False, err=True)
+
+
+def launched(arguments: list[str], processes: int, restarts: int) -> bool:
+    """Run the command on several processes where `--processes` asks for them; whether that was done."""
+    if processes == 1:
+        return False
+    from vlm_r1.distributed.launch import launch
+
+    launch(arguments, processes, restarts)
+    return True
 
 
 def _version(wanted: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlm_r1.cli.app import Overrides, RecipeArgument, app, command, load_recipe, parse_options
+from vlm_r1.cli.app import Overrides, Processes, RecipeArgument, app, command, launched, load_recipe, parse_options
 from vlm_r1.errors import ConfigError
 
 
@@ -20,8 +20,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Also write the metrics to this JSON file, and each answer to a .parquet file beside it."),
     ] = None,
+    processes: Processes = 1,
 ) -> None:
-    """Evaluate a model greedily on the recipe's held-out splits.
+    """Evaluate a model greedily on the recipe's held-out splits, spread over processes where there are several.
 
     Prints a table: one row a metric, one column a split, 95 % intervals in parentheses. See docs/evaluation.md.
 
@@ -30,9 +31,16 @@ def evaluate(
     settings = load_recipe(recipe, overrides)
     if not settings.data.eval:
         raise ConfigError(f"{recipe}: data.eval is empty; name at least one held-out split to evaluate on")
+    written = [] if out is None else ["--out", str(out)]
+    if launched(["eval", str(recipe), *(overrides or []), *written], processes, 0):
+        return
+    from vlm_r1.distributed.processes import stop
     from vlm_r1.eval.run import evaluate_model
 
-    _show_metrics(evaluate_model(settings, out))
+    metrics = evaluate_model(settings, out)
+    stop()
+    if metrics:
+        _show_metrics(metrics)
 
 
 @command(app, "predict")

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vlm_r1.cli.app import Overrides, RecipeArgument, app, command, load_recipe
+from vlm_r1.cli.app import Overrides, Processes, RecipeArgument, Restarts, app, command, launched, load_recipe
 
 
 @command(app, "train")
-def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def train(
+    recipe: RecipeArgument, overrides: Overrides = None, processes: Processes = 1, restarts: Restarts = 3
+) -> None:
     """Train with reinforcement learning; the same command again continues a run.
 
     The held-out splits of data.eval are answered before and after; everything goes into the folder run.dir.
 
-    Example: vlm-r1 train my.yaml rl.group_size=16 optim.lr=2e-6 run.dir=runs/second
+    Example: vlm-r1 train my.yaml rl.group_size=16 optim.lr=2e-6 run.dir=runs/second --processes 8
     """
     settings = load_recipe(recipe, overrides, method="grpo")
+    if launched(["train", str(recipe), *(overrides or [])], processes, restarts):
+        return
+    settings = _settled(settings)
     from vlm_r1.rl.loop import train as run
 
     run(settings)
@@ -27,7 +32,7 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 
 @command(app, "sft")
-def sft(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def sft(recipe: RecipeArgument, overrides: Overrides = None, processes: Processes = 1, restarts: Restarts = 3) -> None:
     """Train on target answers (supervised); the same command again continues a run.
 
     The target of a row is its thought and its solution in the form that RL rewards; the recipe has method: sft.
@@ -35,6 +40,9 @@ def sft(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     Example: vlm-r1 sft recipes/scenes/base.yaml run.steps=500 run.dir=runs/short
     """
     settings = load_recipe(recipe, overrides, method="sft")
+    if launched(["sft", str(recipe), *(overrides or [])], processes, restarts):
+        return
+    settings = _settled(settings)
     from vlm_r1.sft.train import train as run
 
     run(settings)
@@ -57,8 +65,23 @@ def demo(
     run_demo(out, seed, steps)
 
 
+def _settled(settings: Any) -> Any:
+    """The recipe with `auto` settled for this machine's GPUs, refused where it cannot fit on them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return settings
+    from vlm_r1.plan.fit import resolve
+
+    memory = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))).total_memory
+    return resolve(settings, int(os.environ.get("WORLD_SIZE", "1")), memory)
+
+
 def _report(run: Path) -> None:
     """Show and write the results of a finished run, in the first of several processes only."""
+    from vlm_r1.distributed.processes import stop
+
+    stop()
     if os.environ.get("RANK", "0") != "0":
         return
     from rich.console import Console

@@ -58,10 +58,6 @@ class Policy(nn.Module):
         """Keep the features of pictures in `cache`; `frozen` names the model's parameters that make them."""
         self.vision_cache, self._frozen, self._weights_version = cache, tuple(frozen), WeightsVersion()
 
-    def cache_metrics(self) -> dict[str, float]:
-        """Hit rate and size of the cache since the last call; empty without one."""
-        return {} if self.vision_cache is None else self.vision_cache.metrics()
-
     @torch.no_grad()
     def _encode_frozen(self, picture: VisionInput) -> Any:
         training = self.model.training

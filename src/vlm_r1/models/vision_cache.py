@@ -34,7 +34,7 @@ Entry = dict[str, Nested]
 class VisionCache:
     """At most `capacity` bytes in CPU memory, least recently used out first; every entry also in `folder`, if given.
 
-    `hits` and `misses` count lookups since `metrics` was read.
+    `hits` and `misses` count lookups since they were taken.
     """
 
     def __init__(self, capacity: int, folder: Path | None = None) -> None:
@@ -63,14 +63,11 @@ class VisionCache:
             found[picture.key] = entry
         return _join([found[picture.key] for picture in pictures], device)
 
-    def metrics(self) -> dict[str, float]:
-        """Share of lookups that were answered since the last call, and the memory in use."""
-        asked = self.hits + self.misses
-        values = {"vision_cache/mb": self.size / 2**20}
-        if asked:
-            values["vision_cache/hit_rate"] = self.hits / asked
+    def take_counts(self) -> tuple[int, int]:
+        """Lookups that were answered since the last call, and all lookups."""
+        counts = self.hits, self.hits + self.misses
         self.hits = self.misses = 0
-        return values
+        return counts
 
     def _get(self, name: str) -> Entry | None:
         if name in self._entries:

@@ -71,8 +71,7 @@ def run(session: Session, engine: RolloutEngine, trainer: Trainer) -> None:
                 update = trainer.step(batch, step)
             with clock("sync"):
                 engine.sync(trainer.weights(), version=step + 1)
-            metrics = step_metrics(world, found, batch, rubric, update, clock) | session.policy.cache_metrics()
-            journal.write(step + 1, metrics, found)
+            journal.write(step + 1, step_metrics(world, found, batch, rubric, update, clock), found)
             if evaluation_due(recipe, step + 1):
                 evaluate_splits(session, f"step-{step + 1}")
             if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:

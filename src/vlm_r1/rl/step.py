@@ -16,7 +16,7 @@ from vlm_r1.rl.objective import LossInputs, importance_weights, k3
 from vlm_r1.rl.reference import Reference
 from vlm_r1.runtime.optim import learning_rate, set_learning_rate
 from vlm_r1.runtime.session import Session
-from vlm_r1.runtime.tally import Tally
+from vlm_r1.runtime.tally import Tally, cache_tally
 from vlm_r1.runtime.together import fill_rows
 
 
@@ -85,6 +85,7 @@ class Trainer:
             session.optimizer.step()
             session.optimizer.zero_grad()
         self._count(tally, sums)
+        tally.add(cache_tally(session.policy.vision_cache))
         tally.maximum("grad_norm", norm)
         tally.maximum("lr", lr)
         return tally

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from vlm_r1.models.vision_cache import VisionCache
+
 
 @dataclass(slots=True)
 class Tally:
@@ -59,6 +61,15 @@ def merged(tallies: list[Tally]) -> Tally:
     for tally in tallies:
         whole.add(tally)
     return whole
+
+
+def cache_tally(cache: VisionCache | None) -> Tally:
+    """Hit rate and size (of all processes together) of a cache since it was asked last; empty without one."""
+    tally = Tally()
+    if cache is not None:
+        tally.mean("vision_cache/hit_rate", *cache.take_counts())
+        tally.total("vision_cache/mb", cache.size / 2**20)
+    return tally
 
 
 def maxima(values: Mapping[str, float]) -> Tally:

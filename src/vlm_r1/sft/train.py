@@ -19,7 +19,7 @@ from vlm_r1.runtime.clock import Clock
 from vlm_r1.runtime.optim import learning_rate, set_learning_rate
 from vlm_r1.runtime.progress import Progress
 from vlm_r1.runtime.session import Session, open_session
-from vlm_r1.runtime.tally import Tally, merged
+from vlm_r1.runtime.tally import Tally, cache_tally, merged
 from vlm_r1.runtime.together import fill_rows
 from vlm_r1.sft.batch import ByPicture, make_trees
 
@@ -50,7 +50,8 @@ def run(session: Session) -> Path:
             with clock("update"):
                 tally = sft_step(session, trees, step)
             tally.add(clock.tally())
-            metrics = merged(world.gather(tally)).values() | session.policy.cache_metrics()
+            tally.add(cache_tally(session.policy.vision_cache))
+            metrics = merged(world.gather(tally)).values()
             session.track(step + 1, metrics)
             progress.show(step + 1, metrics, ("loss", "grad_norm", "lr"))
             if evaluation_due(recipe, step + 1):
