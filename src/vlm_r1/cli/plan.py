@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Annotated
 
 import typer
@@ -14,38 +15,48 @@ from vlm_r1.cli.app import Overrides, RecipeArgument, app, command, load_recipe
 def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    card: Annotated[
-        str | None, typer.Option(help="Also say what to change for this card: its memory in GiB, or a name (H100).")
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs, one process on each.")] = 1,
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(help="Also say what to change for GPUs of this memory: in GiB, or a GPU's name (H100)."),
     ] = None,
+    card: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes.")] = False,
 ) -> None:
-    """Say how much memory a recipe takes on one GPU, by what it is for, without weights and without a GPU.
+    """Say how much memory a recipe takes on each GPU, by what it is for, without weights and without a GPU.
 
     The step of the recipe runs on shapes alone. Of the model only its configuration and processor are read.
 
-    Example: vlm-r1 plan my.yaml rl.token_budget=8192 --card 24
+    Example: vlm-r1 plan my.yaml rl.token_budget=8192 --gpus 8 --gpu-memory 80
     """
     settings = load_recipe(recipe, overrides)
-    from vlm_r1.plan.advice import USABLE, advise, card_bytes
-    from vlm_r1.plan.make import make_plan
+    from vlm_r1.plan.advice import advise, more_gpus
+    from vlm_r1.plan.fit import settle
+    from vlm_r1.plan.machine import Machine, gpu_bytes
     from vlm_r1.plan.prompts import find_questions
     from vlm_r1.plan.text import as_json as plain
     from vlm_r1.plan.text import change_text, fit_text, plan_text
 
-    room = None if card is None else card_bytes(card)
+    if card is not None:
+        warnings.warn("--card is the old name of an option; write --gpu-memory", FutureWarning, stacklevel=1)
+        gpu_memory = gpu_memory or card
+    machine = Machine(processes=gpus, memory=None if gpu_memory is None else gpu_bytes(gpu_memory))
     questions = find_questions(settings)
-    made = make_plan(settings, questions)
+    settings, made = settle(settings, questions, machine)
     if as_json:
-        changes = [] if room is None else list(advise(settings, made, questions, room))
-        typer.echo(json.dumps(plain(made, room, changes), indent=2))
+        changes = [] if machine.memory is None else list(advise(settings, made, questions, machine))
+        typer.echo(json.dumps(plain(made, machine, changes), indent=2))
         return
     typer.echo(plan_text(made, settings))
-    if room is None:
+    if machine.memory is None:
         return
-    typer.echo(f"\n{fit_text(made, room)}")
+    typer.echo(f"\n{fit_text(made, machine)}")
     last = made.peak
-    for change in advise(settings, made, questions, room):
+    for change in advise(settings, made, questions, machine):
         typer.echo(change_text(change))
         last = change.peak
-    if last > room * USABLE:
-        typer.echo("With all of it, it still does not fit: take a smaller model, or a larger card.")
+    wider = more_gpus(settings, made, questions, machine) if made.peak > machine.room else None
+    if wider is not None:
+        typer.echo(f"or as it is, on more GPUs:\n{change_text(wider)}")
+    elif last > machine.room:
+        typer.echo("With all of it, it still does not fit: take a smaller model, or GPUs with more memory.")

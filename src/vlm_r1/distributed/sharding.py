@@ -91,21 +91,27 @@ def is_sharded(policy: nn.Module) -> bool:
 def gathered(policy: nn.Module) -> Iterator[None]:
     """Within, every process holds all parameters, in compute precision, and no forward pass is a collective.
 
-    Every process enters and leaves it. Costs the model's memory once per process.
+    Every process enters and leaves it. Costs the model's memory once per process. The units' forward hooks are off
+    within: they would note each pass as one that has a backward pass, and processes make different numbers of them.
     """
-    units = shards_of(policy)
-    trains = any(p.requires_grad for p in policy.parameters())
-    for unit in units:
-        unit.set_reshard_after_forward(False, recurse=False)
+    units: list[Any] = shards_of(policy)  # type: ignore[assignment]
     for handle in [unit.unshard(async_op=True) for unit in units]:
         if handle is not None:
             handle.wait()
+    hooks = [dict_of for unit in units for dict_of in (unit._forward_pre_hooks, unit._forward_hooks)]
+    kept = [dict(dict_of) for dict_of in hooks]
+    for dict_of in hooks:
+        for key, hook in list(dict_of.items()):
+            if hook.__module__.startswith("torch.distributed.fsdp"):
+                del dict_of[key]
     try:
         yield
     finally:
+        for dict_of, before in zip(hooks, kept, strict=True):
+            later = {key: hook for key, hook in dict_of.items() if key not in before}
+            dict_of.clear()
+            dict_of.update({**before, **later})
         for unit in units:
-            keeps = unit is policy and trains  # type: ignore[comparison-overlap]
-            unit.set_reshard_after_forward(not keeps, recurse=False)
             unit.reshard()
 
 

@@ -1,4 +1,4 @@
-"""What to change in a recipe so that it fits a card, and what there is room for where it does."""
+"""What to change in a recipe so that it fits a GPU, and what there is room for where it does."""
 
 from __future__ import annotations
 
@@ -9,34 +9,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from vlm_r1.config import Recipe
-from vlm_r1.errors import ConfigError, nearest
+from vlm_r1.errors import ConfigError
+from vlm_r1.plan.machine import GIB, Machine
 from vlm_r1.plan.make import Plan, make_plan
-from vlm_r1.plan.phases import KEPT_GRAPH
+from vlm_r1.plan.phases import ANSWER_CACHE, PROMPT_CACHE
 from vlm_r1.plan.prompts import Questions
 
-GIB = 2**30
-CARDS = {
-    "T4": 16,
-    "V100": 32,
-    "A10": 24,
-    "L4": 24,
-    "RTX3090": 24,
-    "RTX4090": 24,
-    "RTX5090": 32,
-    "A40": 48,
-    "A6000": 48,
-    "L40S": 48,
-    "A100": 80,
-    "H100": 80,
-    "H200": 141,
-    "B200": 180,
-    "MI300X": 192,
-}
-"""Memory of a card in GiB, of the larger kind where there are two."""
-USABLE = 0.9
-"""Share of a card that tensors can fill: CUDA itself and gaps between tensors take the rest."""
-LEAST_SAVING = 0.01
+MIN_SAVING = 0.01
 """A change that saves a smaller share is not worth a line."""
+MAX_PROCESSES = 64
+GPUS_KEY = "--gpus"
 Settings = Mapping[str, Any]
 Option = tuple[Settings, str] | None
 """Settings to change and what that means."""
@@ -44,7 +26,10 @@ Option = tuple[Settings, str] | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """Settings to change, why they help and at what price, and the peak with them and all changes before them."""
+    """Settings to change, why they help and at what price, and the peak with them and all changes before them.
+
+    The setting `--gpus` is the number of processes.
+    """
 
     settings: Settings
     why: str
@@ -52,38 +37,39 @@ class Change:
     peak: int
 
 
-def card_bytes(text: str) -> int:
-    """Memory of a card given in GiB or by its name. Raises `ConfigError` for any other text."""
-    name = text.upper().replace("NVIDIA", "").replace("GEFORCE", "").replace(" ", "").replace("-", "")
-    size: float | None = CARDS.get(name, CARDS.get(f"RTX{name}"))
-    if size is None:
-        try:
-            size = float(text)
-        except ValueError:
-            raise ConfigError(f'--card "{text}": give its memory in GiB, or a name; {nearest(name, CARDS)}') from None
-    if not 0 < size < 1e6:
-        raise ConfigError(f"--card {text}: the memory must be a number of GiB above 0")
-    return int(size * GIB)
-
-
-def advise(recipe: Recipe, plan: Plan, questions: Questions, card: int) -> Iterator[Change]:
+def advise(recipe: Recipe, plan: Plan, questions: Questions, machine: Machine) -> Iterator[Change]:
     """Changes that make the recipe fit, the harmless ones first; where it fits, those that make it faster.
 
     Each is planned with those before it. They end where it fits, or where nothing is left to change.
     """
-    room = int(card * USABLE)
-    if plan.peak <= room:
-        yield from _faster(recipe, plan, questions, room)
+    if plan.peak <= machine.room:
+        yield from _faster(recipe, plan, questions, machine)
         return
     for option in OPTIONS * 2:  # what saves nothing at first may do so once something else is smaller
-        while plan.peak > room and (found := option(recipe, plan, questions)):
+        while plan.peak > machine.room and (found := option(recipe, plan, questions)):
             settings, why = found
-            planned = _try(recipe, settings, questions)
-            if planned is None or plan.peak - planned[1].peak < LEAST_SAVING * plan.peak:
+            planned = _try(recipe, settings, questions, machine)
+            if planned is None or plan.peak - planned[1].peak < MIN_SAVING * plan.peak:
                 break
             change = _change(recipe, settings, why, plan, planned[1])
             recipe, plan = planned
             yield change
+
+
+def more_gpus(recipe: Recipe, plan: Plan, questions: Questions, machine: Machine) -> Change | None:
+    """Twice the GPUs, or four times, and so on, until the recipe fits as it is; None where they do not help."""
+    processes = machine.processes
+    if not plan.shard_size and processes > 1:
+        return None
+    while (processes := 2 * processes) <= MAX_PROCESSES:
+        try:
+            wider = make_plan(recipe, questions, Machine(processes=processes, memory=machine.memory))
+        except ConfigError:
+            return None
+        if wider.peak <= machine.room:
+            why = "each GPU has its share of weights, gradients, optimizer states and prompts; the result is the same"
+            return Change(settings={GPUS_KEY: processes}, why=why, saves=plan.peak - wider.peak, peak=wider.peak)
+    return None
 
 
 def _change(recipe: Recipe, settings: Settings, why: str, before: Plan, after: Plan) -> Change:
@@ -97,24 +83,29 @@ def _value(values: Mapping[str, Any], key: str) -> Any:
     return values[section][name]
 
 
-def _try(recipe: Recipe, settings: Settings, questions: Questions) -> tuple[Recipe, Plan] | None:
+def _try(recipe: Recipe, settings: Settings, questions: Questions, machine: Machine) -> tuple[Recipe, Plan] | None:
     """The changed recipe and its plan; None where the settings do not go together."""
-    values = recipe.model_dump()
-    for key, value in settings.items():
-        section, _, name = key.partition(".")
-        values[section][name] = value
     try:
-        changed = Recipe.model_validate(values)
-        return changed, make_plan(changed, questions)
+        changed = changed_recipe(recipe, settings)
+        return changed, make_plan(changed, questions, machine)
     except (ValidationError, ConfigError):
         return None
 
 
-def _faster(recipe: Recipe, plan: Plan, questions: Questions, room: int) -> Iterator[Change]:
-    if recipe.model.gradient_checkpointing:
+def changed_recipe(recipe: Recipe, settings: Settings) -> Recipe:
+    """The recipe with these dotted keys set to these values."""
+    values = recipe.model_dump()
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        values[section][name] = value
+    return Recipe.model_validate(values)
+
+
+def _faster(recipe: Recipe, plan: Plan, questions: Questions, machine: Machine) -> Iterator[Change]:
+    if recipe.model.gradient_checkpointing is True:
         settings: Settings = {"model.gradient_checkpointing": False}
-        planned = _try(recipe, settings, questions)
-        if planned is not None and planned[1].peak <= room:
+        planned = _try(recipe, settings, questions, machine)
+        if planned is not None and planned[1].peak <= machine.room:
             change = _change(recipe, settings, "nothing is computed twice", plan, planned[1])
             recipe, plan = planned
             yield change
@@ -122,8 +113,8 @@ def _faster(recipe: Recipe, plan: Plan, questions: Questions, room: int) -> Iter
     best: tuple[Settings, Plan] | None = None
     while len(plan.rows) > 1 and budget < sum(plan.rows):
         budget = min(2 * budget, sum(plan.rows))
-        planned = _try(recipe, {key: budget}, questions)
-        if planned is None or planned[1].peak > room:
+        planned = _try(recipe, {key: budget}, questions, machine)
+        if planned is None or planned[1].peak > machine.room:
             break
         best = {key: budget}, planned[1]
     if best:
@@ -142,15 +133,24 @@ def _budget(recipe: Recipe) -> tuple[str, int]:
     return "rl.token_budget", recipe.rl.token_budget
 
 
-def _no_graph(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
-    kept = any(KEPT_GRAPH in phase for phase in plan.phases.values())
-    return ({"rl.reuse_prefill": False}, "the prompts run again in the update") if kept else None
-
-
 def _checkpointing(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
-    if recipe.model.gradient_checkpointing:
+    if recipe.model.gradient_checkpointing is True:
         return None
     return {"model.gradient_checkpointing": True}, "activations are computed again: about a third more time"
+
+
+def _less_cache(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
+    phase = plan.phases[plan.peak_phase]
+    cache = phase[PROMPT_CACHE] + phase[ANSWER_CACHE]
+    if plan.peak_phase not in ("rollout", "evaluation") or plan.sequences <= recipe.rl.group_size or not cache:
+        return None
+    return {"rollout.kv_cache_gb": float(f"{cache / 2 / GIB:.3g}")}, "fewer answers at once; the result is the same"
+
+
+def _fewer_sequences(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
+    if plan.peak_phase != "rollout" or plan.sequences < 2:
+        return None
+    return {"rollout.max_sequences": plan.sequences // 2}, "fewer answers at once; the result is the same"
 
 
 def _less_budget(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
@@ -164,14 +164,14 @@ def _offload(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
     return ({"rl.reference_offload": True}, "the reference model waits in CPU memory") if has else None
 
 
-def _autocast(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
-    full = recipe.model.autocast == "no" and recipe.model.dtype == "float32"
-    return ({"model.autocast": "bf16"}, "computes in bfloat16 over float32 weights") if full else None
+def _bfloat16(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
+    full = recipe.model.precision == "float32"
+    return ({"model.precision": "bfloat16"}, "computes in bfloat16; trained weights stay float32") if full else None
 
 
-def _small_averages(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
-    usual = recipe.optim.name == "adamw"
-    return ({"optim.name": "adamw_8bit"}, "AdamW's averages in 8 bits (bitsandbytes)") if usual else None
+def _small_moments(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
+    usual = recipe.optim.name == "adamw" and not plan.shard_size
+    return ({"optim.name": "adamw_8bit"}, "AdamW's moments in 8 bits (bitsandbytes)") if usual else None
 
 
 def _frozen_tower(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
@@ -185,7 +185,7 @@ def _adapter(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
     if _lora_runs(recipe):
         return None
     settings = {"train.vision": "frozen", "train.connector": "frozen", "train.language": "lora"}
-    settings |= {"rl.reference_offload": False, "optim.name": "adamw", "optim.master_weights": False}  # type: ignore[dict-item]
+    settings |= {"rl.reference_offload": False, "optim.name": "adamw"}  # type: ignore[dict-item]
     return settings, "trains an adapter, at a higher optim.lr; the reference is the same model without it"
 
 
@@ -194,9 +194,9 @@ def _four_bits(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
     return ({"model.quantize": "nf4"}, "the frozen language model in 4 bits (bitsandbytes)") if can else None
 
 
-def _smaller_pictures(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
+def _smaller_images(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
     pixels = _pixels(recipe, questions)
-    return ({"model.max_pixels": pixels // 2}, "the model sees less of a picture") if pixels > 1 else None
+    return ({"model.max_pixels": pixels // 2}, "the model sees less of an image") if pixels > 1 else None
 
 
 def _fewer_prompts(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
@@ -205,16 +205,17 @@ def _fewer_prompts(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
 
 
 OPTIONS = (
-    _no_graph,
     _checkpointing,
+    _less_cache,
+    _fewer_sequences,
     _less_budget,
     _offload,
-    _autocast,
-    _small_averages,
+    _bfloat16,
+    _small_moments,
     _frozen_tower,
     _adapter,
     _four_bits,
-    _smaller_pictures,
+    _smaller_images,
     _fewer_prompts,
 )
 """Ways to take less memory, from what only takes time to what changes what is learned; None where one is in use."""
@@ -225,6 +226,6 @@ def _lora_runs(recipe: Recipe) -> bool:
 
 
 def _pixels(recipe: Recipe, questions: Questions) -> int:
-    """Pixels of the largest picture as the model may see it; 0 without pictures."""
+    """Pixels of the largest image as the model may see it; 0 without images."""
     sizes = [width * height for group in questions.groups for p in group[0].images for width, height in [p.size]]
     return min(max(sizes, default=0), recipe.model.max_pixels or max(sizes, default=0))

@@ -9,6 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlm_r1.plan.trace import Trace
+from vlm_r1.plan.units import Marks
+
+Watch = Callable[[], Marks]
+"""The marks of the current trace."""
 
 
 def repeats_of(blocks: Sequence[nn.Module]) -> list[int]:
@@ -37,7 +41,7 @@ def _kind(block: nn.Module) -> str:
     return f"{block}{settings}{[(name, p.requires_grad) for name, p in block.named_parameters()]}"
 
 
-def thin(blocks: Sequence[nn.Module], repeats: Sequence[int], trace: Callable[[], Trace]) -> None:
+def thin(blocks: Sequence[nn.Module], repeats: Sequence[int], trace: Callable[[], Trace], marks: Watch) -> None:
     """Let each block count `repeats` times in the current trace; those with 0 do nothing but hand on what they get.
 
     They stay where they are, so that code which counts layers finds each in its place.
@@ -47,41 +51,57 @@ def thin(blocks: Sequence[nn.Module], repeats: Sequence[int], trace: Callable[[]
         if repeat == 0:
             if hasattr(block, "gradient_checkpointing"):
                 block.gradient_checkpointing = False  # type: ignore[assignment]
-            block.forward = _skipped(trace, returns)  # type: ignore[method-assign,assignment]
+            block.forward = _skipped(block, marks, returns)  # type: ignore[method-assign,assignment]
         else:
-            block.register_forward_pre_hook(_entered(repeat, trace), with_kwargs=True)
-            block.register_forward_hook(_left(repeat, trace, returns))
+            block.register_forward_pre_hook(_entered(repeat, trace, marks), with_kwargs=True)
+            block.register_forward_hook(_left(repeat, trace, marks, returns))
 
 
-def _skipped(trace: Callable[[], Trace], returns: list[type]) -> Callable[..., Any]:
+def _skipped(block: nn.Module, marks: Watch, returns: list[type]) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        trace().mark(1)
+        marks().skip(block)
         hidden = args[0] if args else kwargs["hidden_states"]
         return (hidden, None) if returns[0] is tuple else hidden
 
     return forward
 
 
-def _entered(repeat: int, trace: Callable[[], Trace]) -> Callable[..., Any]:
+def _entered(repeat: int, trace: Callable[[], Trace], marks: Watch) -> Callable[..., Any]:
     def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        run = trace()
         hidden = args[0] if args else kwargs["hidden_states"]
         mine = hidden.view_as(hidden)  # with a gradient hook of its own, beside that of the block before
-        if not run.backward_runs:
-            run.mark(repeat)
+        if not trace().backward_runs:
+            now = marks()
+            now.enter(block, repeat)
             if mine.requires_grad:
-                mine.register_hook(lambda grad: run.mark(1))
+                mine.register_hook(lambda grad: now.leave_backward(block))
         return ((mine, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": mine})
 
     return hook
 
 
-def _left(repeat: int, trace: Callable[[], Trace], returns: list[type]) -> Callable[..., None]:
+def _left(repeat: int, trace: Callable[[], Trace], marks: Watch, returns: list[type]) -> Callable[..., None]:
     def hook(block: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        run = trace()
         hidden = out[0] if isinstance(out, tuple) else out
         returns[0] = tuple if isinstance(out, tuple) else Tensor
-        if not run.backward_runs and hidden.requires_grad:
-            hidden.register_hook(lambda grad: run.mark(repeat))
+        if not trace().backward_runs:
+            now = marks()
+            now.leave(block)
+            if hidden.requires_grad:
+                hidden.register_hook(lambda grad: now.enter_backward(block, repeat))
 
     return hook
+
+
+def watch(module: nn.Module, marks: Watch) -> None:
+    """Let a module that is no block say when it begins and ends."""
+
+    def left(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        now = marks()
+        now.leave(module)
+        first = out[0] if isinstance(out, tuple) else out
+        if first.requires_grad:
+            first.register_hook(lambda grad: now.enter_backward(module))
+
+    module.register_forward_pre_hook(lambda module, args: marks().enter(module))
+    module.register_forward_hook(left)

@@ -1,10 +1,12 @@
 """The plan of a recipe: parameters by part, the step as it will be cut, and the memory of each phase by what it is for.
 
-Sizes are those of one process. Answers are as long as `rollout.max_new_tokens` allows, and every group is trained on.
+Sizes are those of one process, the one with the most to do. Answers are as long as `rollout.max_new_tokens` allows,
+and every group is trained on.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,58 +18,76 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from vlm_r1.config import Recipe, RolloutConfig
-from vlm_r1.errors import ModelError
+from vlm_r1.config import Recipe
+from vlm_r1.errors import ConfigError, ModelError
 from vlm_r1.models.family import Part
 from vlm_r1.models.packing import Tree, cut_by_budget
 from vlm_r1.plan import phases
-from vlm_r1.plan.prompts import Questions, answer_trees, encode, find_questions, taught_trees
+from vlm_r1.plan.machine import Machine
+from vlm_r1.plan.phases import gradient_bytes
+from vlm_r1.plan.prompts import Questions, answer_trees, encode, find_questions, shares, taught_trees
 from vlm_r1.plan.skeleton import Skeleton, build_skeleton
-from vlm_r1.plan.trace import GRADIENTS, Bytes
-from vlm_r1.records import Prompt
+from vlm_r1.plan.trace import Bytes
+from vlm_r1.plan.units import all_gathered
+from vlm_r1.records import Prompt, SamplingParams
+from vlm_r1.rl.loop import sampling_of
+from vlm_r1.rollout.concurrency import Limits, Piece, cut, kv_bytes_on_gpu, kv_bytes_per_token
 
-WEIGHTS, REFERENCE, OPTIMISER = "weights", "reference model", "optimiser"
+WEIGHTS, REFERENCE, OPTIMIZER = "weights", "reference model", "optimizer states"
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
-"""bitsandbytes keeps smaller parameters' averages in float32, and one float32 scale for so many values."""
+"""bitsandbytes keeps smaller parameters' moments in float32, and one float32 scale for so many values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a recipe takes: parameters, the step's sizes in tokens, and bytes by phase and purpose.
+    """What a recipe takes: parameters, the step's sizes in tokens, and bytes of one process by phase and purpose.
 
-    `pictures` are the tokens of each picture that was looked at, `prompts` those of the step's prompts (with
-    `method: sft`, of its trees without their answers), `rows` those of the update's forward passes.
+    `precision` is what the model computes in; `shard_size` processes of `processes` hold one copy of the weights, 0
+    where each process holds all. `images` are the tokens of each image that was looked at, `prompts` those of the
+    prompts of one process in a step (with `method: sft`, of its trees without their answers), `sequences` the answers
+    that are decoded at once, `rows` the tokens of the update's forward passes.
     """
 
     model_type: str
     questions: str
+    precision: str
+    processes: int
+    shard_size: int
     parameters: dict[Part, int]
     trained: dict[Part, int]
-    pictures: list[int]
+    images: list[int]
     prompts: list[int]
+    sequences: int
     rows: list[int]
     phases: dict[str, Bytes]
 
     @property
     def peak(self) -> int:
-        """The most bytes of any phase."""
+        """Peak memory in bytes."""
         return max(phase.total() for phase in self.phases.values())
 
     @property
     def peak_phase(self) -> str:
-        """The phase that takes the most."""
+        """The phase of the peak."""
         return max(self.phases, key=lambda name: self.phases[name].total())
 
 
-def make_plan(recipe: Recipe, questions: Questions | None = None) -> Plan:
+def make_plan(recipe: Recipe, questions: Questions | None = None, machine: Machine | None = None) -> Plan:
     """The plan of a recipe; `questions` are those of its data, where they were read before.
 
-    Raises `ModelError` and `ConfigError` as a run would, and `ModelError` for a model whose code asks for values.
+    `machine` defaults to one process. `model.precision: auto` is bfloat16 here, as on a GPU, and
+    `model.gradient_checkpointing: auto` is off (`plan.fit` settles it). Raises `ModelError` and `ConfigError` as a run
+    would, and `ModelError` for a model whose code asks for values.
     """
     questions = questions or find_questions(recipe)
-    skeleton = build_skeleton(recipe)
+    machine = machine or Machine()
+    skeleton = build_skeleton(recipe, machine)
+    if skeleton.units and recipe.optim.name != "adamw":
+        raise ConfigError(
+            f"optim.name: {recipe.optim.name} cannot step on sharded weights; use adamw, whose state is sharded too"
+        )
     try:
-        return _plan(recipe, questions, skeleton)
+        return _plan(recipe, questions, skeleton, machine)
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         kind = skeleton.policy.model.config.model_type
         raise ModelError(
@@ -76,77 +96,104 @@ def make_plan(recipe: Recipe, questions: Questions | None = None) -> Plan:
         ) from error
 
 
-def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton) -> Plan:
+def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Machine) -> Plan:
     family = skeleton.loaded.family
     static = static_bytes(recipe, skeleton)
     found: dict[str, Bytes] = {}
-    if recipe.method == "sft":
-        trees = taught_trees(family, questions, recipe.sft.pictures_per_step, skeleton.fake)
-        rows = cut_by_budget(trees, recipe.sft.token_budget)
-        found["update"] = phases.update(skeleton, rows, 1.0, recipe)
-    else:
-        prompts = encode(family, questions, recipe.rl.prompts_per_step, skeleton.fake)
-        trees = answer_trees(prompts, recipe.rl.group_size, recipe.rollout.max_new_tokens)
-        rows = cut_by_budget(trees, recipe.rl.token_budget)
-        found |= _step(skeleton, prompts, trees, rows, recipe)
-    found = {name: phase + static for name, phase in found.items()}
-    found["optimiser step"] = static + gradient_bytes(recipe, skeleton)
+    sequences = 0
+    trees, rows, accumulates = _rows(recipe, questions, skeleton, machine)
+    if recipe.method == "grpo" and recipe.rollout.engine == "native":
+        prompts = max(_prompts(recipe, questions, skeleton, machine), key=_work)
+        limits = _limits(recipe, skeleton, machine, static)
+        piece = _largest(prompts, recipe.rl.group_size, recipe.rollout.max_new_tokens, limits)
+        sequences = len(piece.prompts) * piece.count
+        found["rollout"] = phases.roll_out(skeleton, piece, sampling_of(recipe, 0))
+    row = max(rows, key=lambda trees: sum(tree.n_tokens for tree in trees))
+    temperature = recipe.rollout.temperature if recipe.method == "grpo" else 1.0
+    found["update"] = phases.update(skeleton, row, temperature, accumulates=accumulates)
+    found["optimizer step"] = gradient_bytes(skeleton)
     if recipe.data.eval:
-        batch = encode(family, questions, recipe.eval.batch_size, skeleton.fake)
-        settings = RolloutConfig(max_new_tokens=recipe.eval.max_new_tokens)
-        skeleton.policy.eval()
-        found["evaluation"] = static + phases.roll_out(skeleton, batch, 1, settings, recipe)
+        batch = encode(family, questions.take(recipe.eval.batch_size), skeleton.fake)
+        limits = _limits(recipe, skeleton, machine, static)
+        piece = _largest(batch, 1, recipe.eval.max_new_tokens, limits)
+        sampling = SamplingParams(max_new_tokens=recipe.eval.max_new_tokens)
+        found["evaluation"] = phases.roll_out(skeleton, piece, sampling)
     placeholders = torch.tensor(family.banned_token_ids())
     return Plan(
         model_type=family.model.config.model_type,
         questions=questions.source,
+        precision=str(skeleton.policy.compute_dtype).removeprefix("torch."),
+        processes=machine.processes,
+        shard_size=skeleton.shards if skeleton.units else 0,
         parameters=skeleton.totals,
         trained=skeleton.trained,
-        pictures=[int(torch.isin(t.token_ids, placeholders).sum()) // len(t.pictures) for t in trees if t.pictures],
+        images=[int(torch.isin(t.token_ids, placeholders).sum()) // len(t.pictures) for t in trees if t.pictures],
         prompts=[len(tree.token_ids) for tree in trees],
+        sequences=sequences,
         rows=[sum(tree.n_tokens for tree in row) for row in rows],
-        phases=found,
+        phases={name: phase + static for name, phase in found.items()},
     )
 
 
-def _step(
-    skeleton: Skeleton, prompts: Sequence[Prompt], trees: Sequence[Tree], rows: Sequence[list[Tree]], recipe: Recipe
-) -> dict[str, Bytes]:
-    """Rollout and update; the graph of the prompts is kept between them where `rl.experience.roll_out` keeps it."""
-    if len(rows) == 1 and recipe.rl.reuse_prefill and not recipe.model.gradient_checkpointing:
-        rollout, update = phases.update_from_rollout(skeleton, prompts, trees, recipe)
-        return {"rollout": rollout, "update": update}
-    skeleton.policy.train()
-    alone = [Tree(token_ids=t.token_ids, positions=t.positions, pictures=t.pictures, branches=()) for t in trees]
-    pieces = cut_by_budget(alone, recipe.rl.token_budget)
-    largest = max(range(len(pieces)), key=lambda i: sum(tree.n_tokens for tree in pieces[i]))
-    start = sum(len(piece) for piece in pieces[:largest])
-    piece = prompts[start : start + len(pieces[largest])]
-    return {
-        "rollout": phases.roll_out(skeleton, piece, recipe.rl.group_size, recipe.rollout, recipe),
-        "update": phases.update(skeleton, rows, recipe.rollout.temperature, recipe),
-    }
+def _prompts(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Machine) -> list[list[Prompt]]:
+    """The prompts of each process."""
+    family = skeleton.loaded.family
+    dealt = shares(questions.take(recipe.rl.prompts_per_step), family, machine.processes)
+    return [encode(family, groups, skeleton.fake) for groups in dealt]
+
+
+def _work(items: Sequence[Prompt] | Sequence[Tree]) -> tuple[int, int]:
+    return len(items), sum(len(item.token_ids) for item in items)
+
+
+def _rows(
+    recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Machine
+) -> tuple[list[Tree], list[list[Tree]], bool]:
+    """The trees of the process with the most to do, the rows that they are cut into, and whether any process adds up
+    gradients over several rows: then all of them do."""
+    if recipe.method == "sft":
+        family, budget = skeleton.loaded.family, recipe.sft.token_budget
+        dealt = shares(questions.take(recipe.sft.pictures_per_step), family, machine.processes)
+        trees = [taught_trees(family, groups, skeleton.fake) for groups in dealt]
+    else:
+        G, limit, budget = recipe.rl.group_size, recipe.rollout.max_new_tokens, recipe.rl.token_budget
+        trees = [answer_trees(prompts, G, limit) for prompts in _prompts(recipe, questions, skeleton, machine)]
+    mine = max(trees, key=_work)
+    return mine, cut_by_budget(mine, budget), any(len(cut_by_budget(other, budget)) > 1 for other in trees)
+
+
+def _limits(recipe: Recipe, skeleton: Skeleton, machine: Machine, static: Bytes) -> Limits:
+    """What `rollout.concurrency.limits_of` allows on the machine's GPU; without one, as much as is asked for."""
+    settings = recipe.rollout
+    kv_bytes = sys.maxsize
+    if settings.kv_cache_gb is not None:
+        kv_bytes = int(settings.kv_cache_gb * 2**30)
+    elif machine.memory is not None:
+        gathered, _ = all_gathered(skeleton.units.values())
+        kv_bytes = kv_bytes_on_gpu(machine.memory, static.total() + gathered)
+    per_token = kv_bytes_per_token(skeleton.policy)
+    return Limits(sequences=settings.max_sequences, kv_bytes=kv_bytes, per_token=per_token)
+
+
+def _largest(prompts: Sequence[Prompt], n: int, max_new_tokens: int, limits: Limits) -> Piece:
+    """The piece of a rollout with the most tokens."""
+
+    def tokens(piece: Piece) -> int:
+        return sum(len(p.token_ids) + piece.count * max_new_tokens for p in piece.prompts)
+
+    return max(cut(prompts, n, max_new_tokens, limits), key=tokens)
 
 
 def static_bytes(recipe: Recipe, skeleton: Skeleton) -> Bytes:
-    """What is there throughout: weights, reference model, and the optimiser's state once it has stepped."""
+    """What is there throughout: weights, reference model, and the optimizer's state once it has stepped."""
     found: Bytes = Counter({WEIGHTS: skeleton.weight_bytes})
-    own_reference = recipe.method == "grpo" and recipe.rl.beta and "lora" not in recipe.train.how().values()
-    if own_reference and not recipe.rl.reference_offload:
-        found[REFERENCE] = skeleton.weight_bytes
+    if recipe.method == "grpo" and recipe.rl.beta and "lora" not in recipe.train.how().values():
+        offload = recipe.rl.reference_offload
+        found[REFERENCE] = skeleton.offloaded_bytes if offload else skeleton.reference_bytes
     optim = recipe.optim
-    for count, size, matrix in skeleton.trained_parameters:
-        if optim.master_weights:
-            found[OPTIMISER] += 4 * count
-            size = 4
+    for count, matrix in skeleton.trained_parameters:
         if "8bit" in optim.name and count >= SMALLEST_8BIT:
-            found[OPTIMISER] += 2 * count + 2 * 4 * count // BLOCK_8BIT
+            found[OPTIMIZER] += 2 * count + 2 * 4 * count // BLOCK_8BIT
         else:
-            found[OPTIMISER] += (1 if optim.name == "muon" and matrix else 2) * size * count
+            found[OPTIMIZER] += (1 if optim.name == "muon" and matrix else 2) * 4 * count
     return found
-
-
-def gradient_bytes(recipe: Recipe, skeleton: Skeleton) -> Bytes:
-    """All gradients, and their float32 copies beside them where the optimiser has float32 weights of its own."""
-    more = 4 if recipe.optim.master_weights else 0
-    return Counter({GRADIENTS: sum(count * (size + more) for count, size, _ in skeleton.trained_parameters)})

@@ -1,65 +1,57 @@
-"""The most memory that each phase of a step holds: the package's own code for it, run without values."""
+"""The peak memory of each phase of a step: the package's own code for it, run without values."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm_r1.config import Recipe, RolloutConfig
 from vlm_r1.models.packing import Tree, pack
-from vlm_r1.models.policy import masked_logprobs
 from vlm_r1.plan.skeleton import Skeleton
 from vlm_r1.plan.trace import GRADIENTS, OTHER, Bytes, Trace
-from vlm_r1.records import Prompt
-from vlm_r1.rl.batch import TrainBatch
+from vlm_r1.plan.units import GATHERED, Gathering, all_gathered
+from vlm_r1.records import SamplingParams
 from vlm_r1.rollout.cache import DecodeCache, Prefill
-from vlm_r1.rollout.native import DROP_SHARE
-from vlm_r1.rollout.resume import continued_row
-from vlm_r1.rollout.sampling import choose
+from vlm_r1.rollout.concurrency import Piece
+from vlm_r1.rollout.native import DROP_SHARE, Decoding
 
 PROMPT_CACHE, ANSWER_CACHE = "prompts' keys and values", "answers' keys and values"
-KEPT_GRAPH = "prompts' graph kept"
+WHOLE_GRADIENTS = "gradients of gathered weights"
 
 
-def precision(recipe: Recipe) -> Any:
-    """The precision that training computes in, as a context."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.model.autocast == "bf16")
-
-
-def roll_out(
-    skeleton: Skeleton, prompts: Sequence[Prompt], group_size: int, settings: RolloutConfig, recipe: Recipe
-) -> Bytes:
-    """The peak of answering these prompts at once; with one answer each, by the likeliest tokens."""
+def roll_out(skeleton: Skeleton, piece: Piece, sampling: SamplingParams) -> Bytes:
+    """The peak of answering the prompts of a piece at once, with all weights gathered on this process."""
     trace = skeleton.trace()
-    with trace, precision(recipe), torch.no_grad():
-        prefill = Prefill(skeleton.policy, prompts)
+    skeleton.policy.eval()
+    gathered, beside = all_gathered(skeleton.units.values())
+    with trace, torch.no_grad():
+        trace.add(GATHERED, gathered + beside)
+        trace.add(GATHERED, -beside)
+        prefill = Prefill(skeleton.policy, piece.prompts)
         trace.rename(OTHER, PROMPT_CACHE)
-        _decode(skeleton, trace, prefill, group_size, settings)
+        _decode(skeleton, trace, prefill, piece.count, sampling)
         return trace.peak()
 
 
 @torch.no_grad()
-def _decode(skeleton: Skeleton, trace: Trace, prefill: Prefill, group_size: int, settings: RolloutConfig) -> None:
+def _decode(skeleton: Skeleton, trace: Trace, prefill: Prefill, n: int, sampling: SamplingParams) -> None:
     """The first and the last token of every answer, as `rollout.native.decode` computes them; then some are dropped."""
-    policy, limit = skeleton.policy, settings.max_new_tokens
-    generator = None if group_size == 1 else torch.Generator()
-    logits = policy.logits(prefill.last_hidden.detach()).repeat_interleave(group_size, 0)
-    cache = DecodeCache(prefill, group_size, limit)
-    skipped = _name_cache(skeleton, trace, cache)
-    logprobs = masked_logprobs(logits, policy.banned, settings.temperature)
-    choose(logprobs, settings, generator)
-    cache.length = limit - 1
-    token_ids = torch.zeros(len(logits), dtype=torch.long)
-    logits = policy.logits(policy.hidden(token_ids, token_ids.expand(3, -1), {}, cache))
-    logprobs = masked_logprobs(logits, policy.banned, settings.temperature)  # those before live until here
-    choose(logprobs, settings, generator)
-    keys = sum(skeleton.repeats[layer] * key.nbytes for layer, key in cache.own_keys.items())
+    limit, rows = sampling.max_new_tokens, len(prefill.lengths) * n
+    u_BT = torch.zeros(rows, limit, dtype=torch.double)
+    tables = torch.zeros(rows, limit), torch.zeros(rows, limit, dtype=torch.long)  # log-probs and tokens so far
+    u_B = None if sampling.seed is None else u_BT[:, 0]
+    decoding = Decoding(skeleton.policy, prefill, n, sampling)
+    skipped = _name_cache(skeleton, trace, decoding.cache)
+    chosen, _ = decoding.sample(u_B)
+    decoding.cache.length = limit - 1
+    decoding.run(torch.zeros_like(chosen, dtype=torch.long), limit - 1)
+    decoding.sample(u_B)
+    keys = sum(skeleton.repeats[layer] * key.nbytes for layer, key in decoding.cache.own_keys.items())
     kept = int(keys * (1 - DROP_SHARE))  # the keys of the rows that go on, beside those of all rows
     trace.add(ANSWER_CACHE, kept)
     trace.add(ANSWER_CACHE, -kept - skipped)
+    del tables
 
 
 def _name_cache(skeleton: Skeleton, trace: Trace, cache: DecodeCache) -> int:
@@ -74,44 +66,30 @@ def _name_cache(skeleton: Skeleton, trace: Trace, cache: DecodeCache) -> int:
     return skipped
 
 
-def update(skeleton: Skeleton, rows: Sequence[Sequence[Tree]], temperature: float, recipe: Recipe) -> Bytes:
-    """The peak of forward and backward of the largest of a step's rows; gradients of earlier rows are there."""
+def update(skeleton: Skeleton, row: Sequence[Tree], temperature: float, *, accumulates: bool) -> Bytes:
+    """The peak of forward and backward of a row; with `accumulates` gradients of earlier rows are there."""
     trace = skeleton.trace()
-    row = pack(max(rows, key=lambda trees: sum(tree.n_tokens for tree in trees)))
+    packed = pack(row)
     skeleton.policy.train()
+    if skeleton.units:
+        skeleton.gather_units(accumulates=accumulates)
     with trace:
-        if len(rows) > 1:
+        if accumulates:
             _give_gradients(skeleton, trace)
-        with precision(recipe):
-            logprobs, _ = skeleton.policy(row, temperature)
+        logprobs, _ = skeleton.policy(packed, temperature)
         _backward(skeleton, trace, logprobs)
         return trace.peak()
 
 
-def update_from_rollout(
-    skeleton: Skeleton, prompts: Sequence[Prompt], trees: Sequence[Tree], recipe: Recipe
-) -> tuple[Bytes, Bytes]:
-    """The peaks of the rollout and of the update where the prompts' graph is kept between them."""
-    policy, settings = skeleton.policy, recipe.rollout
-    policy.train()
-    part = TrainBatch(
-        trees=(), advantages_B=torch.empty(0), weights_B=torch.empty(0), group_numbers=tuple(range(len(prompts)))
-    )
-    row = pack(trees)
-    trace = skeleton.trace()
-    with trace:
-        with precision(recipe):
-            prefill = Prefill(policy, prompts)
-            trace.rename(OTHER, KEPT_GRAPH)
-            _decode(skeleton, trace, prefill, recipe.rl.group_size, settings)
-        answering = trace.peak()
-        with precision(recipe):
-            logprobs, _ = continued_row(policy, prefill, part, row, settings.temperature)
-        _backward(skeleton, trace, logprobs)
-        return answering, trace.peak()
+def gradient_bytes(skeleton: Skeleton) -> Bytes:
+    """All gradients on this process."""
+    return Bytes({GRADIENTS: sum(4 * count for count, _ in skeleton.trained_parameters)})
 
 
 def _give_gradients(skeleton: Skeleton, trace: Trace) -> None:
+    if skeleton.units:
+        trace.add(GRADIENTS, gradient_bytes(skeleton)[GRADIENTS])
+        return
     for parameter in skeleton.policy.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter)
@@ -119,6 +97,8 @@ def _give_gradients(skeleton: Skeleton, trace: Trace) -> None:
 
 
 def _backward(skeleton: Skeleton, trace: Trace, logprobs: Tensor) -> None:
-    with trace.backward(skeleton.policy.parameters()):
+    sharded = isinstance(skeleton.marks(), Gathering)
+    with trace.backward(skeleton.policy.parameters(), WHOLE_GRADIENTS if sharded else GRADIENTS):
         logprobs.sum().backward()
+    skeleton.marks().finish()
     skeleton.policy.zero_grad()

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vlm_r1.config import DataSource, Recipe
 from vlm_r1.data.source import load_source
+from vlm_r1.distributed.processes import owners
 from vlm_r1.errors import DataError
 from vlm_r1.models.family import Family
 from vlm_r1.models.packing import Tree
@@ -20,15 +21,15 @@ from vlm_r1.records import LabelledBox, Picture, Prompt, Rollout, RolloutGroup, 
 from vlm_r1.rl.batch import group_tree
 from vlm_r1.sft.batch import ByPicture, make_trees
 
-MOST_READ = 16
-"""Questions (with `method: sft`, pictures) that are read from the data; a step with more of them repeats these."""
+MAX_READ = 16
+"""Questions (with `method: sft`, images) that are read from the data; a step with more of them repeats these."""
 ASSUMED_SIZE = (640, 480)
-"""A picture's size where neither data nor `model.max_pixels` say one: the usual one of COCO, which RefCOCO is about."""
+"""An image's size where neither data nor `model.max_pixels` say one: the usual one of COCO, which RefCOCO is about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Questions:
-    """Samples of a step, in groups that show the same pictures, and where they are from."""
+    """Samples of a step, in groups that show the same images, and where they are from."""
 
     groups: list[tuple[Sample, ...]]
     source: str
@@ -44,7 +45,7 @@ def find_questions(recipe: Recipe) -> Questions:
     Data sets on the hub are not read: that would download them.
     """
     sources = [source for source in recipe.data.train if source.hub is None]
-    each = math.ceil(MOST_READ / max(1, len(sources)))
+    each = math.ceil(MAX_READ / max(1, len(sources)))
     groups: list[tuple[Sample, ...]] = []
     try:
         for source in sources:
@@ -70,18 +71,28 @@ def _made_up(recipe: Recipe, why: str) -> Questions:
     size = (side, side) if side else ASSUMED_SIZE
     sample = Sample(
         id="plan",
-        question="the person in the red coat on the left side of the picture",
+        question="the person in the red coat on the left side of the image",
         images=(Picture(image=Image.new("RGB", size)),),
         truth=Truth(boxes=(LabelledBox(box=(0, 0, *size)),)),
     )
-    return Questions(groups=[(sample,)], source=f"{why}: one picture of {size[0]} x {size[1]} pixels is assumed")
+    return Questions(groups=[(sample,)], source=f"{why}: one image of {size[0]} x {size[1]} pixels is assumed")
 
 
-def encode(family: Family, questions: Questions, count: int, fake: FakeTensorMode) -> list[Prompt]:
-    """Prompts of `count` questions, their pictures without values."""
-    prompts = {id(group): family.encode(group[0]) for group in questions.groups[:count]}
-    faked = {key: replace(p, pictures=_faked(p.pictures, fake)) for key, p in prompts.items()}
-    return [faked[id(group)] for group in questions.take(count)]
+def shares(groups: Sequence[tuple[Sample, ...]], family: Family, processes: int) -> list[list[tuple[Sample, ...]]]:
+    """The groups of a step as they are dealt to the processes, without those that get none."""
+    costs = [sum(family.expected_tokens(sample) for sample in group) for group in groups]
+    dealt: list[list[tuple[Sample, ...]]] = [[] for _ in range(processes)]
+    for group, owner in zip(groups, owners(costs, processes), strict=True):
+        dealt[owner].append(group)
+    return [share for share in dealt if share]
+
+
+def encode(family: Family, groups: Sequence[tuple[Sample, ...]], fake: FakeTensorMode) -> list[Prompt]:
+    """The prompts of the groups' first samples, their images without values."""
+    prompts = {id(group): group for group in groups}
+    encoded = {key: family.encode(group[0]) for key, group in prompts.items()}
+    faked = {key: replace(p, pictures=_faked(p.pictures, fake)) for key, p in encoded.items()}
+    return [faked[id(group)] for group in groups]
 
 
 def answer_trees(prompts: Sequence[Prompt], group_size: int, length: int) -> list[Tree]:
@@ -90,10 +101,10 @@ def answer_trees(prompts: Sequence[Prompt], group_size: int, length: int) -> lis
     return [group_tree(RolloutGroup(prompt=prompt, rollouts=(answer,) * group_size)) for prompt in prompts]
 
 
-def taught_trees(family: Family, questions: Questions, count: int, fake: FakeTensorMode) -> list[Tree]:
-    """The trees of a step of supervised fine-tuning."""
-    made = {id(group): make_trees(group, family) for group in questions.groups[:count]}
-    trees = [tree for group in questions.take(count) for tree in made[id(group)]]
+def taught_trees(family: Family, groups: Sequence[tuple[Sample, ...]], fake: FakeTensorMode) -> list[Tree]:
+    """The trees of groups of samples in a step of supervised fine-tuning."""
+    made = {id(group): make_trees(group, family) for group in groups}
+    trees = [tree for group in groups for tree in made[id(group)]]
     return [replace(tree, pictures=_faked(tree.pictures, fake)) for tree in trees]
 
 

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from vlm_r1.config import Recipe
-from vlm_r1.plan.advice import GIB, USABLE, Change
+from vlm_r1.plan.advice import Change
+from vlm_r1.plan.machine import GIB, Machine
 from vlm_r1.plan.make import Plan
 
 MIB = 2**20
@@ -15,7 +16,9 @@ MIB = 2**20
 
 def plan_text(plan: Plan, recipe: Recipe) -> str:
     """Parameters, the step's sizes, and a table of memory by phase."""
-    return "\n".join([*_parameters(plan, recipe), "", *_step(plan, recipe), "", *_table(plan)])
+    return "\n".join(
+        [*_parameters(plan, recipe), "", *_processes(plan, recipe), *_step(plan, recipe), "", *_table(plan)]
+    )
 
 
 def _parameters(plan: Plan, recipe: Recipe) -> list[str]:
@@ -26,20 +29,28 @@ def _parameters(plan: Plan, recipe: Recipe) -> list[str]:
     return lines
 
 
+def _processes(plan: Plan, recipe: Recipe) -> list[str]:
+    how = {True: "on", False: "off", "auto": "off (auto)"}[recipe.model.gradient_checkpointing]
+    lines = [f"precision   {plan.precision}, gradient checkpointing {how}"]
+    if plan.processes > 1:
+        held = f"{plan.shard_size} hold one copy of the weights" if plan.shard_size else "each holds all weights"
+        lines.append(f"processes   {plan.processes}, {held}; what follows is for the one with the most to do")
+    return lines
+
+
 def _step(plan: Plan, recipe: Recipe) -> list[str]:
     if recipe.method == "sft":
-        asked = (
-            f"{recipe.sft.pictures_per_step} pictures, {len(plan.prompts)} trees of {_span(plan.prompts)} tokens before"
-        )
-        asked, budget = f"{asked} their branches", f"sft.token_budget {recipe.sft.token_budget:,}"
+        trees = f"{len(plan.prompts)} trees of {_span(plan.prompts)} tokens before their branches"
+        asked = f"{recipe.sft.pictures_per_step} images, {trees}"
+        budget = f"sft.token_budget {recipe.sft.token_budget:,}"
     else:
         asked = f"{len(plan.prompts)} prompts of {_span(plan.prompts)} tokens, {recipe.rl.group_size} answers each of "
-        asked += f"up to {recipe.rollout.max_new_tokens}"
+        asked += f"up to {recipe.rollout.max_new_tokens}, at most {plan.sequences} at once"
         budget = f"rl.token_budget {recipe.rl.token_budget:,}"
     passes = "1 forward pass" if len(plan.rows) == 1 else f"{len(plan.rows)} forward passes"
     return [
         f"step        {asked}",
-        f"pictures    {_span(plan.pictures)} tokens each" if plan.pictures else "pictures    none",
+        f"images      {_span(plan.images)} tokens each" if plan.images else "images      none",
         f"questions   {plan.questions}",
         f"update      {passes} of at most {max(plan.rows):,} tokens ({budget})",
     ]
@@ -58,31 +69,34 @@ def _table(plan: Plan) -> list[str]:
         if any(phase[key] >= 0.005 * unit for phase in plan.phases.values()):
             cells = (phase[key] / unit for phase in plan.phases.values())
             rows.append([key, *(f"{cell:.2f}" if cell else "" for cell in cells)])
-    rows.append(["most at once", *(f"{phase.total() / unit:.2f}" for phase in plan.phases.values())])
+    rows.append(["peak memory", *(f"{phase.total() / unit:.2f}" for phase in plan.phases.values())])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 
 
-def fit_text(plan: Plan, card: int) -> str:
+def fit_text(plan: Plan, machine: Machine) -> str:
     """Whether it fits."""
-    room = card * USABLE
-    fits = "fits" if plan.peak <= room else "does not fit"
-    most = f"{plan.peak / GIB:.2f} GiB ({plan.peak_phase})"
-    return f"{most} {fits} in {card / GIB:g} GiB, of which {room / GIB:.1f} are usable"
+    fits = "fits" if plan.peak <= machine.room else "does not fit"
+    peak = f"peak memory {plan.peak / GIB:.2f} GiB ({plan.peak_phase})"
+    gpus = f"each of {machine.processes} GPUs with" if machine.processes > 1 else "a GPU with"
+    return f"{peak} {fits} in {gpus} {(machine.memory or 0) / GIB:g} GiB, of which {machine.room / GIB:.1f} are usable"
 
 
 def change_text(change: Change) -> str:
     """One line of advice."""
-    keys = " ".join(f"{key}={str(value).lower()}" for key, value in change.settings.items())
+    keys = " ".join(
+        f"{key} {value}" if key.startswith("--") else f"{key}={str(value).lower()}"
+        for key, value in change.settings.items()
+    )
     what = f"saves {change.saves / GIB:.2f}" if change.saves >= 0 else f"takes {-change.saves / GIB:.2f} more"
-    return f"  {keys}\n      {what}, {change.peak / GIB:.2f} GiB in all: {change.why}"
+    return f"  {keys}\n      {what}, peak {change.peak / GIB:.2f} GiB: {change.why}"
 
 
-def as_json(plan: Plan, card: int | None, changes: Sequence[Change]) -> dict[str, Any]:
+def as_json(plan: Plan, machine: Machine, changes: Sequence[Change]) -> dict[str, Any]:
     """Everything as plain numbers; sizes are bytes."""
     found = asdict(plan) | {"peak": plan.peak, "peak_phase": plan.peak_phase}
     found["phases"] = {name: dict(phase) for name, phase in plan.phases.items()}
-    if card is not None:
-        fits = plan.peak <= card * USABLE
-        found |= {"card": card, "fits": fits, "changes": [asdict(change) for change in changes]}
+    if machine.memory is not None:
+        fits = plan.peak <= machine.room
+        found |= {"gpu_memory": machine.memory, "fits": fits, "changes": [asdict(change) for change in changes]}
     return found

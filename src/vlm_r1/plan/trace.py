@@ -1,7 +1,7 @@
 """Live bytes while a model's own code runs on tensors that have shapes and no values.
 
 torch's `FakeTensorMode` runs operators, forward and backward, on shapes alone. `Trace` lets it run all that depends on
-weights or pictures, and computes what does not (token ids, positions, masks), because code branches on those. Each
+weights or images, and computes what does not (token ids, positions, masks), because code branches on those. Each
 storage is counted from its first use to its end, whoever holds it: saved for the backward pass, cached or temporary.
 
 A model's layers are alike, so most are skipped (`plan.layers.thin`): a stretch of the run that stands for several
@@ -27,7 +27,7 @@ Bytes = Counter[str]
 """What memory is for -> bytes."""
 OTHER = "activations"
 """What is not named otherwise."""
-COPIES, LOGITS, GRADIENTS = "bfloat16 copies of weights", "logits", "gradients"
+LOGITS, GRADIENTS = "logits", "gradients"
 aten = torch.ops.aten
 _INDEXED = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)
 _COUNTING = {aten.arange.default, aten.arange.start, aten.arange.start_step}
@@ -112,10 +112,10 @@ class Trace(TorchDispatchMode):
         return Counter({name: size for name, size in best.items() if size > 0})
 
     @contextmanager
-    def backward(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-        """Around a backward pass: gradients are named, and layers that run again are part of it."""
+    def backward(self, parameters: Iterable[nn.Parameter], name: str = GRADIENTS) -> Iterator[None]:
+        """Around a backward pass: gradients are called `name`, and layers that run again are part of it."""
         hooks = [
-            p.register_post_accumulate_grad_hook(lambda p: self.call(p.grad, GRADIENTS))  # type: ignore[arg-type]
+            p.register_post_accumulate_grad_hook(lambda p: self.call(p.grad, name))  # type: ignore[arg-type]
             for p in parameters
             if p.requires_grad
         ]
@@ -151,11 +151,9 @@ class Trace(TorchDispatchMode):
         self._live[name] -= size
         self._total -= size
 
-    def _name(self, func: Any, args: tuple[Any, ...], out: Tensor) -> str:
+    def _name(self, out: Tensor) -> str:
         if out.ndim > 1 and out.shape[-1] == self.vocabulary:
             return LOGITS
-        if func is aten._to_copy.default and isinstance(args[0], nn.Parameter):
-            return COPIES
         return OTHER
 
     # -- running --------------------------------------------------------------------------------------------------
@@ -166,7 +164,7 @@ class Trace(TorchDispatchMode):
         if func is torch.ops.prim.device.default:
             return args[0].fake_device
         if func is aten.eq.Scalar and isinstance(args[0], FakeTensor):
-            # Idefics 3 leaves out pictures whose values are all 0: none is.
+            # Idefics 3 leaves out images whose values are all 0: none is.
             func, args = aten.zeros.default, (args[0].shape,)
             kwargs = {"dtype": torch.bool}
         if func is aten.cumsum.default and "dtype" in kwargs:  # its kernel makes a copy in that type first
@@ -183,7 +181,7 @@ class Trace(TorchDispatchMode):
                 out = func(*args, **kwargs)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
-                self._count(tensor, self._name(func, args, tensor))
+                self._count(tensor, self._name(tensor))
         return out
 
 

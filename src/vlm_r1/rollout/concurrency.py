@@ -52,10 +52,15 @@ def limits_of(policy: Policy, settings: RolloutConfig, world: World) -> Limits:
         kv_bytes = int(settings.kv_cache_gb * 2**30)
     elif world.device.type == "cuda":
         total = torch.cuda.get_device_properties(world.device).total_memory
-        kv_bytes = int(GPU_SHARE * max(0, 0.9 * total - torch.cuda.memory_allocated(world.device)))
+        kv_bytes = kv_bytes_on_gpu(total, torch.cuda.memory_allocated(world.device))
     else:
         kv_bytes = int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world.local_size)
     return Limits(sequences=settings.max_sequences, kv_bytes=kv_bytes, per_token=kv_bytes_per_token(policy))
+
+
+def kv_bytes_on_gpu(total: int, allocated: int) -> int:
+    """Bytes that keys and values may take on a GPU of `total` bytes, of which `allocated` are in use."""
+    return int(GPU_SHARE * max(0, 0.9 * total - allocated))
 
 
 def kv_bytes_per_token(policy: Policy) -> int:
