@@ -17,7 +17,7 @@ from transformers.distributed import DistributedConfig
 
 from vlm_r1.config import ModelConfig, PromptConfig
 from vlm_r1.distributed.processes import World
-from vlm_r1.distributed.sharding import gathered, shard, start, whole_parameters
+from vlm_r1.distributed.sharding import gathered, shard, whole_parameters
 from vlm_r1.models.adapters import load_adapter
 from vlm_r1.models.families import FAMILIES
 from vlm_r1.models.family import Family
@@ -44,16 +44,18 @@ def open_policy(
     prepare: Prepare,
     seed: int = 0,
     shard_size: int | None = None,
+    everything: bool = False,
     offload: bool = False,
 ) -> LoadedPolicy:
     """The policy of a recipe on this process's device: trained weights in float32, frozen ones in compute precision.
 
-    It is sharded where there are several processes, or one that computes in another precision than its weights have.
-    Weights in 4 or 8 bits are not sharded: every process holds them all. Raises what `load_policy` raises.
+    It is sharded where there are several processes, or one that computes in another precision than its weights have;
+    `everything` and `offload` are those of `sharding.shard`. Weights in 4 or 8 bits are not sharded: every process
+    holds them all. Raises what `load_policy` raises.
     """
     dtype = compute_dtype(config)
     if world.size > 1 and config.init == "pretrained" and config.quantize == "none":
-        return _open_sharded(config, prompt, world, prepare, shard_size, offload)
+        return _open_sharded(config, prompt, world, prepare, shard_size, everything, offload)
     loaded = load_policy(config, prompt, seed=seed, dtype=torch.float32 if config.quantize == "none" else None)
     prepare(loaded.family)
     _settle(loaded.policy, dtype)
@@ -63,13 +65,19 @@ def open_policy(
             print(f"model.quantize: weights in {config.quantize} cannot be sharded; each process holds all of them")
         return loaded
     if world.size > 1 or dtype != torch.float32 or offload:
-        shard(loaded.policy, loaded.family, world.mesh(shard_size), world, offload=offload)
-        start(loaded.policy)
+        mesh = world.mesh(shard_size)
+        shard(loaded.policy, loaded.family, mesh, world, everything=everything, offload=offload)
     return loaded
 
 
 def _open_sharded(
-    config: ModelConfig, prompt: PromptConfig, world: World, prepare: Prepare, shard_size: int | None, offload: bool
+    config: ModelConfig,
+    prompt: PromptConfig,
+    world: World,
+    prepare: Prepare,
+    shard_size: int | None,
+    everything: bool,
+    offload: bool,
 ) -> LoadedPolicy:
     base, model_config, processor = read_pretrained(config)
     with torch.device("meta"):
@@ -88,8 +96,8 @@ def _open_sharded(
     mesh = world.mesh(shard_size)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = embedding.weight is head.weight
-    whole = {id(p) for p in whole_parameters(family)}
-    shard(policy, family, mesh, world, offload=offload)
+    whole = set() if everything else {id(p) for p in whole_parameters(family)}
+    shard(policy, family, mesh, world, everything=everything, offload=offload)
     trains = any(p.requires_grad and p.is_meta for p in policy.parameters())
     sizes = {"fsdp_size": mesh.size(mesh.ndim - 1), "dp_replicate_size": world.size // mesh.size(mesh.ndim - 1)}
     source = read_weights(
@@ -104,7 +112,6 @@ def _open_sharded(
     model.generation_config = source.generation_config
     del source
     _finish_dora(model)
-    start(policy)
     if model.config.model_type not in FAMILIES:
         with gathered(policy):
             check_forward(policy, family)
@@ -143,16 +150,24 @@ def _settle(policy: nn.Module, dtype: torch.dtype) -> None:
 
 def _adopt(policy: Any, source: nn.Module, whole: set[int], device: torch.device) -> None:
     """Take the shards (and the few whole parameters and buffers) of `source`, which has the same names."""
-    theirs: dict[str, Any] = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+
+    def take(name: str) -> Any:
+        owner, _, own = name.removeprefix("model.").replace(".base_layer.", ".").rpartition(".")
+        module = source.get_submodule(owner)
+        found = getattr(module, own)
+        setattr(module, own, None)  # what was read is let go of one by one
+        return found
+
     state: dict[str, Any] = {}
     for name, mine in policy.named_parameters():
         if mine.device.type != "meta":
             continue
-        found = theirs[name.removeprefix("model.").replace(".base_layer.", ".")]
+        found = take(name).detach()
         if id(mine) in whole:
             value = found.full_tensor()
         else:
-            local = found.to_local().to(device=device, dtype=mine.dtype)
+            # A copy: what was read is a view into the file, all of which it would keep mapped.
+            local = found.to_local().to(device=device, dtype=mine.dtype, copy=True)
             value = DTensor.from_local(
                 local, mine.device_mesh, mine.placements, run_check=False, shape=mine.shape, stride=mine.stride()
             )
@@ -161,8 +176,7 @@ def _adopt(policy: Any, source: nn.Module, whole: set[int], device: torch.device
     for name, mine in policy.named_buffers():
         if mine.device.type == "meta":
             owner, _, own = name.rpartition(".")
-            buffer = theirs[name.removeprefix("model.").replace(".base_layer.", ".")]
-            policy.get_submodule(owner)._buffers[own] = buffer.to(device)
+            policy.get_submodule(owner)._buffers[own] = take(name).to(device)
     policy.banned = policy.banned.to(device)
 
 

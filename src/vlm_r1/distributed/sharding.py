@@ -19,7 +19,6 @@ from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
-    register_fsdp_forward_method,
 )
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor
@@ -30,13 +29,22 @@ from vlm_r1.models.freeze import blocks_of
 from vlm_r1.models.policy import Policy
 
 
-def shard(policy: Policy, family: Family, mesh: DeviceMesh, world: World, *, offload: bool = False) -> None:
+def shard(
+    policy: Policy,
+    family: Family,
+    mesh: DeviceMesh,
+    world: World,
+    *,
+    everything: bool = False,
+    offload: bool = False,
+) -> None:
     """Shard a policy in place; its parameters may still be on the meta device.
 
-    A tower and connector that are frozen together stay whole on every process: then features can be kept, and a
-    process that finds them in its cache waits for nobody. With `offload` the shards lie in CPU memory.
+    Unless `everything` is sharded, a tower and connector that are frozen together stay whole on every process: then
+    features can be kept, and a process that finds them in its cache waits for nobody. With `offload` the shards lie in
+    CPU memory.
     """
-    whole = whole_parameters(family)
+    whole = set() if everything else whole_parameters(family)
     settings: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(
@@ -50,10 +58,9 @@ def shard(policy: Policy, family: Family, mesh: DeviceMesh, world: World, *, off
     embedding, head = family.model.get_input_embeddings(), family.model.get_output_embeddings()
     if embedding.weight is not head.weight:
         units.append(embedding)
-    trains = any(p.requires_grad for p in policy.parameters())
     for unit in units:
         fully_shard(unit, reshard_after_forward=True, **settings)
-    fully_shard(policy, reshard_after_forward=not trains, **settings)  # the head is needed first in the backward pass
+    fully_shard(policy, **settings)
     for module in shards_of(policy):
         # Losses are sums over all processes: no division, and every backend can add.
         module.set_force_sum_reduction_for_comms(True)
@@ -62,12 +69,10 @@ def shard(policy: Policy, family: Family, mesh: DeviceMesh, world: World, *, off
         module.set_custom_reduce_scatter(_TimedReduceScatter(world))
 
 
-def start(policy: Policy) -> None:
-    """Prepare a sharded policy that has its weights; every process calls it."""
-    if shards_of(policy):
-        register_fsdp_forward_method(policy, "start")
-        policy.start()
-        policy.reshard()  # type: ignore[operator]
+def reshard(policy: nn.Module) -> None:
+    """Part the root unit again, which stays together after a forward pass because a backward pass mostly follows."""
+    if isinstance(policy, FSDPModule):
+        policy.reshard()
 
 
 def whole_parameters(family: Family) -> set[nn.Parameter]:

@@ -98,9 +98,6 @@ class Policy(nn.Module):
         hidden = self.hidden(row.token_ids, row.positions, self.features(row.pictures), row.layout)
         return self.score(hidden[row.predictors], row.targets, temperature)
 
-    def start(self) -> None:
-        """Does nothing: sharding prepares a module in its first forward pass, which may not be one of a part of it."""
-
     def score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy `(S,)` of the tokens `(S,)` that hidden states `(S, D)` predict."""
         vocabulary = self.model.get_output_embeddings().weight.shape[0]

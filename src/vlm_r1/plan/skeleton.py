@@ -164,11 +164,10 @@ def _count(skeleton: Skeleton, config: ModelConfig) -> None:
                 skeleton.weight_bytes += here * (FLOAT32 if p.requires_grad else width)
             if p.requires_grad:
                 skeleton.trained_parameters.append((here, p.ndim == 2 and id(p) not in head))
-            if skeleton.units and part == "language":
-                skeleton.reference_bytes += padded(p.shape, skeleton.shards) // skeleton.shards * width
-            else:  # frozen, tower and connector stay whole
-                skeleton.reference_bytes += p.numel() * width
+            if part != "language":  # frozen, tower and connector stay whole
                 skeleton.offloaded_bytes += p.numel() * width
+            split = part == "language" and skeleton.units
+            skeleton.reference_bytes += (padded(p.shape, skeleton.shards) // skeleton.shards if split else p.numel()) * width
     for buffer in family.model.buffers():
         skeleton.weight_bytes += buffer.nbytes
         skeleton.reference_bytes += buffer.nbytes

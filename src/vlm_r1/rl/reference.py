@@ -11,13 +11,14 @@ from collections.abc import Callable
 from torch import Tensor
 
 from vlm_r1.distributed.loading import open_policy
+from vlm_r1.distributed.sharding import reshard
 from vlm_r1.models.adapters import REFERENCE, base_of_adapter, switched
 from vlm_r1.models.load import resolve_path
 from vlm_r1.models.packing import PackedRow
 from vlm_r1.runtime.session import Session
 
 Reference = Callable[[PackedRow, float], tuple[Tensor, Tensor]]
-"""Log-prob and entropy `(S,)` of every scored token of a row at a temperature; a `Policy` is one."""
+"""Log-prob and entropy `(S,)` of every scored token of a row at a temperature."""
 
 
 def load_reference(session: Session) -> Reference | None:
@@ -32,13 +33,21 @@ def load_reference(session: Session) -> Reference | None:
         recipe.prompt,
         session.world,
         prepare=lambda family: family.model.requires_grad_(False),
+        everything=True,
         offload=recipe.rl.reference_offload,
         **session.sharing,
     ).policy
     policy.eval()
-    if session.policy.vision_cache is not None:  # a frozen tower is the reference's own
+    how = recipe.train.how()
+    if how["vision"] == how["connector"] == "frozen":  # then the reference's is the same
         policy.features = session.policy.features  # type: ignore[method-assign]
-    return policy
+
+    def reference(row: PackedRow, temperature: float) -> tuple[Tensor, Tensor]:
+        out: tuple[Tensor, Tensor] = policy(row, temperature)
+        reshard(policy)
+        return out
+
+    return reference
 
 
 def _switched_policy(session: Session) -> Reference:
