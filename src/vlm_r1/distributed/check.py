@@ -19,6 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.tensor import distribute_tensor, zeros
 
+from vlm_r1.distributed.checkpoints import REFUSALS, reason
 from vlm_r1.distributed.processes import World
 from vlm_r1.errors import ClusterError
 
@@ -63,15 +64,15 @@ def _write_and_read(world: World, folder: Path) -> None:
         dcp.load(read, storage_reader=HuggingFaceStorageReader(str(folder)))
         if not torch.equal(read["check"].to_local(), shards["check"].to_local()):
             failed = "what was read is not what was written"
-    except Exception as error:
-        failed = (str(error) or type(error).__name__).strip().splitlines()[0]
+    except REFUSALS as error:
+        failed = reason(error)
     hosts = world.gather((socket.gethostname(), failed))
     if world.is_main:
         shutil.rmtree(folder, ignore_errors=True)
-    for rank, (host, reason) in enumerate(hosts):
-        if reason is not None:
+    for rank, (host, why) in enumerate(hosts):
+        if why is not None:
             raise ClusterError(
-                f"run.dir: a small checkpoint in {folder.parent} fails on rank {rank} on {host} ({reason}); "
+                f"run.dir: a small checkpoint in {folder.parent} fails on rank {rank} on {host} ({why}); "
                 "all machines must write to one shared folder"
             )
 

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
@@ -31,6 +31,8 @@ from vlm_r1.distributed.processes import World
 from vlm_r1.errors import CheckpointError
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
+REFUSALS = (Exception, CheckpointException)
+"""What reading and writing can raise; torch's own is no `Exception`."""
 WEIGHT, STATE = "model.", "optim."
 """Prefixes of the tensors in a checkpoint: `model.NAME`, and `optim.NAME.exp_avg` and so on."""
 
@@ -55,13 +57,14 @@ class CheckpointWriter:
         if self.world.is_main:
             shutil.rmtree(aside, ignore_errors=True)
         self._agree(None)
-        failed, future = None, None
+        failed: tuple[int, str] | None = None
+        future: Future[Any] | None = None
         try:
             aside.mkdir(parents=True, exist_ok=True)
             tensors = {name: self._copied(value) for name, value in tensors_of(policy, optimizer).items()}
             future = self._pool.submit(self._write, tensors, aside)
         except (OSError, RuntimeError) as error:
-            failed = _reason(error)
+            failed = self._blame(error)
         self._agree(failed, aside)
         self._writing = (step, dict(state), future)  # type: ignore[assignment]
 
@@ -72,20 +75,20 @@ class CheckpointWriter:
         step, state, future = self._writing
         self._writing = None
         aside, target = self.run_dir / f".checkpoint-{step}.tmp", self.run_dir / f"checkpoint-{step}"
-        failed = None
+        failed: tuple[int, str] | None = None
         try:
             future.result()
             for file in aside.iterdir():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
-        except Exception as error:
-            failed = _reason(error)
+        except REFUSALS as error:
+            failed = self._blame(error)
         self._agree(failed, target)
         try:
             if self.world.is_main:
                 self._publish(aside, target, {"step": step, **state})
         except OSError as error:
-            failed = _reason(error)
+            failed = self._blame(error)
         self._agree(failed, target)
 
     def _publish(self, aside: Path, target: Path, state: dict[str, Any]) -> None:
@@ -99,15 +102,23 @@ class CheckpointWriter:
         for old in list_checkpoints(self.run_dir)[: -self.keep]:
             shutil.rmtree(old)
 
-    def _agree(self, failed: str | None, target: Path | None = None) -> None:
+    def _blame(self, error: BaseException) -> tuple[int, str]:
+        """The rank that failed, and how: torch tells every rank what one of them raised."""
+        if isinstance(error, CheckpointException) and error.failures:
+            rank, (inner, _) = next(iter(error.failures.items()))
+            return rank, reason(inner)
+        return self.world.rank, reason(error)
+
+    def _agree(self, failed: tuple[int, str] | None, target: Path | None = None) -> None:
         """Every process learns whether one failed. Raises `CheckpointError` naming it."""
-        for rank, reason in enumerate(self.world.gather(failed)):
-            if reason is not None:
+        for told in self.world.gather(failed):
+            if told is not None:
+                rank, why = told
                 if self.world.is_main and target is not None:
                     shutil.rmtree(target.with_name(f".{target.name.strip('.').removesuffix('.tmp')}.tmp"), True)
                 who = f" by rank {rank}" if self.world.size > 1 else ""
                 raise CheckpointError(
-                    f"{target}: could not be written{who} ({reason}); earlier checkpoints are intact. "
+                    f"{target}: could not be written{who} ({why}); earlier checkpoints are intact. "
                     "Free some space and start the same command again: the run continues from the last one"
                 )
 
@@ -160,8 +171,8 @@ def load_checkpoint(checkpoint: Path, policy: nn.Module, optimizer: Any, world: 
             dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=world.size == 1)
     except CheckpointError:
         raise
-    except Exception as error:
-        raise CheckpointError(f"{checkpoint}: cannot be read ({_reason(error)}); {remedy}") from error
+    except REFUSALS as error:
+        raise CheckpointError(f"{checkpoint}: cannot be read ({reason(error)}); {remedy}") from error
 
 
 def _places_for(sizes: Mapping[str, tuple[int, ...]], policy: nn.Module, optimizer: Any) -> dict[str, Tensor]:
@@ -200,7 +211,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint}/state.json: cannot be read ({_reason(error)}); {remedy}") from None
+        raise CheckpointError(f"{checkpoint}/state.json: cannot be read ({reason(error)}); {remedy}") from None
     for name, size in state["files"].items():
         file = checkpoint / name
         found = file.stat().st_size if file.is_file() else None
@@ -216,11 +227,14 @@ def read_weights_of(checkpoint: Path, policy: nn.Module) -> None:
     try:
         with _quiet(), torch.no_grad():
             dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
-    except Exception as error:
-        raise CheckpointError(f"{checkpoint}: cannot be read ({_reason(error)})") from error
+    except REFUSALS as error:
+        raise CheckpointError(f"{checkpoint}: cannot be read ({reason(error)})") from error
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """The first line of what went wrong."""
+    if isinstance(error, CheckpointException) and error.failures:  # what each rank raised
+        error = next(iter(error.failures.values()))[0]
     return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 

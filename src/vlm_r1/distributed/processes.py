@@ -31,7 +31,7 @@ class World:
     """This process among those of the run.
 
     `device` is where it computes. `seconds` adds up the time spent in collectives, those of sharding included;
-    `beat` tells the watchdog that this process does something.
+    `beat` tells the watchdog that this process does something, `waiting` that it is in a collective.
     """
 
     rank: int = 0
@@ -40,6 +40,7 @@ class World:
     local_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     beat: Callable[..., None] = lambda doing="", allow=0.0: None
+    waiting: bool = False
     _seconds: float = 0.0
     _events: list[tuple[Any, Any]] = field(default_factory=list)
 
@@ -108,6 +109,7 @@ class World:
     @contextmanager
     def timed(self) -> Iterator[None]:
         """What happens within is a collective: on a GPU its time is that of the stream it runs on."""
+        self.waiting = True
         if self.device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -118,6 +120,7 @@ class World:
             started = time.perf_counter()
             yield
             self._seconds += time.perf_counter() - started
+        self.waiting = False
 
     def take_seconds(self) -> float:
         """Seconds spent in collectives since the last call."""

@@ -67,29 +67,29 @@ class Watchdog:
                 self._abort(*late)
 
     def _publish(self) -> None:
-        told = f"{self.count} {self.allow} {socket.gethostname()} {os.getpid()} {self.doing}"
+        told = f"{self.count} {int(self.world.waiting)} {self.allow} {socket.gethostname()} {os.getpid()} {self.doing}"
         self.store.set(str(self.world.rank), told)
 
     def _late(self, seen: dict[int, tuple[str, float]]) -> tuple[int, str, float] | None:
         """The rank that did nothing for longest, where that is too long, what it says of itself, and since when."""
         now = time.monotonic()
         for rank in range(self.world.size):
-            told = self.store.get(str(rank)).decode() if self.store.check([str(rank)]) else "0 0 ? ? starting"
+            told = self.store.get(str(rank)).decode() if self.store.check([str(rank)]) else "0 0 0 ? ? starting"
             if rank not in seen or seen[rank][0] != told:
                 seen[rank] = (told, now)
         if self._waiting(seen):
             return None
-        rank = min(seen, key=lambda r: seen[r][1])
+        rank = min(seen, key=lambda r: (seen[r][0].split(" ")[1], seen[r][1]))  # who waits is not to blame
         told, since = seen[rank]
         return (rank, told, now - since) if now - since > self.timeout_s else None
 
     def _waiting(self, seen: dict[int, tuple[str, float]]) -> bool:
         """Whether some rank is at something that may take longer."""
         now = time.monotonic()
-        return any(now - since <= float(told.split(" ")[1]) for told, since in seen.values())
+        return any(now - since <= float(told.split(" ")[2]) for told, since in seen.values())
 
     def _abort(self, rank: int, told: str, seconds: float) -> None:
-        _, _, host, pid, doing = told.split(" ", 4)
+        _, _, _, host, pid, doing = told.split(" ", 5)
         if self.store.add("told", 1) == 1:
             print(
                 f"error: rank {rank} (process {pid} on {host}) has done nothing for {seconds:.0f} s, in: {doing}. "
