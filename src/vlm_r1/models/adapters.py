@@ -214,18 +214,22 @@ def _check(family: Family, parts: Sequence[Part], lora: LoraConfig | None, prese
 
 @contextmanager
 def switched(model: Any, name: str | None) -> Iterator[None]:
-    """Within, the model answers with this adapter, or with none; afterwards the trained one is back."""
-    if name is None:
-        model.disable_adapters()
-    else:
-        model.set_adapter(name)
+    """Within, the model answers with this adapter, or with none; afterwards the trained one is back.
+
+    peft's own switches also say which adapter is trained, which sharding looks at in its first forward pass.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = name is None
+        layer._active_adapter = layer._active_adapter if name is None else [name]
     try:
         yield
     finally:
-        if name is None:
-            model.enable_adapters()
-        else:
-            model.set_adapter(NAME)
+        for layer, (off, active) in zip(layers, before, strict=True):
+            layer._disable_adapters, layer._active_adapter = off, active
 
 
 def trained_parameters(family: Family, train: TrainConfig) -> str:

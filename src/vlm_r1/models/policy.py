@@ -144,4 +144,4 @@ def _score(
     logprobs = masked_logprobs(head(hidden), banned, temperature)
     with torch.no_grad():
         entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return logprobs.gather(-1, targets[:, None])[:, 0], entropy
+    return logprobs.gather(-1, targets[:, None]).sum(-1), entropy  # no view: sharding hooks into the output
