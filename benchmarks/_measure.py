@@ -72,13 +72,19 @@ def moved(model: Any, before: dict[str, Any]) -> dict[str, float]:
     total = {"vision": 0.0, "text": 0.0}
     for name, parameter in model.named_parameters():
         part = "vision" if "visual" in name else "text"
-        total[part] += float((parameter.detach().cpu().float() - before[name].float()).square().sum())
+        total[part] += float((_whole(parameter).float() - before[name].float()).square().sum())
     return {part: value**0.5 for part, value in total.items()}
 
 
 def snapshot(model: Any) -> dict[str, Any]:
     """A copy of all parameters on the CPU."""
-    return {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
+    return {name: _whole(parameter).clone() for name, parameter in model.named_parameters()}
+
+
+def _whole(parameter: Any) -> Any:
+    """A parameter on the CPU, also where it is sharded."""
+    value = parameter.detach()
+    return (value.full_tensor() if hasattr(value, "full_tensor") else value).cpu()
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,8 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from vlm_r1.config import (
 from vlm_r1.rl import loop
 from vlm_r1.rollout.native import eos_token_ids
 from vlm_r1.runtime.runlog import read_metrics
+from vlm_r1.runtime.session import Session
 
 REWARD = f"{Path(__file__).resolve().parent / '_reward.py'}:by_hash"
 
@@ -39,7 +42,7 @@ REWARD = f"{Path(__file__).resolve().parent / '_reward.py'}:by_hash"
 def recipe_of(setting: Setting, run_dir: Path, **rl: Any) -> Recipe:
     """The benchmark's step as a recipe: the paper's algorithm, everything else at its default."""
     return Recipe(
-        model=ModelConfig(path=str(setting.model_path), dtype=setting.dtype),
+        model=ModelConfig(path=str(setting.model_path), precision=setting.precision),
         data=DataConfig(train=[DataSource(path=str(setting.data_path))]),
         prompt=PromptConfig(template="plain"),
         rollout=RolloutConfig(max_new_tokens=setting.answer_tokens, stop_at_answer=False),
@@ -57,7 +60,7 @@ def recipe_of(setting: Setting, run_dir: Path, **rl: Any) -> Recipe:
     )
 
 
-def ban_end_of_text(session: Any) -> None:
+def ban_end_of_text(session: Session) -> None:
     """Answers never end by themselves: both sides sample exactly as many tokens."""
     policy = session.loaded.policy
     ends = torch.tensor(eos_token_ids(policy, session.loaded.tokenizer), device=policy.banned.device)
@@ -69,27 +72,30 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     starts: list[float] = []
     cpu: list[float] = []
     before: dict[str, Any] = {}
-    sessions: list[Any] = []
-    open_session, collect = loop.open_session, loop.collect
+    sessions: list[Session] = []
+    after: dict[str, float] = {}
+    open_session, deal = loop.open_session, loop.deal
 
-    def opened(recipe: Recipe) -> Any:
-        session = open_session(recipe)
-        ban_end_of_text(session)
-        before.update(snapshot(session.loaded.policy.model))
-        sessions.append(session)
-        return session
+    @contextmanager
+    def opened(recipe: Recipe) -> Iterator[Session]:
+        with open_session(recipe) as session:
+            ban_end_of_text(session)
+            before.update(snapshot(session.policy.model))
+            sessions.append(session)
+            yield session
+            after.update(moved(session.policy.model, before))
 
-    def collected(*args: Any, **kwargs: Any) -> Any:
+    def dealt(*args: Any, **kwargs: Any) -> Any:
         starts.append(now())
         cpu.append(time.process_time())
-        return collect(*args, **kwargs)
+        return deal(*args, **kwargs)
 
-    loop.open_session, loop.collect = opened, collected
+    loop.open_session, loop.deal = opened, dealt
     with tempfile.TemporaryDirectory() as run_dir:
         recipe = recipe_of(setting, Path(run_dir), **options)
         loop.train(recipe)
         lines = read_metrics(Path(run_dir))
-    model = sessions[0].loaded.policy.model
+    model = sessions[0].policy.model
     steps = [
         {
             "step_s": starts[i + 1] - starts[i],
@@ -106,14 +112,14 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     ]
     return {
         "steps": steps,
-        "moved": moved(model, before),
+        "moved": after,
         "attention": {
             "text": model.config.text_config._attn_implementation,
             "vision": model.config.vision_config._attn_implementation,
         },
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "optimizer": type(getattr(sessions[0].optimizer, "optimizer", sessions[0].optimizer)).__name__,
+        "optimizer": type(sessions[0].optimizer).__name__,
         "dtype": str(next(model.parameters()).dtype),
         "versions": versions(),
         "threads": torch.get_num_threads(),

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from vlm_r1.config import Recipe
 from vlm_r1.config_file import load_config
 from vlm_r1.models import policy as policy_module
 from vlm_r1.rl import loop, step
-from vlm_r1.rollout import resume
+from vlm_r1.runtime.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
 REWARD = f"{Path(__file__).resolve().parent / '_reward.py'}:by_hash"
@@ -51,23 +53,18 @@ def demo_recipe(folder: Path, steps: int, model: str | None, threads: int | None
     return recipe.model_copy(update=changes)
 
 
-def wrap_everything(session: Any, clock: Clock) -> None:
+def wrap_everything(session: Session, clock: Clock) -> None:
     """Clocks around the model's parts and the optimiser of an open session."""
-    policy, model = session.loaded.policy, session.loaded.policy.model
+    policy, model = session.policy, session.policy.model
     model.model.get_image_features = clock.wrap("tower", model.model.get_image_features)
     model.model.forward = clock.wrap("language model", model.model.forward)
     head = model.get_output_embeddings()
     head.forward = clock.wrap("head", head.forward)
-    accelerator = session.accelerator
-    accelerator.backward = clock.wrap("backward", accelerator.backward)
-    accelerator.clip_grad_norm_ = clock.wrap("clip", accelerator.clip_grad_norm_)
+    torch.Tensor.backward = clock.wrap("backward", torch.Tensor.backward)  # type: ignore[method-assign]
+    step.clip_gradients = clock.wrap("clip", step.clip_gradients)
     session.optimizer.step = clock.wrap("optimizer", session.optimizer.step)
-    # The scoring of a row is part of its forward pass; where the samplers use the same function it is not.
-    timed = clock.wrap("log-probs", policy_module.token_logprobs)
-    policy_module.token_logprobs = timed
-    for module in (resume, step):
-        if hasattr(module, "token_logprobs"):
-            module.token_logprobs = timed
+    # The scoring of a row is part of its forward pass; what samplers do with logits is not.
+    policy_module.token_logprobs = clock.wrap("log-probs", policy_module.token_logprobs)
     assert policy.model is model
 
 
@@ -76,19 +73,20 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     clock = Clock()
     marks: list[float] = []
     parts: list[dict[str, float]] = []
-    open_session, collect = loop.open_session, loop.collect
+    open_session, deal = loop.open_session, loop.deal
 
-    def opened(recipe: Recipe) -> Any:
-        session = open_session(recipe)
-        wrap_everything(session, clock)
-        return session
+    @contextmanager
+    def opened(recipe: Recipe) -> Iterator[Session]:
+        with open_session(recipe) as session:
+            wrap_everything(session, clock)
+            yield session
 
-    def collected(*args: Any, **kwargs: Any) -> Any:
+    def dealt(*args: Any, **kwargs: Any) -> Any:
         marks.append(now())
         parts.append(clock.take())
-        return collect(*args, **kwargs)
+        return deal(*args, **kwargs)
 
-    loop.open_session, loop.collect = opened, collected
+    loop.open_session, loop.deal = opened, dealt
     with tempfile.TemporaryDirectory() as folder:
         steps = job["warmup"] + job["repetitions"] + 1
         recipe = demo_recipe(Path(folder), steps, job.get("model"), job.get("threads"))

@@ -26,7 +26,8 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"{setting['prompts']} prompts with a {size} picture ({setting['image_tokens']} image tokens, "
         f"{setting['prompt_tokens_each']} prompt tokens), G = {setting['group']}, {setting['answer_tokens']} answer "
-        f"tokens, beta 0, AdamW, all {ours['parameters']:,} parameters trained, {ours['dtype']}, SDPA attention. "
+        f"tokens, beta 0, AdamW, all {ours['parameters']:,} parameters trained, {ours['dtype']}"
+        f"{', computing in bfloat16' if setting.get('precision') == 'bfloat16' else ''}, SDPA attention. "
         f"Model: {setting['model']}, Qwen2.5-VL architecture, random weights.",
         "",
         f"**TRL {result['versions'].get('trl', '?')} takes {result['ratio_vs_trl']:.1f} times as long.** "

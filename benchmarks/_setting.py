@@ -72,11 +72,14 @@ MODELS = {"tiny": TINY, "3b": QWEN_3B}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """The work of one step: `prompts` pictures with one question each, `group` answers of `answer_tokens` tokens."""
+    """The work of one step: `prompts` pictures with one question each, `group` answers of `answer_tokens` tokens.
+
+    `precision` is what both sides compute in, over float32 weights.
+    """
 
     folder: str
     model: str = "tiny"
-    dtype: str = "float32"
+    precision: str = "float32"
     prompts: int = 4
     group: int = 8
     image_tokens: int = 256
@@ -163,7 +166,7 @@ def _write_model(setting: Setting) -> None:
         model, processor = build_scratch(MODELS["tiny"], setting.seed)
     else:
         model, processor = _build_large(MODELS[setting.model], setting.seed)
-    model.to(getattr(torch, setting.dtype))
+    model.to(getattr(torch, setting.precision))
     model.save_pretrained(setting.model_path)
     processor.save_pretrained(setting.model_path)
 

@@ -68,7 +68,7 @@ def config_of(setting: Setting, folder: str, banned: list[int], options: dict[st
         lr_scheduler_type="constant",
         weight_decay=0.0,
         max_grad_norm=1.0,
-        bf16=False,
+        bf16=setting.precision == "bfloat16",
         fp16=False,
         gradient_checkpointing=options.get("gradient_checkpointing", False),
         torch_compile=options.get("torch_compile", False),
@@ -97,7 +97,7 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     tokens: list[dict[str, int]] = []
     with tempfile.TemporaryDirectory() as folder:
         config = config_of(setting, folder, banned, options)
-        config.model_init_kwargs = {"dtype": setting.dtype, "attn_implementation": "sdpa"}
+        config.model_init_kwargs = {"dtype": "float32", "attn_implementation": "sdpa"}
         trainer = GRPOTrainer(
             model=str(setting.model_path),
             reward_funcs=by_hash,

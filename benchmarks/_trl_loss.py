@@ -5,14 +5,16 @@ the prompts, pads, computes advantages, old and reference log-probs (`_generate_
 loss (`compute_loss`). One thing is mended for it: a prompt without pictures among prompts with pictures becomes `None`,
 which transformers' picture processor refuses, so it is handed on as an empty list.
 
-Ours runs `Updater.update`, with an optimiser that keeps the gradients instead of stepping on them.
+Ours runs `Trainer.step`, with an optimiser that keeps the gradients instead of stepping on them.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,15 @@ from torch import Tensor, nn
 from trl import GRPOConfig, GRPOTrainer
 
 from vlm_r1.models.processor import load_processor
-from vlm_r1.records import Prompt, RolloutGroup
+from vlm_r1.records import Prompt, Rollout, RolloutGroup
 from vlm_r1.rl.algorithms import ALGORITHMS
-from vlm_r1.rl.batch import make_batch
-from vlm_r1.rl.experience import Experience, answer_weights
-from vlm_r1.rl.reference import load_reference
-from vlm_r1.rl.step import Updater
-from vlm_r1.rollout.cache import Prefill
+from vlm_r1.rl.experience import Experience, batch_of
+from vlm_r1.rl.step import Trainer
 from vlm_r1.runtime.session import Session, open_session
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from support import gradients, made_up, mixed_prompts, recipe
+from support import gradients, made_up, mixed_prompts, recipe, reference_of
 
 TEMPERATURE, LIMIT = 0.9, 12
 LENGTHS = ((1, 5, 12), (4, 1, 7), (2, 9, 6), (8, 3, 3))
@@ -48,9 +47,9 @@ between these and the weights of the second iteration: enough for ratios on both
 class Case:
     """One comparison: `rl` are our settings, `trl` the ones of `GRPOConfig` that mean the same.
 
-    With `iterations` 2 the loss of the second is compared: old log-probs are those of other weights. `prefill` lets our
-    update go on from the rollout's graph; `token_budget` cuts our batch into several rows; `banned` leaves picture
-    placeholders masked, which TRL does not.
+    With `iterations` 2 the loss of the second is compared: old log-probs are those of other weights. `token_budget`
+    cuts our batch into several rows; `banned` leaves picture placeholders masked, which TRL does not. Unless `corrects`
+    is "off", the completions are those of another engine, whose tokens both sides weigh so.
     """
 
     name: str
@@ -58,9 +57,9 @@ class Case:
     rl: dict[str, Any] = field(default_factory=dict)
     trl: dict[str, Any] = field(default_factory=dict)
     iterations: int = 2
-    prefill: bool = False
     token_budget: int = 16384
     banned: bool = False
+    corrects: str = "off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,22 +100,25 @@ def move(model: nn.Module, by: float) -> None:
 def groups_of(session: Session) -> list[RolloutGroup]:
     """Prompts with none to three pictures of different sizes, and made-up completions of 1 to 12 tokens."""
     prompts = mixed_prompts(session.loaded)
-    return [made_up(session.loaded, p, n, i) for i, (p, n) in enumerate(zip(prompts, LENGTHS, strict=True))]
+    groups = [made_up(session.loaded, p, n, i) for i, (p, n) in enumerate(zip(prompts, LENGTHS, strict=True))]
+    generator = torch.Generator().manual_seed(6)
+    usual = -math.log(len(session.loaded.tokenizer))  # of a random model; the engine's are off by about a factor of 2
+
+    def sampled(rollout: Rollout) -> Rollout:
+        logprobs = usual + 0.7 * torch.randn(len(rollout.token_ids), generator=generator)
+        return replace(rollout, logprobs=tuple(logprobs.tolist()))
+
+    return [replace(group, rollouts=tuple(map(sampled, group.rollouts))) for group in groups]
 
 
-def open_case(model: Path, run_dir: Path, case: Case) -> Session:
+@contextmanager
+def open_case(model: Path, run_dir: Path, case: Case) -> Iterator[Session]:
     """A session of ours with the case's settings."""
     rl = {"algorithm": case.algorithm, "group_size": len(REWARDS[0]), "prompts_per_step": len(REWARDS)}
     rl |= {"iterations": case.iterations, "token_budget": case.token_budget, **case.rl}
-    return open_session(
-        recipe(
-            model,
-            run_dir,
-            rl=rl,
-            rollout={"temperature": TEMPERATURE, "max_new_tokens": LIMIT},
-            optim={"max_grad_norm": 1e9},
-        )
-    )
+    rollout = {"temperature": TEMPERATURE, "max_new_tokens": LIMIT}
+    with open_session(recipe(model, run_dir, rl=rl, rollout=rollout, optim={"max_grad_norm": 1e9})) as session:
+        yield session
 
 
 def ours(session: Session, groups: Sequence[RolloutGroup], case: Case) -> Outcome:
@@ -127,18 +129,16 @@ def ours(session: Session, groups: Sequence[RolloutGroup], case: Case) -> Outcom
     construction, so they are compared without the mask, on completions that hold no placeholder.
     """
     policy, algorithm = session.loaded.policy, ALGORITHMS[case.algorithm]
-    reference = load_reference(session) if session.recipe.rl.beta else None
-    for scorer in (policy, reference):
+    reference, own = reference_of(session)
+    for scorer in (policy, own):
         if scorer is not None and not case.banned:
             scorer.banned = scorer.banned[:0]
     move(policy, FROM_REFERENCE)
     rewards_PG = torch.tensor([[float("nan") if r is None else r for r in row] for row in REWARDS])
     experience = Experience(groups=list(groups), rewards_PG=rewards_PG, advantages_PG=algorithm.advantage(rewards_PG))
-    weights_PG = answer_weights(session, experience, algorithm)
-    batch = make_batch(groups, experience.advantages_PG, weights_PG, keep_all=reference is not None)
+    batch = batch_of(experience, algorithm, session.world, LIMIT, keep_all=reference is not None)
     session.optimizer = recorder = Recorder(policy)
-    prefill = Prefill(policy, [group.prompt for group in groups]) if case.prefill else None
-    metrics = Updater(session, algorithm, reference).update(batch, prefill, 0)
+    metrics = Trainer(session, algorithm, reference, case.corrects).step(batch, 0).values()
     found = {name.removeprefix("model."): gradient for name, gradient in recorder.last.items()}
     return Outcome(
         loss=metrics["loss"], gradients=found, metrics=metrics, advantages=experience.advantages_PG.flatten()
@@ -148,16 +148,22 @@ def ours(session: Session, groups: Sequence[RolloutGroup], case: Case) -> Outcom
 def theirs(model: Path, folder: Path, groups: Sequence[RolloutGroup], case: Case) -> Outcome:
     """TRL's outcome on the same completions."""
     trainer = build_trainer(model, folder, case)
+    if case.corrects != "off":  # vLLM itself is not needed: the sampler is replaced
+        trainer.use_vllm, trainer.vllm_importance_sampling_correction = True, True
+        trainer.vllm_importance_sampling_mode = case.corrects
+        trainer.vllm_importance_sampling_clip_min, trainer.vllm_importance_sampling_clip_max = None, 3.0
     policy = trainer.model
     policy.train()
     move(policy, FROM_REFERENCE)
     answers = [list(rollout.token_ids) for group in groups for rollout in group.rollouts]
 
-    def made_up_answers(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
+    sampler = [list(rollout.logprobs) for group in groups for rollout in group.rollouts]
+
+    def made_up_answers(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[list[list[int]], Any]:
         expected = [list(group.prompt.token_ids) for group in groups for _ in group.rollouts]
         if prompt_ids != expected:
             raise SystemExit("TRL's prompts have other tokens than ours; the losses cannot be compared")
-        return answers, None
+        return answers, sampler if case.corrects != "off" else None
 
     tokenize = trainer._tokenize_prompts
 
@@ -169,7 +175,7 @@ def theirs(model: Path, folder: Path, groups: Sequence[RolloutGroup], case: Case
     trainer._generate_single_turn = made_up_answers
     trainer.current_gradient_accumulation_steps = 1
     inputs = trainer._generate_and_score_completions([row_of(g.prompt) for g in groups for _ in g.rollouts])
-    if (case.iterations > 1) != ("old_per_token_logps" in inputs):
+    if (case.iterations > 1 or case.corrects != "off") != ("old_per_token_logps" in inputs):
         raise SystemExit("TRL did not take old log-probs as the case expects")
     for _ in range(case.iterations - 1):
         move(policy, FROM_OLD)

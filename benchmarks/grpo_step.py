@@ -3,7 +3,7 @@
     make bench                                      # the headline
     python benchmarks/grpo_step.py --sweep          # also G = 2 to 32 and 64 to 1,024 image tokens
     python benchmarks/grpo_step.py --quick          # does it run?
-    python benchmarks/grpo_step.py --model 3b       # on a GPU: Qwen2.5-VL-3B's size, random weights, bfloat16
+    python benchmarks/grpo_step.py --model 3b       # on a GPU: Qwen2.5-VL-3B's size, random weights, bfloat16 compute
 
 Each side runs alone in a process of its own, in turn, over several rounds; nothing else should be running. TRL is tuned
 first: its settings are tried one after another and the fastest is kept. What both sides did is counted and asserted
@@ -79,8 +79,7 @@ def setting_of(arguments: argparse.Namespace, folder: str) -> Setting:
     return Setting(
         folder=folder,
         model=arguments.model,
-        dtype="bfloat16" if arguments.model == "3b" else "float32",
-        lr=2e-4 if arguments.model == "3b" else 1e-6,  # bfloat16 weights would not move by less
+        precision="bfloat16" if arguments.model == "3b" else "float32",
         warmup=1 if arguments.quick else 2,
         repetitions=2 if arguments.quick else arguments.repetitions,
         threads=arguments.threads,
@@ -121,6 +120,7 @@ def headline(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
             "prompt_tokens_each": prompt_tokens,
             "answer_tokens": setting.answer_tokens,
             "warmup_steps": setting.warmup,
+            "precision": setting.precision,
         },
         "machine": machine() | {"threads": ours[0]["threads"]},
         "versions": ours[0]["versions"] | trl[0]["versions"],

@@ -73,7 +73,7 @@ def main() -> None:
         for group in arguments.groups:
             with tempfile.TemporaryDirectory() as folder:
                 start = Setting(
-                    folder=folder, model="tiny", dtype="float32", lr=1e-6, warmup=1, repetitions=3, threads=None
+                    folder=folder, model="tiny", precision="float32", lr=1e-6, warmup=1, repetitions=3, threads=None
                 )
                 setting = start.changed(image_tokens=tokens, group=group)
                 prepare(setting)

@@ -20,7 +20,9 @@ from grpo_step import ROOT, overhead, say
 def main() -> None:
     """Measure and write."""
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(folder=folder, model="tiny", dtype="float32", lr=1e-6, warmup=2, repetitions=9, threads=None)
+        setting = Setting(
+            folder=folder, model="tiny", precision="float32", lr=1e-6, warmup=2, repetitions=9, threads=None
+        )
         result = overhead(setting, None)
     result |= {"machine": machine(), "commit": commit(), "command": "python benchmarks/overhead.py"}
     result["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()

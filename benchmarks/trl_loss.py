@@ -31,7 +31,6 @@ OURS_KL: dict[str, Any] = {"beta": 0.04}
 TRL_KL = OURS_KL | {"use_bias_correction_kl": False}
 CASES = (
     Case(name="grpo-on-policy", iterations=1),
-    Case(name="grpo-on-policy-from-prefill", iterations=1, prefill=True),
     Case(name="grpo-on-policy-kl", iterations=1, rl=OURS_KL, trl=TRL_KL),
     Case(name="grpo"),
     Case(name="grpo-several-rows", token_budget=70),
@@ -56,6 +55,10 @@ CASES = (
         rl=OURS_KL | {"clip_low": 0.03, "clip_high": 0.04},
         trl=TRL_KL | {"importance_sampling_level": "sequence", "epsilon": 0.03, "epsilon_high": 0.04},
     ),
+    Case(name="token-truncate", corrects="token_truncate"),
+    Case(name="token-mask", corrects="token_mask"),
+    Case(name="sequence-truncate", corrects="sequence_truncate"),
+    Case(name="sequence-mask", corrects="sequence_mask"),
 )
 UNEQUAL = (
     Case(name="grpo-with-placeholders-masked", banned=True),
@@ -103,13 +106,13 @@ def relative_gradient_errors(first: Outcome, second: Outcome) -> dict[str, float
 
 def compare(model: Path, folder: Path, case: Case) -> dict[str, Any]:
     """One case on one model, as a row of the result."""
-    session = open_case(model, folder / "run", case)
-    groups = groups_of(session)
-    first = ours(session, groups, case)
+    with open_case(model, folder / "run", case) as session:
+        groups = groups_of(session)
+        first = ours(session, groups, case)
     second = theirs(model, folder / "trl", groups, case)
     errors = relative_gradient_errors(first, second)
     worst = max(errors, key=errors.__getitem__)
-    shown = {name: value for name, value in second.metrics.items() if name in ("kl", "entropy") or "clip_ratio" in name}
+    shown = {name: value for name, value in second.metrics.items() if _shown(name)}
     return {
         "case": case.name,
         "loss": first.loss,
@@ -119,13 +122,13 @@ def compare(model: Path, folder: Path, case: Case) -> dict[str, Any]:
         "gradient_worst": worst,
         "parameters": len(errors),
         "advantage_error": float((first.advantages - second.advantages.cpu()).abs().max()),
-        "metrics": {
-            name: first.metrics[name]
-            for name in ("kl", "clip_ratio/low_mean", "clip_ratio/high_mean")
-            if name in first.metrics
-        },
+        "metrics": {name: first.metrics[name] for name in first.metrics if _shown(name)},
         "metrics_trl": shown,
     }
+
+
+def _shown(name: str) -> bool:
+    return name in ("kl", "entropy") or "clip_ratio" in name or name.startswith("sampling/")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Draw the pictures of docs/how-it-works.md: `python docs/make_drawings.py` writes docs/drawings/*.svg.
+"""Draw the drawings of docs/how-it-works.md: `python docs/make_drawings.py` writes docs/drawings/*.svg.
 
-The attention drawing is made from the masks that the package computes (`models.layout`), not from a picture of them.
+The attention drawing is made from the masks that the package computes (`models.layout`), not from a sketch of them.
 """
 
 from __future__ import annotations
@@ -183,41 +183,10 @@ def decoding() -> Drawing:
     return d
 
 
-def reuse() -> Drawing:
-    """What runs in a step, and what never runs again."""
-    d = Drawing(760, 290, "What runs in a step: usual, on-policy here, and with a frozen tower")
-    rows = [
-        (
-            "usual",
-            [
-                ("picture", 170, "tower G times"),
-                ("prompt", 150, "prompt G times"),
-                ("work", 60, "decode"),
-                ("picture", 140, "tower G times"),
-                ("prompt", 120, "prompt G times"),
-                ("work", 50, "answers"),
-            ],
-        ),
-        ("here", [("picture", 60, "tower"), ("prompt", 56, "prompt"), ("work", 60, "decode"), ("work", 50, "answers")]),
-        ("frozen tower", [("prompt", 56, "prompt"), ("work", 60, "decode"), ("work", 50, "answers")]),
-    ]
-    for i, (name, parts) in enumerate(rows):
-        y = 30 + i * 82
-        d.text(10, y - 8, name, "small", "start")
-        x = 10.0
-        for kind, width, label in parts:
-            d.box(x, y, width, 30, kind, label if width > 80 else "", "")
-            if width <= 80:
-                d.text(x + width / 2, y + 46, label, "small")
-            x += width + 3
-    d.text(10, 278, "Widths are a sketch; the measured ratios are in docs/results.", "small", "start")
-    return d
-
-
 def main() -> None:
     """Write every drawing."""
     OUT.mkdir(exist_ok=True)
-    for make in (step, row, attention, decoding, reuse):
+    for make in (step, row, attention, decoding):
         make().write(make.__name__)
 
 

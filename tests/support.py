@@ -3,14 +3,17 @@
 The plain forward is transformers' own model with its own attention over padded rows: it shares no code with packing.
 """
 
+import contextlib
 import copy
 import dataclasses
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -18,10 +21,12 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from vlm_r1.config import ModelConfig, PromptConfig, Recipe
+from vlm_r1.config import ModelConfig, PromptConfig, Recipe, RolloutConfig
 from vlm_r1.config_file import resolved_yaml
 from vlm_r1.models.load import LoadedPolicy, load_policy
-from vlm_r1.records import LabelledBox, Picture, Prompt, Rollout, RolloutGroup, Sample, Truth
+from vlm_r1.records import LabelledBox, Picture, Prompt, Rollout, RolloutGroup, Sample, SamplingParams, Truth
+from vlm_r1.rl import reference
+from vlm_r1.rollout.native import NativeEngine
 from vlm_r1.runtime.model_folder import save_model
 from vlm_r1.runtime.runlog import read_metrics
 
@@ -101,7 +106,39 @@ def mixed_prompts(loaded: LoadedPolicy) -> list[Prompt]:
         sample("the largest blue square of both", picture(32, 64, 1), picture(64, 48, 2)),
         sample("the small triangle left of it", picture(96, 16, 3), picture(16, 48, 4), picture(32, 32, 5)),
     ]
-    return [loaded.family.encode(s) for s in samples]
+    return [dataclasses.replace(loaded.family.encode(s), number=number) for number, s in enumerate(samples)]
+
+
+def answered(
+    loaded: LoadedPolicy, prompts: Sequence[Prompt], n: int, *, seed: int | None, watch=None, limits=None, **sampling
+) -> list[RolloutGroup]:
+    """`n` answers of the native engine to each prompt; `limits` are settings of `rollout` that cut the work."""
+    engine = NativeEngine(loaded, RolloutConfig(**(limits or {})))
+    settings = SamplingParams(seed=None if seed is None else (seed,), **sampling)
+    return list(engine.generate(prompts, settings, n=n, watch=watch))
+
+
+class Scripted:
+    """An engine that writes `text_of(prompt, number of the answer)`, two tokens each; `asked` keeps its calls."""
+
+    def __init__(self, text_of) -> None:
+        self.text_of, self.asked = text_of, []
+
+    def generate(self, prompts, sampling, *, n):
+        self.asked.append(([prompt.sample.id for prompt in prompts], sampling, n))
+        for prompt in prompts:
+            texts = [self.text_of(prompt, answer) for answer in range(n)]
+            rollouts = [Rollout(token_ids=(1, 2), logprobs=(-1.0, -1.0), text=text, finish="stop") for text in texts]
+            yield RolloutGroup(prompt=prompt, rollouts=tuple(rollouts), sampling=sampling)
+
+    def sync(self, weights, version):
+        """Nothing to take over."""
+
+    def wake(self):
+        """Nothing to get ready."""
+
+    def sleep(self):
+        """Nothing to give back."""
 
 
 def made_up(loaded: LoadedPolicy, prompt: Prompt, lengths: Sequence[int], seed: int = 0) -> RolloutGroup:
@@ -214,6 +251,35 @@ def recipe(model: Path, run_dir: Path, method: str = "grpo", /, **sections) -> R
     for name, values in sections.items():
         base[name] = base.get(name, {}) | values if isinstance(values, dict) else values
     return Recipe.model_validate(base)
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+@contextlib.contextmanager
+def file_limit(size: int):
+    """No file may grow over `size` bytes: writing more fails as on a full disk (another errno, the same exception)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def reference_of(session) -> tuple:
+    """The reference of a session, and the policy of its own under it (None where it has none)."""
+    opened, before = [], reference.open_policy
+
+    def open_policy(*args, **kwargs) -> LoadedPolicy:
+        opened.append(before(*args, **kwargs))
+        return opened[-1]
+
+    with mock.patch.object(reference, "open_policy", open_policy):
+        found = reference.load_reference(session)
+    return found, opened[0].policy if opened else None
 
 
 def untimed(run_dir: Path) -> list[dict]:

@@ -36,10 +36,10 @@ def test_values_reach_their_sections(recipe):
 
 def test_overrides_win_and_reach_into_lists_and_mappings(recipe):
     path = recipe("data:\n  train:\n    - path: a\n    - path: b\nrewards: {parts: {iou: 1}}\n")
-    got = load_config(path, ["data.train.1.path=c", "rewards.parts.format=0.5", "model.autocast=no", "run.dir=a=b"])
+    got = load_config(path, ["data.train.1.path=c", "rewards.parts.format=0.5", "model.path=no", "run.dir=a=b"])
     assert [source.path for source in got.data.train] == ["a", "c"]
     assert got.rewards.parts == {"iou": 1.0, "format": 0.5}
-    assert (got.model.autocast, got.run.dir) == ("no", "a=b")
+    assert (got.model.path, got.run.dir) == ("no", "a=b")
 
 
 @pytest.mark.parametrize(

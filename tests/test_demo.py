@@ -3,17 +3,16 @@
 from pathlib import Path
 
 import pytest
-from support import PLAIN
+from support import PLAIN, answered
 from transformers import AutoModelForImageTextToText
 
 import vlm_r1
 from vlm_r1.cli import main
-from vlm_r1.config import ModelConfig, RolloutConfig, ScenesSource
+from vlm_r1.config import ModelConfig, ScenesSource
 from vlm_r1.data.scenes import load_scenes
 from vlm_r1.demo import demo_recipe, run_demo
 from vlm_r1.eval.run import read_rollouts
 from vlm_r1.models.load import load_policy, prompt_of_model
-from vlm_r1.rollout.native import generate
 from vlm_r1.runtime.runlog import read_eval, read_metrics
 from vlm_r1.runtime.runlog import read_rollouts as read_rows
 
@@ -31,7 +30,7 @@ def test_the_shipped_model_mostly_answers_in_form_and_finds_things():
     loaded = load_policy(ModelConfig(path="tiny"), PLAIN)
     samples = load_scenes(ScenesSource(split="in_domain", n=48))[:]
     prompts = [loaded.family.encode(sample) for sample in samples]
-    answers = [read_rollouts(g)[0] for g in generate(loaded, prompts, 1, RolloutConfig(max_new_tokens=64), seed=None)]
+    answers = [read_rollouts(g)[0] for g in answered(loaded, prompts, 1, seed=None, max_new_tokens=64)]
     assert sum(answer.well_formed for answer in answers) >= 44
     assert sum(answer.failure is None for answer in answers) >= 40
 

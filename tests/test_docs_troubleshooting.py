@@ -8,6 +8,7 @@ import pytest
 from pages import ROOT, names, tables, text
 
 from vlm_r1 import errors
+from vlm_r1.config import Recipe
 from vlm_r1.config_keys import all_keys
 
 PAGE = "troubleshooting.md"
@@ -15,6 +16,8 @@ PACKAGE = ROOT / "src" / "vlm_r1"
 ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.UserError)}
 FILES = {"eval.json"}
 """Written like a setting, and none."""
+OLD = {"model.dtype": "float32", "model.autocast": "bf16", "optim.master_weights": True, "rl.reuse_prefill": True}
+"""Settings of the release before, which are read with a warning."""
 VALUE = "\0"
 """Stands for what a message is filled with."""
 
@@ -91,7 +94,15 @@ def test_every_setting_of_the_page_exists():
     shown = re.findall(r"`([a-z_]+)\.([a-z_0-9]+)\b", re.sub(r"^```.*?^```", "", text(PAGE), flags=re.S | re.M))
     used = {f"{section}.{key}" for section, key in shown if section in sections}
     assert len(used) > 30
-    assert used - all_keys().keys() - FILES == set()
+    assert used - all_keys().keys() - FILES - OLD.keys() == set()
+
+
+@pytest.mark.parametrize("key", OLD)
+def test_an_old_setting_of_the_page_is_read_with_a_warning(key):
+    assert key in text(PAGE) and key not in all_keys()
+    section, name = key.split(".")
+    with pytest.warns(FutureWarning, match=key):
+        assert Recipe.model_validate({section: {name: OLD[key]}})
 
 
 def test_every_metric_of_the_page_is_in_the_table_of_metrics():

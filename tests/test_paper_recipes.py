@@ -1,6 +1,7 @@
 """The recipes of the paper, and those of scenes, run: on data that prepare.sh makes of miniature originals."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from vlm_r1.config import ModelConfig, Recipe
 from vlm_r1.config_file import load_config
 from vlm_r1.data.source import load_source
 from vlm_r1.eval.run import evaluate_model
+from vlm_r1.plan.machine import gpu_bytes
 from vlm_r1.rl import loop
 from vlm_r1.runtime.runlog import read_eval, read_metrics
 from vlm_r1.sft import train as sft
@@ -70,10 +72,33 @@ def test_the_data_of_every_recipe_is_what_prepare_makes(prepared, monkeypatch, f
 @pytest.mark.parametrize("file", PAPER, ids=lambda file: file.stem)
 def test_the_papers_hyper_parameters(file):
     recipe = load_config(file)
-    assert (recipe.optim.lr, recipe.model.path) == (1e-6, "Qwen/Qwen2.5-VL-3B-Instruct")
+    size = next((size for size in ("7b", "32b") if f"-{size}" in file.stem), "3b").upper()
+    assert recipe.model.path == f"Qwen/Qwen2.5-VL-{size}-Instruct"
+    assert recipe.optim.lr == (1e-5 if recipe.lora else 1e-6)
     if recipe.method == "grpo":
         assert (recipe.rl.group_size, recipe.rl.iterations, recipe.rollout.temperature) == (8, 1, 0.9)
         assert recipe.rl.beta == (0.0 if "ovd" in file.stem else 0.04)
+
+
+@pytest.mark.parametrize("file", PAPER, ids=lambda file: file.stem)
+def test_the_header_names_the_gpus_and_how_their_memory_is_planned(file):
+    header, recipe = file.read_text(encoding="utf-8").partition("\nm")[0], load_config(file)
+    planned = re.search(rf"`vlm-r1 plan recipes/paper/{file.name} --gpus (\d+) --gpu-memory (\w+)`", header)
+    assert planned, "the command that finds the peak memory of one GPU"
+    assert int(planned[1]) % (recipe.run.shard_size or 1) == 0 and gpu_bytes(planned[2])
+    machines = re.search(r"sbatch --nodes (\d+)", header)
+    assert (recipe.run.shard_size is not None) == bool(machines), "several machines: a copy of the weights on each"
+    if machines:
+        assert int(planned[1]) == int(machines[1]) * recipe.run.shard_size
+    else:
+        assert f"--processes {planned[1]}" in header
+
+
+@pytest.mark.parametrize("small, large", [("rec", "rec-7b"), ("rec", "rec-32b"), ("ovd", "ovd-7b"), ("ovd", "ovd-32b")])
+def test_larger_models_differ_by_model_and_run_alone(small, large):
+    one, other = (load_config(PAPER[0].with_name(f"{name}.yaml")).model_dump() for name in (small, large))
+    assert {key for key in one if one[key] != other[key]} == {"model", "run"}
+    assert {key for key in one["run"] if one["run"][key] != other["run"][key]} <= {"dir", "shard_size"}
 
 
 @pytest.mark.parametrize("name", ["rec", "ovd"])
@@ -96,6 +121,7 @@ def test_the_supervised_counterpart_runs_and_is_evaluated(prepared, monkeypatch,
     recipe = load_config(ROOT / "recipes" / "paper" / f"{name}.yaml")
     run = small(recipe, tmp_path / "run", init="scratch", scratch=scratch("qwen2_5_vl"))
     final = sft.train(run)
+    assert set(read_eval(tmp_path / "run")) == {"before", "after"}
     metrics = evaluate_model(run.model_copy(update={"model": ModelConfig(path=str(final))}), tmp_path / "eval.json")
     assert set(metrics) == set(recipe.data.eval)
     assert (tmp_path / "eval.parquet").is_file()

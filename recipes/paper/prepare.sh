@@ -4,7 +4,7 @@
 #   sh recipes/paper/prepare.sh
 #
 # Expects, as their authors publish them:
-#   data/train2014, data/val2017           COCO's pictures; data/annotations/instances_val2017.json
+#   data/train2014, data/val2017           COCO's images; data/annotations/instances_val2017.json
 #   data/refcoco, refcoco+, refcocog       refs(unc).p or refs(umd).p, and instances.json
 #   data/ReasonSeg/test                    X.jpg and X.json (LISA's reasoning segmentation)
 #   data/d3                                d3_full_annotations.json, images.pkl, groups.pkl, and d3_images

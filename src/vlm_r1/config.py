@@ -212,6 +212,11 @@ class RolloutConfig(Section):
         description="GiB for keys and values on each process; default: half of what a GPU has left, a quarter of a CPU "
         "machine's memory",
     )
+    gather: Literal["auto", "whole", "by_layer"] = Field(
+        "auto",
+        description="sharded weights while answering: whole on every process, or a layer at a time (less memory, much "
+        "more traffic); auto: by_layer on GPUs where the model takes more than half of the memory",
+    )
     importance_sampling: Literal[
         "auto", "off", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
     ] = Field(

@@ -27,6 +27,16 @@ def runs(model_folder, rewards, tmp_path_factory):
         "frozen-tower": make(model_folder, rewards, train={"vision": "frozen"}),
         "last-blocks": make(model_folder, rewards, train={"vision": "last_1", "language": "last_1"}),
         "text": make(model_folder, rewards, data=mixed),
+        "by-layer": make(model_folder, rewards, rl={"beta": 0.02}, rollout={"gather": "by_layer"}, **EVAL),
+        "by-layer-text": make(
+            model_folder, rewards, data=mixed, rollout={"gather": "by_layer", "max_sequences": 2, "max_new_tokens": 9}
+        ),
+        "by-layer-frozen": make(
+            model_folder,
+            rewards,
+            train={"vision": "frozen", "connector": "frozen"},
+            rollout={"gather": "by_layer", "max_new_tokens": 9},
+        ),
         "llava": make(folder / "llava", rewards),
         "scratch": make(model_folder, rewards, model={"init": "scratch", "scratch": _scratch()}),
         "sft": make(model_folder, rewards, "sft", **EVAL),
@@ -44,7 +54,18 @@ def _scratch():
 
 
 NAMES = ("grpo", "skipped", "dapo", "gspo", "one-prompt", "lora", "dora", "frozen", "frozen-tower", "last-blocks")
-NAMES += ("text", "llava", "scratch", "sft", "sft-text", "sft-lora", "sft-frozen")
+NAMES += (
+    "by-layer",
+    "by-layer-text",
+    "by-layer-frozen",
+    "text",
+    "llava",
+    "scratch",
+    "sft",
+    "sft-text",
+    "sft-lora",
+    "sft-frozen",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,15 +6,13 @@ import json
 import pytest
 import torch
 from PIL import Image
-from support import recipe, save_tiny, tiny
+from support import Scripted, answered, recipe, save_tiny, tiny
 
 from vlm_r1.boxes import iou
-from vlm_r1.config import RolloutConfig
 from vlm_r1.errors import ConfigError
 from vlm_r1.eval import run
 from vlm_r1.eval.run import evaluate, evaluate_model, load_splits, read_rollouts
-from vlm_r1.records import Rollout, RolloutGroup
-from vlm_r1.rollout.native import generate
+from vlm_r1.rollout.native import NativeEngine
 from vlm_r1.sft.targets import target_text
 
 SPLITS = {
@@ -30,21 +28,17 @@ def settings(tmp_path_factory):
     return recipe(save_tiny(folder), folder / "run", **options)
 
 
-def write_instead(monkeypatch, text_of):
-    """Let the model write `text_of(prompt)`."""
-
-    def written(loaded, prompts, group_size, options, *, seed):
-        assert (group_size, seed) == (1, None)
-        texts = [text_of(prompt) for prompt in prompts]
-        rollouts = [Rollout(token_ids=(1, 2), logprobs=(0.0, 0.0), text=text, finish="stop") for text in texts]
-        return [RolloutGroup(prompt=p, rollouts=(r,)) for p, r in zip(prompts, rollouts, strict=True)]
-
-    monkeypatch.setattr(run, "generate", written)
+def written(text_of, splits, settings):
+    """Metrics and rows of a model that writes `text_of(prompt)`, asked once and greedily."""
+    engine = Scripted(lambda prompt, answer: text_of(prompt))
+    found = evaluate(engine, tiny().family, splits, settings)
+    assert {(sampling.seed, n) for _, sampling, n in engine.asked} == {(None, 1)}
+    assert max(len(ids) for ids, _, _ in engine.asked) == 2  # eval.batch_size
+    return found
 
 
-def test_a_model_that_writes_the_truth_is_always_right(monkeypatch, settings):
-    write_instead(monkeypatch, lambda prompt: target_text(prompt.sample, prompt.box_map))
-    metrics, rows = evaluate(tiny(), load_splits(settings), settings)
+def test_a_model_that_writes_the_truth_is_always_right(settings):
+    metrics, rows = written(lambda p: target_text(p.sample, p.box_map), load_splits(settings), settings)
     for split, n in (("in_domain", 5), ("out_of_domain", 3)):
         found = metrics[split]
         assert (found["n"], found["acc@0.5"], found["well_formed"], found["mean_length"]) == (n, 1, 1, 2)
@@ -52,7 +46,7 @@ def test_a_model_that_writes_the_truth_is_always_right(monkeypatch, settings):
     assert all(row["correct"] and row["iou"] > 0.9 and row["failure"] is None for row in rows)
 
 
-def test_shifted_boxes_score_their_iou_and_broken_ones_zero(monkeypatch, settings):
+def test_shifted_boxes_score_their_iou_and_broken_ones_zero(settings):
     splits = load_splits(settings)
     texts = {}
     for number, sample in enumerate(splits["in_domain"]):
@@ -60,8 +54,7 @@ def test_shifted_boxes_score_their_iou_and_broken_ones_zero(monkeypatch, setting
         moved = (x1 + (x2 - x1) / 2, y1, x2 + (x2 - x1) / 2, y2)  # half of its width: 1/3
         shown = [round(v / 96 * 1000) for v in moved]
         texts[sample.id] = f"<think></think><answer>{shown}</answer>" if number else "no answer"
-    write_instead(monkeypatch, lambda prompt: texts[prompt.sample.id])
-    metrics, rows = evaluate(tiny(), {"in_domain": splits["in_domain"]}, settings)
+    metrics, rows = written(lambda p: texts[p.sample.id], {"in_domain": splits["in_domain"]}, settings)
     moved = [iou(b.box, (b.box[0] + w, b.box[1], b.box[2] + w, b.box[3])) for b, w in halves(splits)]
     expected = [0.0, *moved[1:]]
     assert [row["iou"] for row in rows] == pytest.approx(expected, abs=0.01)
@@ -78,10 +71,9 @@ def halves(splits):
 
 def test_answers_are_the_greedy_ones_whatever_the_batch(settings):
     loaded, splits = tiny(), load_splits(settings)
-    _, rows = evaluate(loaded, splits, settings)
+    _, rows = evaluate(NativeEngine(loaded), loaded.family, splits, settings)
     for row, sample in zip(rows, [*splits["in_domain"], *splits["out_of_domain"]], strict=True):
-        options = RolloutConfig(max_new_tokens=6)
-        (alone,) = generate(loaded, [loaded.family.encode(sample)], 1, options, seed=None)
+        (alone,) = answered(loaded, [loaded.family.encode(sample)], 1, seed=None, max_new_tokens=6)
         assert row["completion"] == alone.rollouts[0].text == read_rollouts(alone)[0].raw
         assert (row["sample_id"], row["question"]) == (sample.id, sample.question)
 
@@ -90,17 +82,18 @@ def test_evaluation_leaves_the_model_as_it_was(settings):
     loaded = tiny()
     loaded.policy.train()
     state = torch.get_rng_state()
-    evaluate(loaded, load_splits(settings), settings)
+    evaluate(NativeEngine(loaded), loaded.family, load_splits(settings), settings)
     assert loaded.policy.training and torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None and p.requires_grad for p in loaded.policy.parameters())
     loaded.policy.eval()
-    evaluate(loaded, {}, settings)
+    evaluate(NativeEngine(loaded), loaded.family, {}, settings)
     assert not loaded.policy.training
 
 
 def test_pictures_of_the_first_questions_of_each_split_are_kept(monkeypatch, settings):
     monkeypatch.setattr(run, "PICTURES_KEPT", 2)
-    _, rows = evaluate(tiny(), load_splits(settings), settings)
+    loaded = tiny()
+    _, rows = evaluate(NativeEngine(loaded), loaded.family, load_splits(settings), settings)
     kept = [row["image"] is not None for row in rows]
     assert kept == [True, True, False, False, False, True, True, False]
     assert Image.open(io.BytesIO(rows[0]["image"])).size == (96, 96)

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from support import picture, recipe, sample, tiny
+from support import Scripted, picture, recipe, sample, tiny
 
 from vlm_r1.errors import ConfigError
 from vlm_r1.eval import run
-from vlm_r1.records import LabelledBox, Rollout, RolloutGroup, Truth
+from vlm_r1.records import LabelledBox, Truth
 from vlm_r1.runtime.runlog import read_samples, write_eval_samples
 
 CAT = LabelledBox(box=(0.0, 0.0, 32.0, 32.0), label="cat")
@@ -18,17 +18,13 @@ ANSWERS = {
 
 
 @pytest.fixture
-def measured(monkeypatch, tmp_path):
+def measured(tmp_path):
     """`measured(samples, **eval)`: metrics and rows of a model that writes `ANSWERS` by the sample's id."""
 
     def _measured(samples, **options):
-        def written(loaded, prompts, group_size, settings, *, seed):
-            texts = [f"<think></think><answer>{ANSWERS[p.sample.id]}</answer>" for p in prompts]
-            answers = [Rollout(token_ids=(1,), logprobs=(0.0,), text=text, finish="stop") for text in texts]
-            return [RolloutGroup(prompt=p, rollouts=(a,)) for p, a in zip(prompts, answers, strict=True)]
-
-        monkeypatch.setattr(run, "generate", written)
-        metrics, rows = run.evaluate(tiny(), {"val": samples}, recipe(tmp_path, tmp_path / "run", eval=options))
+        engine = Scripted(lambda prompt, _: f"<think></think><answer>{ANSWERS[prompt.sample.id]}</answer>")
+        settings = recipe(tmp_path, tmp_path / "run", eval=options)
+        metrics, rows = run.evaluate(engine, tiny().family, {"val": samples}, settings)
         return metrics["val"], rows
 
     return _measured
@@ -51,7 +47,7 @@ def test_every_outcome_is_in_the_table(measured, tmp_path):
     _, rows = measured([asked("found"), asked("twice")])
     write_eval_samples(tmp_path / "rows.parquet", rows)
     first, second = read_samples(tmp_path / "rows.parquet")
-    assert (first["source"], first["correct"], first["score"], first["n_tokens"]) == ("ovdeval/color", True, 1.0, 1)
+    assert (first["source"], first["correct"], first["score"], first["n_tokens"]) == ("ovdeval/color", True, 1.0, 2)
     assert (second["correct"], second["score"], second["iou"]) == (False, 0.5, None)
     assert json.loads(second["pred_boxes"])[0] == {"box": [0, 0, 32, 32], "label": "dog"}
 

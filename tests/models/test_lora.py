@@ -16,8 +16,8 @@ from vlm_r1.models.freeze import freeze
 from vlm_r1.models.load import load_policy
 from vlm_r1.models.packing import pack
 from vlm_r1.rl.batch import group_tree
-from vlm_r1.runtime.model_folder import save_model
 from vlm_r1.runtime.export import export
+from vlm_r1.runtime.model_folder import save_model
 
 ZOO = zoo.zoo()
 LANGUAGE = TrainConfig(language="lora")

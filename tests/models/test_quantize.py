@@ -50,7 +50,10 @@ def test_only_linear_layers_of_the_language_model_are_quantised(folder, kind, la
 def test_the_packed_update_over_quantised_weights_equals_the_plain_one(folder, kind):
     loaded = quantised(folder, kind)
     settings = quantization(
-        ModelConfig(path=str(folder), quantize=kind), AutoConfig.from_pretrained(folder), loaded.processor
+        ModelConfig(path=str(folder), quantize=kind),
+        AutoConfig.from_pretrained(folder),
+        loaded.processor,
+        torch.float32,
     )
     model = AutoModelForImageTextToText.from_pretrained(folder, quantization_config=settings)
     keep_trainable(model)

@@ -3,18 +3,15 @@
 import pytest
 import torch
 import zoo
-from support import assert_same_gradients, gradients, picture, sample
+from support import answered, assert_same_gradients, gradients, picture, sample
 
-from vlm_r1.config import RolloutConfig, TrainConfig
+from vlm_r1.config import TrainConfig
 from vlm_r1.models.freeze import freeze
 from vlm_r1.models.packing import cut_by_budget, pack
 from vlm_r1.models.policy import merge_pictures
 from vlm_r1.models.vision_cache import VisionCache
 from vlm_r1.records import Rollout, RolloutGroup
-from vlm_r1.rl.batch import TrainBatch, group_tree
-from vlm_r1.rollout.cache import Prefill
-from vlm_r1.rollout.native import generate
-from vlm_r1.rollout.resume import continued_row
+from vlm_r1.rl.batch import group_tree
 from vlm_r1.runtime.model_folder import save_model
 from vlm_r1.sft.batch import make_trees
 from vlm_r1.sft.targets import target_ids
@@ -60,33 +57,17 @@ def test_a_prompt_is_what_the_processor_makes_of_it(folder, entry):
 @pytest.mark.parametrize("budget", [100_000, 60], ids=["one-row", "cut"])
 def test_the_packed_update_equals_the_plain_one(record_property, folder, entry, budget):
     loaded, model = zoo.load(folder), zoo.plain(folder, entry)
-    answered = zoo.groups(loaded, entry)
-    expected = zoo.plain_logprobs(model, loaded, answered, TEMPERATURE)
+    groups = zoo.groups(loaded, entry)
+    expected = zoo.plain_logprobs(model, loaded, groups, TEMPERATURE)
     (expected * weights(len(expected))).sum().backward()
     parts, start = [], 0
-    for trees in cut_by_budget([group_tree(g) for g in answered], budget):
+    for trees in cut_by_budget([group_tree(g) for g in groups], budget):
         logprobs, _ = loaded.policy(pack(trees), TEMPERATURE)
         (logprobs * weights(len(expected))[start : start + len(logprobs)]).sum().backward()
         start += len(logprobs)
         parts.append(logprobs.detach())
     torch.testing.assert_close(torch.cat(parts), expected.detach(), atol=2e-5, rtol=0)
     record_property("gradient_difference", assert_same_gradients(gradients(loaded.policy), gradients(model)))
-
-
-def test_going_on_from_the_prefill_equals_the_plain_update(folder, entry):
-    loaded, model = zoo.load(folder), zoo.plain(folder, entry)
-    answered = zoo.groups(loaded, entry)
-    prefill = Prefill(loaded.policy, [g.prompt for g in answered])
-    numbers = (len(answered) - 1, 0)
-    nothing = torch.zeros(0)
-    trees = tuple(group_tree(answered[n]) for n in numbers)
-    batch = TrainBatch(trees=trees, advantages_B=nothing, weights_B=nothing, group_numbers=numbers)
-    logprobs, _ = continued_row(loaded.policy, prefill, batch, pack(trees), TEMPERATURE)
-    expected = zoo.plain_logprobs(model, loaded, [answered[n] for n in numbers], TEMPERATURE)
-    torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=0)
-    (logprobs * weights(len(expected))).sum().backward()
-    (expected * weights(len(expected))).sum().backward()
-    assert_same_gradients(gradients(loaded.policy), gradients(model))
 
 
 def test_questions_about_a_picture_train_as_each_would_alone(folder, entry):
@@ -110,14 +91,13 @@ def taught(loaded, prompt) -> Rollout:
 def test_rollouts_record_the_log_probs_of_the_plain_forward(folder, entry):
     loaded = zoo.load(folder)
     prompts = [loaded.family.encode(s) for s in zoo.samples(entry)]
-    settings = RolloutConfig(max_new_tokens=7, temperature=TEMPERATURE)
-    answered = generate(loaded, prompts, 3, settings, seed=1)
-    recorded = torch.tensor([lp for g in answered for r in g.rollouts for lp in r.logprobs])
+    groups = answered(loaded, prompts, 3, seed=1, max_new_tokens=7, temperature=TEMPERATURE)
+    recorded = torch.tensor([lp for g in groups for r in g.rollouts for lp in r.logprobs])
     with torch.no_grad():
-        expected = zoo.plain_logprobs(zoo.plain(folder, entry), loaded, answered, TEMPERATURE)
+        expected = zoo.plain_logprobs(zoo.plain(folder, entry), loaded, groups, TEMPERATURE)
     torch.testing.assert_close(recorded, expected, atol=2e-5, rtol=0)
     banned = set(loaded.policy.banned.tolist())
-    assert not any(banned & set(r.token_ids) for g in answered for r in g.rollouts)
+    assert not any(banned & set(r.token_ids) for g in groups for r in g.rollouts)
 
 
 def test_a_saved_model_comes_back(tmp_path, folder, entry):
@@ -157,10 +137,10 @@ def test_features_of_a_frozen_tower_are_made_once(monkeypatch, folder, entry):
     loaded.policy.cache_features(VisionCache(1 << 30), [*parts["vision"], *parts["connector"]])
     calls, encode = [], loaded.policy.encode_pictures
     monkeypatch.setattr(loaded.policy, "encode_pictures", lambda pictures: calls.append(1) or encode(pictures))
-    answered = zoo.groups(loaded, entry)
-    row = pack([group_tree(g) for g in answered])
+    groups = zoo.groups(loaded, entry)
+    row = pack([group_tree(g) for g in groups])
     with torch.no_grad():
-        expected = zoo.plain_logprobs(zoo.plain(folder, entry), loaded, answered, TEMPERATURE)
+        expected = zoo.plain_logprobs(zoo.plain(folder, entry), loaded, groups, TEMPERATURE)
         for _ in range(2):
             torch.testing.assert_close(loaded.policy(row, TEMPERATURE)[0], expected, atol=2e-5, rtol=0)
     assert len(calls) == len({picture.key for picture in row.pictures})

@@ -11,6 +11,7 @@ from vlm_r1.play import answers
 from vlm_r1.play.answers import load_speaker
 from vlm_r1.play.pictures import Pictures
 from vlm_r1.play.playground import Playground
+from vlm_r1.rollout.native import NativeEngine
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +30,7 @@ def playground(speaker, tmp_path):
 @pytest.fixture
 def slowly(monkeypatch):
     """Each token takes at least 60 ms, and each is shown."""
-    generate = answers.generate
+    generate = NativeEngine.generate
 
     def slow(*args, watch, **settings):
         def wait(tokens, lengths):
@@ -38,7 +39,7 @@ def slowly(monkeypatch):
 
         return generate(*args, watch=wait, **settings)
 
-    monkeypatch.setattr(answers, "generate", slow)
+    monkeypatch.setattr(NativeEngine, "generate", slow)
     monkeypatch.setattr(answers, "SHORTEST_PAUSE", 0.0)
 
 

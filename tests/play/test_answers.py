@@ -5,15 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
+from support import answered
 
-from vlm_r1.config import RolloutConfig, ScenesSource
+from vlm_r1.config import ScenesSource
 from vlm_r1.data.scenes import load_scenes
 from vlm_r1.errors import DataError
 from vlm_r1.eval.predict import ask
 from vlm_r1.play import answers
 from vlm_r1.play.answers import Asked, stream
 from vlm_r1.records import Picture, Sample, Truth
-from vlm_r1.rollout.native import generate
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def test_the_greedy_answer_is_that_of_predict_and_every_text_a_beginning_of_it(s
 def test_samples_are_those_of_the_rollout_with_the_same_seed(speaker, sample, pool):
     asked = Asked(sample=sample, n=3, temperature=0.7, seed=5, max_new_tokens=20)
     *_, last = stream(speaker, asked, threading.Event(), pool)
-    settings = RolloutConfig(temperature=0.7, max_new_tokens=20)
-    [group] = generate(speaker.loaded, [speaker.loaded.family.encode(sample)], 3, settings, seed=5)
+    prompt = speaker.loaded.family.encode(sample)
+    [group] = answered(speaker.loaded, [prompt], 3, seed=5, temperature=0.7, max_new_tokens=20)
     assert [answer.raw for answer in last.answers] == [rollout.text for rollout in group.rollouts]
     assert all(answer.truncated for answer in last.answers) == all(r.finish == "length" for r in group.rollouts)
 

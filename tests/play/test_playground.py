@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from vlm_r1.play import answers
 from vlm_r1.play.pictures import example_scenes
 from vlm_r1.play.playground import Form
+from vlm_r1.rollout.native import NativeEngine
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_failure_inside_is_told_without_a_trace_and_logged(playground, form, m
     def fail(*args, **settings):
         raise error
 
-    monkeypatch.setattr(answers, "generate", fail)
+    monkeypatch.setattr(NativeEngine, "generate", fail)
     view = last(playground, form)
     assert view.error and told in view.status and "boom" not in view.status
     assert [(column.note, column.busy, column.cards) for column in view.columns] == [("No answer.", False, ())]

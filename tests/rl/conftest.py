@@ -1,5 +1,7 @@
 """A tiny model's folder, and sessions on it."""
 
+from contextlib import ExitStack
+
 import pytest
 from support import recipe, save_tiny
 
@@ -14,8 +16,5 @@ def model_folder(tmp_path_factory):
 @pytest.fixture
 def session(model_folder, tmp_path):
     """`session(rl={...}, ...)`: an open session of a run on scenes."""
-
-    def _session(**sections):
-        return open_session(recipe(model_folder, tmp_path / "run", **sections))
-
-    return _session
+    with ExitStack() as stack:
+        yield lambda **sections: stack.enter_context(open_session(recipe(model_folder, tmp_path / "run", **sections)))

@@ -4,17 +4,16 @@ import json
 
 import pytest
 import torch
-from support import recipe, scratch
+from support import PLAIN, recipe, scratch
 
-from vlm_r1.config import ScenesSource
-from vlm_r1.data.mixture import SampleStream
-from vlm_r1.data.scenes import load_scenes
+from vlm_r1.config import ModelConfig
+from vlm_r1.distributed.checkpoints import read_state
 from vlm_r1.errors import ConfigError, RewardError
-from vlm_r1.rewards.rubric import build_rubric
-from vlm_r1.rl import experience, loop
+from vlm_r1.models.load import load_policy
+from vlm_r1.records import Score
+from vlm_r1.rl import loop
 from vlm_r1.rl.advantage import mean_std
-from vlm_r1.rl.algorithms import ALGORITHMS
-from vlm_r1.rl.experience import answer_weights, collect, roll_out
+from vlm_r1.rl.experience import RESAMPLE_ROUNDS
 from vlm_r1.runtime.runlog import read_eval, read_metrics, read_rollouts, rollout_steps
 
 DIGITS = (
@@ -71,11 +70,14 @@ def test_a_run_folder_holds_what_its_readers_need(model_folder, tmp_path):
         *("reward", "reward_std", "frac_reward_zero_std", "rewards/repetition/mean", "rewards/format/mean"),
         *("completions/mean_length", "completions/max_length", "completions/clipped_ratio"),
         *("tokens/prompt", "tokens/answer", "time/data_s", "time/rollout_s", "time/reward_s"),
-        *("time/update_s", "time/step_s", "shadow/iou/mean", "sampling/importance_sampling_ratio/mean"),
+        *("time/update_s", "time/sync_s", "time/step_s", "shadow/iou/mean"),
+        *("sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max", "sampling/kl"),
+        *(f"sampling/importance_sampling_ratio/{kind}" for kind in ("mean", "min", "max")),
     }
     assert names <= lines[0].keys()
     assert lines[0]["tokens/answer"] / 6 == pytest.approx(lines[0]["completions/mean_length"])
-    assert lines[0]["sampling/importance_sampling_ratio/mean"] == pytest.approx(1)
+    assert lines[0]["sampling/importance_sampling_ratio/mean"] == 1
+    assert all(line["sampling/sampling_logp_difference/max"] < 1e-5 for line in lines)
     found = read_eval(tmp_path / "run")
     assert set(found) == {"before", "step-1", "after"} and found["before"]["held_out"]["n"] == 3
     assert rollout_steps(tmp_path / "run") == [1, 2]
@@ -85,8 +87,8 @@ def test_a_run_folder_holds_what_its_readers_need(model_folder, tmp_path):
         mine = [row for row in rows if row["group"] == group]
         advantages = mean_std(torch.tensor([[row["reward"] for row in mine]]))[0]
         assert [row["advantage"] for row in mine] == pytest.approx(advantages.tolist(), abs=1e-4)
-    for folder in ("final", "checkpoint-2"):
-        assert (tmp_path / "run" / folder / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "checkpoint-2" / "state.json").is_file()
 
 
 def test_a_run_is_a_function_of_its_seed(model_folder, tmp_path):
@@ -115,14 +117,9 @@ def test_answers_that_cannot_be_scored_do_not_break_a_step(model_folder, tmp_pat
         assert json.loads(line)["loss"] is not None
 
 
-def stream() -> SampleStream:
-    return SampleStream([(1.0, load_scenes(ScenesSource(n=40)))], seed=0)
-
-
 def fake_scores(monkeypatch, totals):
-    """Let the rubric give these rewards, in the order of the answers."""
-    from vlm_r1.records import Score
-
+    """Let the rubric give these rewards, in the order of the answers, whatever their length."""
+    monkeypatch.setattr("vlm_r1.rl.experience.overlong_penalty", lambda lengths, limit: torch.zeros(lengths.shape))
     left = iter(totals)
 
     def score_all(self, samples, answers):
@@ -134,69 +131,45 @@ def fake_scores(monkeypatch, totals):
 SAME, GOOD, BETTER = [0.5] * 3, [0.0, 0.0, 1.0], [0.0, 1.0, 1.0]
 
 
-def test_dynamic_sampling_replaces_groups_that_teach_nothing(session, monkeypatch):
-    session = session(rl={"algorithm": "dapo", "group_size": 3, "prompts_per_step": 2})
+def one_dapo_step(model_folder, run_dir):
+    """What the step's table holds: rewards by group, and the samples that were drawn for it."""
+    rl = {"algorithm": "dapo", "group_size": 3, "prompts_per_step": 2}
+    loop.train(recipe(model_folder, run_dir, rl=rl, run={"steps": 1, "save_every": 1, "log_rollouts_every": 1}))
+    groups: dict[int, list[dict]] = {}
+    for row in read_rollouts(run_dir, 1):
+        groups.setdefault(row["group"], []).append(row)
+    return groups, read_state(run_dir / "checkpoint-1")["stream"]["drawn"]
+
+
+def test_dynamic_sampling_replaces_groups_that_teach_nothing(model_folder, tmp_path, monkeypatch):
     fake_scores(monkeypatch, [*SAME, *GOOD, *BETTER, *GOOD])
-    source = stream()
-    found = collect(session, source, build_rubric(session.recipe.rewards), ALGORITHMS["dapo"], 0)
-    assert source.state_dict()["drawn"] == 3  # two prompts, then one for the group that taught nothing
-    assert found.rewards_PG.tolist() == [GOOD, BETTER]
-    assert len(found.groups) == len(found.answers) == len(found.scores) == 2
-    assert found.prefill is None and found.advantages_PG.shape == (2, 3)
-    seen = [r.token_ids for g in found.groups for r in g.rollouts]
+    groups, drawn = one_dapo_step(model_folder, tmp_path / "run")
+    assert drawn == 3  # two prompts, then one for the group that taught nothing
+    assert {number: [row["reward"] for row in rows] for number, rows in groups.items()} == {1: GOOD, 2: BETTER}
+    seen = [tuple(row["token_ids"]) for rows in groups.values() for row in rows]
     assert len(set(seen)) == len(seen)  # the second round drew its own answers
+    [line] = read_metrics(tmp_path / "run")
+    assert line["reward"] == pytest.approx(0.5) and line["frac_reward_zero_std"] == 0
+    assert line["tokens/answer"] == sum(map(len, seen)) and line["grad_norm"] > 0
 
 
-def test_dynamic_sampling_gives_up_after_its_rounds(session, monkeypatch):
-    session = session(rl={"algorithm": "dapo", "group_size": 3, "prompts_per_step": 2})
-    fake_scores(monkeypatch, SAME * 2 * experience.RESAMPLE_ROUNDS)
-    source = stream()
-    found = collect(session, source, build_rubric(session.recipe.rewards), ALGORITHMS["dapo"], 0)
-    assert source.state_dict()["drawn"] == 2 * experience.RESAMPLE_ROUNDS
-    assert found.rewards_PG.tolist() == [SAME, SAME] and not found.advantages_PG.any()
+def test_dynamic_sampling_gives_up_after_its_rounds(model_folder, tmp_path, monkeypatch):
+    fake_scores(monkeypatch, SAME * 2 * RESAMPLE_ROUNDS)
+    groups, drawn = one_dapo_step(model_folder, tmp_path / "run")
+    assert drawn == 2 * RESAMPLE_ROUNDS
+    last = [drawn - 2, drawn - 1]
+    assert {number: [row["reward"] for row in rows] for number, rows in groups.items()} == dict.fromkeys(last, SAME)
+    assert {row["advantage"] for rows in groups.values() for row in rows} == {0.0}
+    assert read_metrics(tmp_path / "run")[0]["grad_norm"] == 0
 
 
-def test_overlong_shaping_changes_advantages_and_not_the_reported_reward(session, monkeypatch):
-    session = session(rl={"algorithm": "dapo", "group_size": 3, "prompts_per_step": 1}, rollout={"max_new_tokens": 10})
-    fake_scores(monkeypatch, [1.0, 1.0, 1.0])
-    long = iter([10, 9, 4])
-
-    def answers(group):
-        from vlm_r1.records import Answer
-
-        return [Answer(raw="", n_tokens=next(long)) for _ in group.rollouts]
-
-    monkeypatch.setattr(experience, "read_rollouts", answers)
-    found = collect(session, stream(), build_rubric(session.recipe.rewards), ALGORITHMS["dapo"], 0)
-    assert found.rewards_PG.tolist() == [[1.0, 1.0, 1.0]]
-    torch.testing.assert_close(found.advantages_PG, mean_std(torch.tensor([[0.0, 0.5, 1.0]])))
-
-
-def test_token_weights_count_the_groups_that_are_not_trained_on(session, monkeypatch):
-    session = session(rl={"group_size": 3, "prompts_per_step": 2})
-    fake_scores(monkeypatch, [*SAME, *GOOD])
-    found = collect(session, stream(), build_rubric(session.recipe.rewards), ALGORITHMS["grpo"], 0)
-    lengths = torch.tensor([[len(r.token_ids) for r in g.rollouts] for g in found.groups])
-    torch.testing.assert_close(answer_weights(session, found, ALGORITHMS["grpo"]), 1 / (6 * lengths))
-    tokens = answer_weights(session, found, ALGORITHMS["dapo"])
-    torch.testing.assert_close(tokens, torch.full((2, 3), 1 / float(lengths.sum())))
-
-
-@pytest.mark.parametrize(
-    ("options", "kept"),
-    [
-        ({}, True),
-        ({"rl": {"reuse_prefill": False}}, False),
-        ({"rl": {"token_budget": 150}}, False),
-        ({"model": {"gradient_checkpointing": True}}, False),
-    ],
-    ids=["fits", "switched-off", "over-budget", "checkpointing"],
-)
-def test_the_prompts_graph_is_kept_only_where_it_helps(session, options, kept):
-    session = session(**options)
-    samples = load_scenes(ScenesSource(n=4))
-    prompts = [session.loaded.family.encode(samples[i]) for i in range(4)]
-    groups, prefill = roll_out(session, prompts, seed=0)
-    assert [g.prompt for g in groups] == prompts
-    assert (prefill is not None) == kept
-    assert prefill is None or prefill.keys[0].requires_grad
+def test_answers_are_kept_with_what_it_takes_to_replay_them(model_folder, tmp_path):
+    run = {"steps": 3, "save_every": 2, "log_rollouts_every": 1}
+    loop.train(recipe(model_folder, tmp_path / "run", run=run))
+    loaded = load_policy(ModelConfig(path=str(model_folder)), PLAIN)
+    for step in (1, 2, 3):
+        rows = read_rollouts(tmp_path / "run", step)
+        assert {row["version"] for row in rows} == {step - 1}  # of the weights after that many steps
+        for row in rows:
+            assert len(row["token_ids"]) == len(row["logprobs"]) == row["n_tokens"] and max(row["logprobs"]) <= 0
+            assert loaded.tokenizer.decode(row["token_ids"], skip_special_tokens=True) == row["completion"]

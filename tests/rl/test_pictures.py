@@ -1,5 +1,7 @@
 """Pictures of groups: boxes in the colour of their reward, answers in words."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image, ImageColor
 from support import sample
@@ -92,6 +94,7 @@ def test_colors_follow_the_place_in_the_group():
 
 def test_the_first_groups_with_a_picture_are_drawn():
     groups = [group(None), *(group((100 + i, 80)) for i in range(6))]
+    groups = [replace(g, prompt=replace(g.prompt, number=10 + n)) for n, g in enumerate(groups)]
     experience = Experience(
         groups=groups,
         answers=[[boxed(1, 1, 9, 9)]] * 7,
@@ -99,4 +102,9 @@ def test_the_first_groups_with_a_picture_are_drawn():
         rewards_PG=None,
         advantages_PG=None,
     )
-    assert [drawn.width for drawn in rollout_pictures(experience)] == [400, 404, 408, 412]
+    assert [(number, drawn.width) for number, drawn in rollout_pictures(experience)] == [
+        (11, 400),
+        (12, 404),
+        (13, 408),
+        (14, 412),
+    ]

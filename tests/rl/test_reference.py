@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from support import mixed_groups
+from support import mixed_groups, reference_of
 
+from vlm_r1.distributed.sharding import shards_of
 from vlm_r1.models.packing import pack
 from vlm_r1.rl.batch import group_tree
-from vlm_r1.rl.reference import load_reference
 
 
 def scored(policy, loaded):
     with torch.no_grad():
-        return policy(pack([group_tree(g) for g in mixed_groups(loaded)]))[0]
+        return policy(pack([group_tree(g) for g in mixed_groups(loaded)]), 1.0)[0]
 
 
 @pytest.mark.parametrize("train", [{}, {"vision": "frozen", "connector": "frozen"}], ids=["trained", "frozen"])
@@ -19,20 +19,24 @@ def scored(policy, loaded):
 def test_the_reference_is_the_model_the_run_started_from(session, offload, train):
     run = session(rl={"group_size": 3, "prompts_per_step": 2, "beta": 0.1, "reference_offload": offload}, train=train)
     expected = scored(run.loaded.policy, run.loaded)
-    reference = load_reference(run)
+    reference, policy = reference_of(run)
     torch.testing.assert_close(scored(reference, run.loaded), expected, atol=1e-6, rtol=0)
-    assert all(
-        p.device.type == ("meta" if offload else "cpu") for p in reference.model.model.language_model.parameters()
-    )
+    assert bool(shards_of(policy)) == offload  # shards stay in CPU memory and come layer by layer
+    for _ in range(2):  # also after they were needed
+        assert {p.device.type for p in policy.model.model.language_model.parameters()} == {
+            "cpu" if offload else run.world.device.type
+        }
+        scored(reference, run.loaded)
+    assert not any(p.requires_grad for p in policy.parameters())
 
 
 def test_a_frozen_tower_is_run_by_the_policy_alone(session):
     run = session(
         rl={"group_size": 3, "prompts_per_step": 2, "beta": 0.1}, train={"vision": "frozen", "connector": "frozen"}
     )
-    reference = load_reference(run)
-    reference.model.model.visual.register_forward_hook(lambda *_: pytest.fail("the reference ran a tower of its own"))
+    reference, policy = reference_of(run)
+    policy.model.model.visual.register_forward_hook(lambda *_: pytest.fail("the reference ran a tower of its own"))
     scored(run.loaded.policy, run.loaded)
-    run.loaded.policy.vision_cache.metrics()
+    run.loaded.policy.vision_cache.take_counts()
     scored(reference, run.loaded)
-    assert run.loaded.policy.cache_metrics()["vision_cache/hit_rate"] == 1.0
+    assert run.loaded.policy.vision_cache.take_counts() == (6, 6)  # the six pictures of the mixed prompts

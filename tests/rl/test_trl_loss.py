@@ -26,6 +26,9 @@ def test_loss_and_gradients_equal_trls(model, case, tmp_path):
     ours, trls = row["metrics"], row["metrics_trl"]
     if "kl" in ours:
         assert ours["kl"] == pytest.approx(trls["kl"], rel=1e-4) and ours["kl"] > 0
+    if case.corrects != "off":
+        name = "sampling/importance_sampling_ratio"
+        assert ours[f"{name}/min"] < 0.9 and ours[f"{name}/max"] > 1.1 and trls[f"{name}/max"] > 1.1
     if case.iterations > 1:
         clipped = [value for name, value in trls.items() if "clip_ratio" in name]
         assert max(clipped) > 0, "nothing was clipped: the case shows nothing about clipping"

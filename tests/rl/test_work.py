@@ -11,7 +11,7 @@ from vlm_r1.models.family import Family
 from vlm_r1.models.load import load_policy
 from vlm_r1.records import Picture
 from vlm_r1.rl import loop
-from vlm_r1.rl.step import Updater
+from vlm_r1.rl.step import Trainer
 from vlm_r1.rollout import native
 from vlm_r1.runtime.runlog import read_metrics
 
@@ -55,21 +55,20 @@ def counting(monkeypatch):
         everything["loads"] += 1
         return watch(load_policy(*args, **kwargs))
 
-    collect, update = loop.collect, Updater.update
+    deal, update = loop.deal, Trainer.step
 
     def start(*args):
         steps.append({"rollout": Work(), "update": Work()})
         phase[0] = "rollout"
-        return collect(*args)
+        return deal(*args)
 
     def go_on(*args):
         phase[0] = "update"
         return update(*args)
 
-    monkeypatch.setattr("vlm_r1.runtime.session.load_policy", load)
-    monkeypatch.setattr("vlm_r1.rl.reference.load_policy", load)
-    monkeypatch.setattr(loop, "collect", start)
-    monkeypatch.setattr(Updater, "update", go_on)
+    monkeypatch.setattr("vlm_r1.distributed.loading.load_policy", load)
+    monkeypatch.setattr(loop, "deal", start)
+    monkeypatch.setattr(Trainer, "step", go_on)
     monkeypatch.setattr(native, "DROP_SHARE", 0.0)
     yield steps, everything
 
@@ -87,13 +86,13 @@ def reward(tmp_path):
     return file
 
 
-def trained(monkeypatch, model_folder, tmp_path, parts, **rl):
+def trained(monkeypatch, model_folder, tmp_path, parts, rollout=None, **rl):
     with counting(monkeypatch) as (steps, everything):
         run = recipe(
             model_folder,
             tmp_path / "run",
             rl={"group_size": G, "prompts_per_step": P, **rl},
-            rollout={"max_new_tokens": LIMIT},
+            rollout={"max_new_tokens": LIMIT, **(rollout or {})},
             rewards={"parts": parts},
             run={"steps": STEPS, "save_every": STEPS},
         )
@@ -101,10 +100,9 @@ def trained(monkeypatch, model_folder, tmp_path, parts, **rl):
     return steps, read_metrics(tmp_path / "run"), everything
 
 
-@pytest.mark.parametrize("reuse", [True, False], ids=["reuse", "run-again"])
-def test_a_step_runs_pictures_prompts_and_answers_once(monkeypatch, model_folder, tmp_path, reward, reuse):
+def test_a_step_runs_pictures_prompts_and_answers_once(monkeypatch, model_folder, tmp_path, reward):
     parts = {f"{reward}:varied": 1.0}
-    steps, metrics, everything = trained(monkeypatch, model_folder, tmp_path, parts, reuse_prefill=reuse)
+    steps, metrics, everything = trained(monkeypatch, model_folder, tmp_path, parts)
     assert len(steps) == STEPS
     for work, line in zip(steps, metrics, strict=True):
         prompt, answer = line["tokens/prompt"], line["tokens/answer"]
@@ -114,14 +112,26 @@ def test_a_step_runs_pictures_prompts_and_answers_once(monkeypatch, model_folder
         assert (rollout.calls, rollout.pictures) == (1, P)
         assert rollout.tokens == prompt + answer - P * G
         assert rollout.projected == P + answer - P * G
-        assert (update.calls, update.pictures) == ((0, 0) if reuse else (1, P))
-        assert update.tokens == (answer if reuse else prompt + answer)
+        assert (update.calls, update.pictures) == (1, P)
+        assert update.tokens == prompt + answer
         assert update.projected == answer  # no pass for old log-probs, none over prompt positions
     assert everything["loads"] == 1  # no reference model
 
 
+@pytest.mark.parametrize(("sequences", "pieces", "prompts"), [(2 * G, 2, 1), (G, P, 1), (2, 2 * P, 2), (1, G * P, G)])
+def test_a_rollout_in_pieces_runs_a_prompt_again_only_where_its_group_is_split(
+    monkeypatch, model_folder, tmp_path, reward, sequences, pieces, prompts
+):
+    parts, limits = {f"{reward}:varied": 1.0}, {"max_sequences": sequences}
+    steps, metrics, _ = trained(monkeypatch, model_folder, tmp_path, parts, rollout=limits)
+    for work, line in zip(steps, metrics, strict=True):
+        assert (work["rollout"].calls, work["rollout"].pictures) == (pieces, prompts * P)
+        assert work["rollout"].tokens == prompts * line["tokens/prompt"] + line["tokens/answer"] - P * G
+        assert work["update"].tokens == line["tokens/prompt"] + line["tokens/answer"]
+
+
 def test_groups_that_teach_nothing_are_not_run_again(monkeypatch, model_folder, tmp_path, reward):
-    steps, metrics, _ = trained(monkeypatch, model_folder, tmp_path, {f"{reward}:some": 1.0}, reuse_prefill=False)
+    steps, metrics, _ = trained(monkeypatch, model_folder, tmp_path, {f"{reward}:some": 1.0})
     shares = {line["frac_reward_zero_std"] for line in metrics}
     assert shares & {0.25, 0.5, 0.75}
     for work, line in zip(steps, metrics, strict=True):
@@ -129,13 +139,6 @@ def test_groups_that_teach_nothing_are_not_run_again(monkeypatch, model_folder, 
         assert work["rollout"].pictures == P and work["update"].pictures == kept
         assert work["update"].tokens == line["tokens/update_prompt"] + line["tokens/update_answer"]
         assert kept == P or line["tokens/update_prompt"] < line["tokens/prompt"]
-
-
-def test_the_rollouts_graph_is_left_where_too_few_groups_teach(monkeypatch, model_folder, tmp_path, reward):
-    steps, metrics, _ = trained(monkeypatch, model_folder, tmp_path, {f"{reward}:some": 1.0})
-    for work, line in zip(steps, metrics, strict=True):
-        kept = round(P * (1 - line["frac_reward_zero_std"]))
-        assert work["update"].pictures == (0 if kept >= 3 else kept)
 
 
 def test_a_step_without_any_signal_runs_nothing(monkeypatch, model_folder, tmp_path, reward):
@@ -150,8 +153,8 @@ def test_a_second_iteration_costs_one_more_pass_and_no_old_logprobs(monkeypatch,
     steps, metrics, _ = trained(monkeypatch, model_folder, tmp_path, parts, iterations=2)
     for work, line in zip(steps, metrics, strict=True):
         prompt, answer = line["tokens/prompt"], line["tokens/answer"]
-        assert work["update"].tokens == answer + prompt + answer
-        assert (work["update"].calls, work["update"].projected) == (1, 2 * answer)
+        assert work["update"].tokens == 2 * (prompt + answer)
+        assert (work["update"].calls, work["update"].projected) == (2, 2 * answer)
 
 
 def test_a_reference_costs_one_pass_and_only_with_beta(monkeypatch, model_folder, tmp_path, reward):
@@ -160,7 +163,7 @@ def test_a_reference_costs_one_pass_and_only_with_beta(monkeypatch, model_folder
     assert everything["loads"] == 2
     for work, line in zip(steps, metrics, strict=True):
         prompt, answer = line["tokens/prompt"], line["tokens/answer"]
-        assert work["update"].tokens == answer + (prompt + answer)
+        assert work["update"].tokens == 2 * (prompt + answer)
         assert work["update"].projected == 2 * answer and "kl" in line
     assert metrics[0]["kl"] == pytest.approx(0, abs=1e-9) and metrics[-1]["kl"] > 0
 

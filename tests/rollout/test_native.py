@@ -4,13 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from support import FAMILIES, bytes_tokenizer, mixed_prompts, plain_inputs, plain_logprobs, plain_model, tiny
+from support import FAMILIES, answered, bytes_tokenizer, mixed_prompts, plain_inputs, plain_logprobs, plain_model, tiny
 
-from vlm_r1.config import RolloutConfig
 from vlm_r1.models.packing import pack
 from vlm_r1.rl.batch import group_tree
 from vlm_r1.rollout import native
-from vlm_r1.rollout.native import generate
 
 
 def tokens(groups) -> list[tuple[int, ...]]:
@@ -29,8 +27,8 @@ def eager_to_stop(loaded):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recorded_logprobs_equal_the_updates_and_the_padded_forwards(family):
     loaded = eager_to_stop(tiny(family))
-    settings = RolloutConfig(max_new_tokens=14, temperature=0.9)
-    groups = generate(loaded, mixed_prompts(loaded), 5, settings, seed=3)
+    settings = {"max_new_tokens": 14, "temperature": 0.9}
+    groups = answered(loaded, mixed_prompts(loaded), 5, seed=3, **settings)
     lengths = {len(ids) for ids in tokens(groups)}
     assert len(lengths) > 3
     recorded = torch.tensor([x for g in groups for r in g.rollouts for x in r.logprobs])
@@ -45,8 +43,8 @@ def test_recorded_logprobs_equal_the_updates_and_the_padded_forwards(family):
 def test_greedy_equals_transformers_own_generation(family):
     loaded = eager_to_stop(tiny(family))
     prompts = mixed_prompts(loaded)
-    settings = RolloutConfig(max_new_tokens=12, stop_at_answer=False)
-    ours = tokens(generate(loaded, prompts, 1, settings, seed=None))
+    settings = {"max_new_tokens": 12, "stop_at_answer": False}
+    ours = tokens(answered(loaded, prompts, 1, seed=None, **settings))
     model, eos = plain_model(loaded), [*STOPS, loaded.tokenizer.eos_token_id]
     for prompt, answer in zip(prompts, ours, strict=True):
         inputs = plain_inputs(model, [prompt], [()], pad=0)
@@ -57,8 +55,8 @@ def test_greedy_equals_transformers_own_generation(family):
 
 def test_a_seed_gives_the_same_answers_and_another_seed_others():
     loaded = tiny()
-    prompts, settings = mixed_prompts(loaded), RolloutConfig(max_new_tokens=8)
-    first, again, other = (generate(loaded, prompts, 3, settings, seed=s) for s in (1, 1, 2))
+    prompts, settings = mixed_prompts(loaded), {"max_new_tokens": 8}
+    first, again, other = (answered(loaded, prompts, 3, seed=s, **settings) for s in (1, 1, 2))
     assert tokens(first) == tokens(again) != tokens(other)
     assert [r.logprobs for g in first for r in g.rollouts] == [r.logprobs for g in again for r in g.rollouts]
 
@@ -68,7 +66,7 @@ def test_sampling_leaves_the_global_generator_alone():
     expected = torch.rand(3)
     torch.manual_seed(0)
     loaded = tiny()
-    generate(loaded, mixed_prompts(loaded)[:1], 2, RolloutConfig(max_new_tokens=3), seed=9)
+    answered(loaded, mixed_prompts(loaded)[:1], 2, seed=9, max_new_tokens=3)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -78,7 +76,7 @@ def test_banned_tokens_are_never_written_even_with_huge_logits(seed):
     with torch.no_grad():
         head = loaded.policy.model.lm_head
         head.weight[loaded.policy.banned] *= 1000
-    groups = generate(loaded, mixed_prompts(loaded), 4, RolloutConfig(max_new_tokens=10), seed=seed)
+    groups = answered(loaded, mixed_prompts(loaded), 4, seed=seed, max_new_tokens=10)
     written = {i for ids in tokens(groups) for i in ids}
     assert written and not written & set(loaded.policy.banned.tolist())
 
@@ -86,11 +84,11 @@ def test_banned_tokens_are_never_written_even_with_huge_logits(seed):
 @pytest.mark.parametrize("share", [0.0, 0.5, 2.0])
 def test_dropping_finished_answers_changes_no_answer(monkeypatch, share):
     loaded = eager_to_stop(tiny())
-    prompts, settings = mixed_prompts(loaded), RolloutConfig(max_new_tokens=14)
+    prompts, settings = mixed_prompts(loaded), {"max_new_tokens": 14}
     monkeypatch.setattr(native, "DROP_SHARE", 2.0)
-    kept = generate(loaded, prompts, 2, settings, seed=None)
+    kept = answered(loaded, prompts, 2, seed=None, **settings)
     monkeypatch.setattr(native, "DROP_SHARE", share)
-    dropped = generate(loaded, prompts, 2, settings, seed=None)
+    dropped = answered(loaded, prompts, 2, seed=None, **settings)
     assert tokens(kept) == tokens(dropped)
     assert len({len(ids) for ids in tokens(kept)}) > 1
 
@@ -98,7 +96,7 @@ def test_dropping_finished_answers_changes_no_answer(monkeypatch, share):
 def test_logprobs_stay_exact_while_answers_are_dropped(monkeypatch):
     monkeypatch.setattr(native, "DROP_SHARE", 0.0)
     loaded = eager_to_stop(tiny())
-    groups = generate(loaded, mixed_prompts(loaded), 6, RolloutConfig(max_new_tokens=14), seed=11)
+    groups = answered(loaded, mixed_prompts(loaded), 6, seed=11, max_new_tokens=14)
     recorded = torch.tensor([x for g in groups for r in g.rollouts for x in r.logprobs])
     update, _ = loaded.policy(pack([group_tree(g) for g in groups]))
     torch.testing.assert_close(recorded, update.detach(), atol=1e-5, rtol=0)
@@ -106,8 +104,8 @@ def test_logprobs_stay_exact_while_answers_are_dropped(monkeypatch):
 
 def test_finish_says_how_an_answer_ended_and_the_stop_token_is_kept():
     loaded = eager_to_stop(tiny())
-    settings = RolloutConfig(max_new_tokens=9)
-    groups = generate(loaded, mixed_prompts(loaded), 6, settings, seed=5)
+    settings = {"max_new_tokens": 9}
+    groups = answered(loaded, mixed_prompts(loaded), 6, seed=5, **settings)
     tag = loaded.tokenizer.convert_tokens_to_ids("</answer>")
     stops = {*STOPS, loaded.tokenizer.eos_token_id, tag}
     rollouts = [r for g in groups for r in g.rollouts]
@@ -124,7 +122,7 @@ def force(monkeypatch, loaded, script: list[list[int]]) -> None:
     monkeypatch.setattr(native, "DROP_SHARE", 2.0)
     step = iter(range(1000))
 
-    def scripted(logprobs_BV, settings, generator):
+    def scripted(logprobs_BV, settings, u_B):
         n = next(step)
         return torch.tensor([row[min(n, len(row) - 1)] for row in script])
 
@@ -136,7 +134,7 @@ def test_a_tag_in_one_token_stops_its_row_alone(monkeypatch):
     one = loaded.tokenizer("<answer>5</answer>", add_special_tokens=False)["input_ids"]
     two = loaded.tokenizer("<answer>512 34", add_special_tokens=False)["input_ids"]
     force(monkeypatch, loaded, [one, two])
-    group = generate(loaded, mixed_prompts(loaded)[:1], 2, RolloutConfig(max_new_tokens=6), seed=0)[0]
+    group = answered(loaded, mixed_prompts(loaded)[:1], 2, seed=0, max_new_tokens=6)[0]
     assert next(r.text for r in group.rollouts) == "<answer>5</answer>"
     assert [r.finish for r in group.rollouts] == ["stop", "length"]
     assert group.rollouts[0].token_ids == tuple(one) and len(group.rollouts[1].token_ids) == 6
@@ -151,13 +149,13 @@ def test_a_tag_in_several_tokens_stops_a_model_whose_tokenizer_has_none(monkeypa
     loaded.policy.model.generation_config.eos_token_id = tokenizer.eos_token_id
     script = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("<answer>5</answer>x", "a</answer>yzzzzz")]
     force(monkeypatch, loaded, script)
-    group = generate(loaded, prompts, 2, RolloutConfig(max_new_tokens=30), seed=0)[0]
+    group = answered(loaded, prompts, 2, seed=0, max_new_tokens=30)[0]
     assert [r.text for r in group.rollouts] == ["<answer>5</answer>", "a</answer>"]
     assert [r.finish for r in group.rollouts] == ["stop", "stop"]
 
 
 def test_one_token_is_the_shortest_rollout():
     loaded = tiny()
-    groups = generate(loaded, mixed_prompts(loaded), 2, RolloutConfig(max_new_tokens=1), seed=0)
+    groups = answered(loaded, mixed_prompts(loaded), 2, seed=0, max_new_tokens=1)
     assert all(len(ids) == 1 for ids in tokens(groups))
     assert all(r.finish == "length" for g in groups for r in g.rollouts)

@@ -4,15 +4,23 @@ import pytest
 import torch
 from support import bytes_tokenizer, tiny
 
-from vlm_r1.config import RolloutConfig
 from vlm_r1.models.policy import masked_logprobs
+from vlm_r1.records import SamplingParams
 from vlm_r1.rollout.sampling import StopRule, choose, filtered
 
 PROBS = torch.tensor([[0.05, 0.40, 0.25, 0.20, 0.10]])
 
 
+def settings(**options) -> SamplingParams:
+    return SamplingParams(max_new_tokens=8, **options)
+
+
+def uniform(n: int) -> torch.Tensor:
+    return torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+
+
 def kept(**options) -> list[int]:
-    result = filtered(PROBS.log(), RolloutConfig(**options))[0]
+    result = filtered(PROBS.log(), settings(**options))[0]
     assert torch.equal(result[result.isfinite()], PROBS.log()[0][result.isfinite()])
     return result.isfinite().nonzero()[:, 0].tolist()
 
@@ -44,19 +52,26 @@ def test_filters_keep_the_tokens_worked_out_by_hand(options, tokens):
 
 def test_rows_are_filtered_each_by_itself():
     rows = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]]).log()
-    result = filtered(rows, RolloutConfig(top_k=1)).isfinite()
+    result = filtered(rows, settings(top_k=1)).isfinite()
     assert result.tolist() == [[True, False, False], [False, False, True]]
 
 
 def test_samples_follow_the_filtered_distribution():
-    generator = torch.Generator().manual_seed(0)
-    drawn = choose(PROBS.log().expand(20_000, -1), RolloutConfig(top_k=3), generator)
+    drawn = choose(PROBS.log().expand(20_000, -1), settings(top_k=3), uniform(20_000))
     shares = torch.bincount(drawn, minlength=5) / 20_000
     torch.testing.assert_close(shares, torch.tensor([0, 0.40, 0.25, 0.20, 0]) / 0.85, atol=0.015, rtol=0)
 
 
-def test_without_a_generator_the_likeliest_is_taken():
-    assert choose(PROBS.log(), RolloutConfig(), None).tolist() == [1]
+def test_without_random_numbers_the_likeliest_is_taken():
+    assert choose(PROBS.log(), settings(), None).tolist() == [1]
+
+
+def test_a_random_number_names_the_token_whose_share_of_the_unit_it_lies_in():
+    # shares end at 0.05, 0.45, 0.70, 0.90, 1; with top_k=2 at 0.40 / 0.65 for token 1, then token 2
+    u = torch.tensor([0.0, 0.049, 0.051, 0.449, 0.451, 0.699, 0.701, 0.899, 0.901, 1 - 2**-53], dtype=torch.double)
+    assert choose(PROBS.log().expand(10, -1), settings(), u).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    u = torch.tensor([0.0, 0.61, 0.62, 1 - 2**-53], dtype=torch.double)
+    assert choose(PROBS.log().expand(4, -1), settings(top_k=2), u).tolist() == [1, 1, 2, 2]
 
 
 def test_temperature_divides_logits_and_banned_tokens_have_probability_zero():
@@ -65,7 +80,7 @@ def test_temperature_divides_logits_and_banned_tokens_have_probability_zero():
     expected = torch.tensor([2.0, 1.0, 0.0]).div(2).exp()
     torch.testing.assert_close(logprobs.exp()[0, [0, 1, 3]], expected / expected.sum())
     assert logprobs.exp()[0, 2] == 0
-    drawn = choose(logprobs.expand(1000, -1), RolloutConfig(), torch.Generator().manual_seed(0))
+    drawn = choose(logprobs.expand(1000, -1), settings(), uniform(1000))
     assert 2 not in drawn.tolist()
 
 

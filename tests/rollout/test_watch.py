@@ -1,12 +1,9 @@
 """What a watcher of the decoding sees: every token of every answer as it is written, and it may stop it."""
 
 import pytest
-from support import mixed_prompts, tiny
+from support import answered, mixed_prompts, tiny
 
-from vlm_r1.config import RolloutConfig
-from vlm_r1.rollout.native import generate
-
-SETTINGS = RolloutConfig(max_new_tokens=10)
+LIMIT = 10
 
 
 @pytest.fixture
@@ -24,9 +21,10 @@ def test_a_watcher_sees_each_answer_grow_by_one_token_until_it_ends(loaded, seed
     def watch(tokens, lengths):
         seen.append([tuple(row[:n]) for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)])
 
-    watched = generate(loaded, prompts, 4, SETTINGS, seed=seed, watch=watch)
+    watched = answered(loaded, prompts, 4, seed=seed, watch=watch, max_new_tokens=LIMIT)
     answers = [r.token_ids for g in watched for r in g.rollouts]
-    assert answers == [r.token_ids for g in generate(loaded, prompts, 4, SETTINGS, seed=seed) for r in g.rollouts]
+    again = answered(loaded, prompts, 4, seed=seed, max_new_tokens=LIMIT)
+    assert answers == [r.token_ids for g in again for r in g.rollouts]
     assert seen == [[a[: min(len(a), t)] for a in answers] for t in range(1, max(map(len, answers)) + 1)]
     assert seed is None or len({len(a) for a in answers}) > 1
 
@@ -40,5 +38,5 @@ def test_what_a_watcher_raises_ends_the_decoding(loaded):
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        generate(loaded, mixed_prompts(loaded)[:1], 3, SETTINGS, seed=1, watch=watch)
+        answered(loaded, mixed_prompts(loaded)[:1], 3, seed=1, watch=watch, max_new_tokens=LIMIT)
     assert seen == [1, 2]

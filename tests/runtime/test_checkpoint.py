@@ -1,61 +1,49 @@
-"""Checkpoints against full disks, lost bytes and strangers' folders; what is saved loads in transformers alone."""
+"""Checkpoints of one process: written while training goes on, against full disks, lost bytes and other models."""
 
-import contextlib
-import json
-import resource
 import shutil
-import subprocess
-import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
-from support import recipe, tiny
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from safetensors.torch import load_file
+from support import file_limit, names, recipe, tiny
 
-from vlm_r1.config import OptimConfig, PromptConfig
-from vlm_r1.config_file import load_config, resolved_yaml
-from vlm_r1.errors import CheckpointError
-from vlm_r1.models.load import prompt_of_model
+from vlm_r1.config import OptimConfig
+from vlm_r1.distributed.checkpoints import CheckpointWriter, list_checkpoints, load_checkpoint, read_state
+from vlm_r1.distributed.processes import ALONE
+from vlm_r1.errors import CheckpointError, RewardError
 from vlm_r1.rl import loop
-from vlm_r1.runtime.checkpoint import (
-    list_checkpoints,
-    load_optimizer,
-    read_state,
-    save_checkpoint,
-    write_folder,
-)
 from vlm_r1.runtime.optim import build_optimizer
-from vlm_r1.runtime.session import open_session
+from vlm_r1.sft.train import train
+
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
 
-def save(run_dir, step: int, keep: int = 9, **state):
-    loaded = tiny()
-    optimizer = build_optimizer(loaded.policy, OptimConfig())
-    return save_checkpoint(
-        run_dir,
-        step,
-        model=loaded.policy.model,
-        processor=loaded.processor,
-        prompt=PromptConfig(template="plain"),
-        optimizer=optimizer,
-        state={"stream": {"drawn": 7}, **state},
-        keep=keep,
-    )
+def steps(policy, optimizer, seeds) -> None:
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
 
 
-def names(run_dir) -> list[str]:
-    return sorted(path.name for path in run_dir.iterdir())
+def stepped(config: OptimConfig | None = None, seeds=(1, 2)):
+    """A policy and its optimizer after these steps."""
+    policy = tiny().policy
+    optimizer = build_optimizer(policy, config or OptimConfig(lr=1e-2))
+    steps(policy, optimizer, seeds)
+    return policy, optimizer
 
 
-@contextlib.contextmanager
-def file_limit(size: int):
-    """No file may grow over `size` bytes: writing more fails as on a full disk (another errno, the same exception)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def save(run_dir: Path, step: int, keep: int = 9, policy=None, optimizer=None, **state) -> Path:
+    if policy is None:
+        policy, optimizer = stepped()
+    writer = CheckpointWriter(run_dir, ALONE, keep)
+    writer.save(step, policy, optimizer, {"stream": {"drawn": 7}, **state})
+    writer.wait()
+    return run_dir / f"checkpoint-{step}"
 
 
 def test_the_last_few_are_kept(tmp_path):
@@ -63,7 +51,8 @@ def test_the_last_few_are_kept(tmp_path):
         save(tmp_path, step, keep=3)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-11"]
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-11", "checkpoint-9"]
-    assert read_state(tmp_path / "checkpoint-9")["stream"] == {"drawn": 7}
+    state = read_state(tmp_path / "checkpoint-9")
+    assert (state["step"], state["stream"]) == (9, {"drawn": 7})
 
 
 def test_a_checkpoint_written_again_replaces_the_old_one(tmp_path):
@@ -72,7 +61,47 @@ def test_a_checkpoint_written_again_replaces_the_old_one(tmp_path):
     assert names(tmp_path) == ["checkpoint-3"] and read_state(tmp_path / "checkpoint-3")["extra"] == 1
 
 
-@pytest.mark.parametrize("size", [0, 200, 20_000, 400_000])
+def test_what_is_written_are_the_weights_and_moments_of_the_step_in_safetensors(tmp_path):
+    policy, optimizer = stepped()
+    expected = {f"model.{name}": p.detach().clone() for name, p in policy.named_parameters()}
+    moments = {
+        f"optim.{name}.{key}": value.clone()
+        for name, p in policy.named_parameters()
+        for key, value in optimizer.state[p].items()
+    }
+    writer = CheckpointWriter(tmp_path, ALONE, 1)
+    writer.save(2, policy, optimizer, {})
+    steps(policy, optimizer, [3])  # training goes on while it is written
+    writer.wait()
+    assert names(tmp_path / "checkpoint-2") == [SHARD, "state.json"]
+    found = load_file(tmp_path / "checkpoint-2" / SHARD)
+    assert found.keys() == expected.keys() | moments.keys()
+    assert {key.rpartition(".")[2] for key in moments} == {"exp_avg", "exp_avg_sq", "step"}
+    assert all(torch.equal(found[name], value) for name, value in (expected | moments).items())
+
+
+def test_frozen_weights_are_not_written(tmp_path):
+    policy = tiny().policy
+    policy.model.model.visual.requires_grad_(False)
+    optimizer = build_optimizer(policy, OptimConfig())
+    found = load_file(save(tmp_path, 1, policy=policy, optimizer=optimizer) / SHARD)
+    assert found and not any(".visual." in name for name in found)
+
+
+def test_one_checkpoint_is_written_at_a_time_and_has_its_name_when_it_is_whole(tmp_path, monkeypatch):
+    policy, optimizer = stepped()
+    writer = CheckpointWriter(tmp_path, ALONE, 9)
+    writer.save(1, policy, optimizer, {})
+    assert list_checkpoints(tmp_path) == []
+    writer.save(2, policy, optimizer, {})
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-1"]
+    writer.wait()
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
+    writer.wait()
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
+
+
+@pytest.mark.parametrize("size", [0, 60, 20_000, 400_000])
 def test_a_full_disk_while_saving_is_one_message_and_leaves_earlier_checkpoints(tmp_path, size):
     first = save(tmp_path, 1)
     with file_limit(size), pytest.raises(CheckpointError, match=r"checkpoint-2: could not be written .* intact"):
@@ -83,54 +112,21 @@ def test_a_full_disk_while_saving_is_one_message_and_leaves_earlier_checkpoints(
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
 
 
-def test_a_full_disk_keeps_the_final_model_of_before(tmp_path):
-    target = tmp_path / "final"
-    write_folder(target, lambda folder: (folder / "a").write_text("old"))
-
-    def fails(folder):
-        (folder / "a").write_text("new")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(CheckpointError, match="No space left on device"):
-        write_folder(target, fails)
-    assert names(tmp_path) == ["final"] and (target / "a").read_text() == "old"
+def test_a_folder_that_cannot_be_made_is_the_same_message(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(CheckpointError, match=r"could not be written .*Free some space"):
+        save(tmp_path / "run", 1)
 
 
-@pytest.mark.parametrize("part", ["tokenizer", "optimizer"])
-def test_every_writers_refusal_is_the_same_message(tmp_path, part):
-    loaded = tiny()
-    optimizer = build_optimizer(loaded.policy, OptimConfig())
-    for parameter in loaded.policy.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    fill = {
-        "tokenizer": lambda folder: loaded.processor.save_pretrained(folder),
-        "optimizer": lambda folder: torch.save(optimizer.state_dict(), folder / "optimizer.pt"),
-    }[part]
-    with file_limit(5000), pytest.raises(CheckpointError, match="final: could not be written"):
-        write_folder(tmp_path / "final", fill)
-    assert names(tmp_path) == []
-
-
-def test_a_bug_while_saving_is_not_called_a_full_disk(tmp_path):
-    def fails(folder):
-        raise KeyError("bug")
-
-    with pytest.raises(KeyError):
-        write_folder(tmp_path / "final", fails)
-
-
-def damaged(folder, name):
+def damaged(folder: Path, name: str) -> None:
     file = folder / name
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "tokenizer.json", "state.json"])
+@pytest.mark.parametrize("name", [SHARD, "state.json"])
 def test_a_checkpoint_cut_in_half_is_refused_by_name_and_the_one_before_continues(model_folder, tmp_path, name):
     run = recipe(model_folder, tmp_path / "run", "sft", run={"steps": 2, "save_every": 1})
-    from vlm_r1.sft.train import train
-
     train(run)
     final = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
     last = tmp_path / "run" / "checkpoint-2"
@@ -144,96 +140,73 @@ def test_a_checkpoint_cut_in_half_is_refused_by_name_and_the_one_before_continue
 
 def test_a_checkpoint_without_one_of_its_files_is_refused(tmp_path):
     folder = save(tmp_path, 1)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: is missing; delete"):
+    (folder / SHARD).unlink()
+    with pytest.raises(CheckpointError, match=rf"{SHARD}: is missing; delete"):
         read_state(folder)
 
 
-def test_an_optimizer_of_another_shape_is_refused(tmp_path):
+def test_a_file_of_the_right_size_that_holds_something_else_is_refused(tmp_path):
     folder = save(tmp_path, 1)
-    torch.save({"state": {}, "param_groups": []}, folder / "optimizer.pt")
-    with pytest.raises(CheckpointError, match=r"optimizer\.pt: cannot be read"):
-        load_optimizer(folder, build_optimizer(tiny().policy, OptimConfig()))
+    file = folder / SHARD
+    file.write_bytes(b"\xff" * file.stat().st_size)
+    read_state(folder)
+    with pytest.raises(CheckpointError, match=r"checkpoint-1: cannot be read .*; delete .*checkpoint-1 to continue"):
+        load_checkpoint(folder, *stepped(), ALONE)
+
+
+def test_the_checkpoint_of_another_model_is_refused(tmp_path):
+    policy = tiny().policy
+    policy.model.model.visual.requires_grad_(False)
+    folder = save(tmp_path, 1, policy=policy, optimizer=build_optimizer(policy, OptimConfig()))
+    with pytest.raises(CheckpointError, match=r"checkpoint-1: holds no model\.model\.model\.visual\..*; delete"):
+        load_checkpoint(folder, *stepped(), ALONE)
+    wide = tiny().policy
+    layer = wide.model.model.language_model.layers[0].mlp
+    layer.gate_proj.weight = torch.nn.Parameter(torch.zeros(50, 32))
+    folder = save(tmp_path, 2)
+    with pytest.raises(CheckpointError, match=r"checkpoint-2: cannot be read .*[Ss]ize"):
+        load_checkpoint(folder, wide, build_optimizer(wide, OptimConfig()), ALONE)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_an_optimizer_continues_exactly(tmp_path, name):
-    def steps(loaded, optimizer, seeds):
-        for seed in seeds:
-            generator = torch.Generator().manual_seed(seed)
-            for parameter in loaded.policy.parameters():
-                parameter.grad = torch.randn(parameter.shape, generator=generator)
-            optimizer.step()
-
+def test_weights_and_optimizer_continue_exactly(tmp_path, name):
     config = OptimConfig(name=name, lr=1e-2, weight_decay=0.1)
-    whole, first = tiny(), tiny()
-    steps(whole, build_optimizer(whole.policy, config), [1, 2, 3])
-    optimizer = build_optimizer(first.policy, config)
-    steps(first, optimizer, [1, 2])
-    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
-    second = build_optimizer(first.policy, config)
-    load_optimizer(tmp_path, second)
-    steps(first, second, [3])
-    for ours, theirs in zip(first.policy.parameters(), whole.policy.parameters(), strict=True):
+    whole, _ = stepped(config, [1, 2, 3])
+    folder = save(tmp_path, 2, 9, *stepped(config, [1, 2]))
+    second, optimizer = stepped(config, [])
+    load_checkpoint(folder, second, optimizer, ALONE)
+    steps(second, optimizer, [3])
+    for ours, theirs in zip(second.parameters(), whole.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_every_parameter_has_one_optimizer_and_norms_are_not_decayed():
-    loaded = tiny()
-    for name in ("adamw", "muon"):
-        groups = build_optimizer(loaded.policy, OptimConfig(name=name, weight_decay=0.5)).param_groups
-        ids = [id(p) for group in groups for p in group["params"]]
-        assert sorted(ids) == sorted(id(p) for p in loaded.policy.parameters())
-        for group in groups:
-            assert all((p.ndim >= 2) == (group["weight_decay"] == 0.5) for p in group["params"])
+def test_a_checkpoint_is_there_soon_after_it_was_written_and_not_only_when_the_next_one_is(
+    model_folder, tmp_path, monkeypatch
+):
+    """A run that is killed between two checkpoints continues from the last of them."""
+    run, seen, deal = recipe(model_folder, tmp_path / "run", run={"steps": 8, "save_every": 4}), [], loop.deal
 
+    def slow_deal(*args):
+        time.sleep(0.2)
+        seen.append([path.name for path in list_checkpoints(tmp_path / "run")])
+        return deal(*args)
 
-def test_the_final_model_loads_in_transformers_alone_and_says_the_same(model_folder, tmp_path):
-    run = recipe(model_folder, tmp_path / "run", run={"steps": 1, "save_every": 1})
+    monkeypatch.setattr(loop, "deal", slow_deal)
     loop.train(run)
-    for folder in (tmp_path / "run" / "final", tmp_path / "run" / "checkpoint-1"):
-        code = (
-            "import sys, transformers\n"
-            "model = transformers.AutoModelForImageTextToText.from_pretrained(sys.argv[1])\n"
-            "print(type(model).__name__, model.config.text_config._attn_implementation)\n"
-            "assert 'vlm_r1' not in sys.modules\n"
-        )
-        if folder.name == "final":
-            done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
-            assert done.stdout.split() == ["Qwen3VLForConditionalGeneration", "sdpa"], done.stderr[-1000:]
-        model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
-        assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-        again = open_session(run).loaded.policy.model
-        for (name, ours), theirs in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
-            assert torch.equal(ours, theirs), name
-        assert prompt_of_model(str(folder)) == PromptConfig(template="plain")
-    assert json.loads((tmp_path / "run" / "final" / "config.json").read_text())["model_type"] == "qwen3_vl"
-    with contextlib.suppress(ImportError):
-        import torchvision  # noqa: F401
-
-        AutoProcessor.from_pretrained(tmp_path / "run" / "final")
+    assert seen[:4] == [[]] * 4
+    assert seen[6:] == [["checkpoint-4"]] * 2  # at the start of the third step after it, at the latest
 
 
-def test_a_folder_with_another_recipes_run_is_refused_and_left_alone(model_folder, tmp_path):
-    run_dir = tmp_path / "run"
-    loop.train(recipe(model_folder, run_dir, run={"steps": 1, "save_every": 1}))
-    before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
-    other = recipe(model_folder, run_dir, optim={"lr": 0.5}, rl={"group_size": 4, "prompts_per_step": 2})
-    with pytest.raises(CheckpointError, match=r"other settings \(rl.group_size, optim.lr\); give run.dir another"):
-        open_session(other)
-    after = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
-    assert {p.name for p in before if before[p] != after.get(p)} <= {"environment.json"}
+def test_a_run_that_ends_with_an_error_keeps_the_checkpoint_before_it(model_folder, tmp_path, monkeypatch):
+    run, deal, calls = recipe(model_folder, tmp_path / "run", run={"steps": 4, "save_every": 2}), loop.deal, []
 
+    def fails(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise RewardError("in the fourth step")
+        return deal(*args)
 
-@pytest.mark.parametrize("change", [{"steps": 9}, {"keep": 5}, {"save_every": 3}, {"log_rollouts_every": 2}], ids=str)
-def test_settings_that_do_not_change_the_result_may_change(model_folder, tmp_path, change):
-    loop.train(recipe(model_folder, tmp_path / "run", run={"steps": 1, "save_every": 1}))
-    session = open_session(recipe(model_folder, tmp_path / "run", run={"steps": 1, "save_every": 1} | change))
-    assert session.start == 1
-    assert load_config(tmp_path / "run" / "config.yaml", []) == session.recipe
-
-
-def test_the_run_folder_keeps_the_resolved_recipe(model_folder, tmp_path):
-    run = recipe(model_folder, tmp_path / "run")
-    open_session(run)
-    assert (tmp_path / "run" / "config.yaml").read_text() == resolved_yaml(run)
+    monkeypatch.setattr(loop, "deal", fails)
+    with pytest.raises(RewardError):
+        loop.train(run)
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-2"]

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 import torch
-from support import PLAIN, mixed_groups, recipe, save_tiny
+from safetensors.torch import load_file
+from support import PLAIN, mixed_groups, names, recipe, save_tiny
 from transformers import AutoModelForImageTextToText
 
 from vlm_r1.cli import main
@@ -58,11 +59,45 @@ def test_a_run_becomes_a_plain_model(run, model_folder, tmp_path, capsys):
 def test_a_copy_holds_what_the_model_is_and_nothing_of_the_run(run, tmp_path):
     assert export(run, tmp_path / "a") == run / "final"
     assert export(run / "checkpoint-1", tmp_path / "b") == run / "checkpoint-1"
-    for copied in ("a", "b"):
-        names = {f.name for f in (tmp_path / copied).iterdir()}
-        assert names == {f.name for f in (run / "final").iterdir()} and "optimizer.pt" not in names
-    weights = "adapter_model.safetensors"
-    assert (tmp_path / "b" / weights).read_bytes() == (run / "checkpoint-1" / weights).read_bytes()
+    export(run / "checkpoint-2", tmp_path / "c")
+    for copied in ("a", "b", "c"):
+        assert names(tmp_path / copied) == names(run / "final")
+    weights = {copied: load_file(tmp_path / copied / "adapter_model.safetensors") for copied in ("a", "b", "c")}
+    assert weights["a"].keys() == weights["b"].keys() == weights["c"].keys()
+    for name, last in weights["a"].items():
+        assert torch.equal(last, weights["c"][name])
+    stored = trained_weights(run / "checkpoint-1")
+    assert len(stored) == len(weights["b"])
+    for name, value in stored.items():
+        assert torch.equal(value, weights["b"][name])
+    assert any(not torch.equal(value, weights["a"][name]) for name, value in stored.items())
+
+
+def trained_weights(checkpoint) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of an adapter, under the names of an adapter folder."""
+    [shard] = checkpoint.glob("*.safetensors")
+    found = {name: value for name, value in load_file(shard).items() if name.startswith("model.")}
+    return {
+        "base_model.model." + name.removeprefix("model.model.").replace(".default.", "."): value
+        for name, value in found.items()
+    }
+
+
+def test_a_checkpoint_of_full_weights_becomes_a_plain_model(model_folder, tmp_path):
+    found = tmp_path / "full"
+    sft.train(recipe(model_folder, found, "sft", train={"vision": "frozen"}, run={"steps": 2, "save_every": 1}))
+    export(found / "checkpoint-1", tmp_path / "one")
+    export(found / "checkpoint-2", tmp_path / "two")
+    assert names(tmp_path / "one") == names(found / "final") == names(model_folder)
+    final, two, one, base = (
+        load_file(folder / "model.safetensors")
+        for folder in (found / "final", tmp_path / "two", tmp_path / "one", model_folder)
+    )
+    assert all(torch.equal(final[name], two[name]) for name in base)
+    assert all(torch.equal(one[name], base[name]) == ("visual.blocks" in name) for name in base if "mlp" in name)
+    with pytest.raises(UserError, match=r"full/checkpoint-2: is a whole model, there is no adapter to merge"):
+        export(found / "checkpoint-2", tmp_path / "merged", merge=True)
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_run_without_a_final_model_gives_its_last_checkpoint(run, tmp_path):
@@ -70,6 +105,22 @@ def test_a_run_without_a_final_model_gives_its_last_checkpoint(run, tmp_path):
     shutil.rmtree(stopped / "final")
     assert export(stopped, tmp_path / "out", merge=True) == stopped / "checkpoint-2"
     assert not (tmp_path / "out" / "state.json").exists()
+    torch.testing.assert_close(logprobs(tmp_path / "out"), logprobs(run / "final"), atol=1e-5, rtol=0)
+
+
+def test_a_checkpoint_without_its_run_and_a_damaged_one_are_refused(run, tmp_path):
+    alone = shutil.copytree(run / "checkpoint-1", tmp_path / "checkpoint-1")
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        export(alone, tmp_path / "out")
+    copied = shutil.copytree(run, tmp_path / "run")
+    [shard] = (copied / "checkpoint-1").glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"has 100 bytes instead of"):
+        export(copied / "checkpoint-1", tmp_path / "out")
+    shard.write_bytes(b"\xff" * (run / "checkpoint-1" / shard.name).stat().st_size)
+    with pytest.raises(UserError, match="cannot be read"):
+        export(copied / "checkpoint-1", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_merged_weights_have_the_bases_type_or_the_one_asked_for(run, model_folder, tmp_path):

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import shutil
+from contextlib import ExitStack
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import PLAIN, killed_runs, mixed_groups, recipe, untimed
 
 from vlm_r1.config import ModelConfig
@@ -15,7 +17,8 @@ from vlm_r1.models import load
 from vlm_r1.models.packing import pack
 from vlm_r1.rl import loop, reference
 from vlm_r1.rl.batch import group_tree
-from vlm_r1.runtime import session
+from vlm_r1.runtime.export import export
+from vlm_r1.runtime.session import open_session
 from vlm_r1.sft import train as sft
 
 TRAIN = {"grpo": loop.train, "sft": sft.train}
@@ -27,6 +30,7 @@ OPTIONS: dict[str, dict] = {
         "lora": {"rank": 4, "variant": "dora"},
         "rl": RL,
     },
+    "grpo-bf16": {"train": {"language": "lora"}, "rl": RL, "model": {"precision": "bfloat16"}},
     "sft-dropout": {"train": {"language": "lora"}, "lora": {"rank": 4, "dropout": 0.3}},
 }
 REWARD = """
@@ -41,6 +45,13 @@ def reward(tmp_path):
     """A reward that differs between answers."""
     (tmp_path / "reward.py").write_text(REWARD)
     return f"{tmp_path / 'reward.py'}:varied"
+
+
+@pytest.fixture
+def opens():
+    """`opens(recipe)`: an open session."""
+    with ExitStack() as stack:
+        yield lambda run: stack.enter_context(open_session(run))
 
 
 def settings(model_path, run_dir, name="grpo", *, reward="repetition", steps=6, save_every=3, **more):
@@ -65,7 +76,10 @@ def test_six_steps_equal_three_and_three(model_folder, tmp_path, reward, name):
     train(halves)
     final = weights(tmp_path / "whole" / "final")
     assert final == weights(tmp_path / "halves" / "final")
-    assert final != weights(tmp_path / "whole" / "checkpoint-3")
+    export(tmp_path / "whole" / "checkpoint-3", tmp_path / "third")
+    assert final != weights(tmp_path / "third")
+    export(tmp_path / "halves" / "checkpoint-6", tmp_path / "sixth")
+    assert final == weights(tmp_path / "sixth")
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "halves")
 
 
@@ -82,10 +96,14 @@ def test_the_base_is_not_touched_and_not_saved(model_folder, tmp_path):
     before = digests()
     sft.train(settings(model_folder, tmp_path / "run", "sft-dropout", steps=2, save_every=2))
     assert digests() == before
-    for folder in (tmp_path / "run" / "final", tmp_path / "run" / "checkpoint-2"):
+    export(tmp_path / "run" / "checkpoint-2", tmp_path / "exported")
+    for folder in (tmp_path / "run" / "final", tmp_path / "exported"):
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == str(model_folder.resolve())
         assert not [f.name for f in folder.glob("model*") if f.suffix == ".safetensors"]
+    [shard] = (tmp_path / "run" / "checkpoint-2").glob("*.safetensors")
+    kept = load_file(shard)
+    assert kept and all(".lora_" in name for name in kept)
 
 
 def logprobs(policy, loaded):
@@ -94,11 +112,11 @@ def logprobs(policy, loaded):
         return policy(row, 1.0)[0]
 
 
-def test_the_reference_is_the_same_model_without_its_adapter(model_folder, tmp_path, monkeypatch, reward):
+def test_the_reference_is_the_same_model_without_its_adapter(model_folder, tmp_path, monkeypatch, reward, opens):
     run = settings(model_folder, tmp_path / "run", reward=reward, steps=2, save_every=2)
-    monkeypatch.setattr(reference, "load_policy", lambda *args, **kwargs: pytest.fail("a second model was loaded"))
+    monkeypatch.setattr(reference, "open_policy", lambda *args, **kwargs: pytest.fail("a second model was loaded"))
     loop.train(run)
-    opened = session.open_session(run)
+    opened = opens(run)
     before = {id(p) for p in opened.loaded.policy.parameters()}
     found = reference.load_reference(opened)
     assert {id(p) for p in opened.loaded.policy.parameters()} == before
@@ -113,25 +131,14 @@ def test_the_reference_is_the_same_model_without_its_adapter(model_folder, tmp_p
     assert kl[-1] > 1e-6
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.05])
-def test_reusing_the_rollouts_graph_changes_nothing(model_folder, tmp_path, reward, beta):
-    finals = []
-    for reuse in (True, False):
-        rl = {"group_size": 3, "prompts_per_step": 2, "beta": beta, "reuse_prefill": reuse}
-        run = settings(model_folder, tmp_path / f"{reuse}", reward=reward, steps=3, rl=rl)
-        loop.train(run)
-        finals.append([row["grad_norm"] for row in untimed(tmp_path / f"{reuse}")])
-    assert finals[0] == pytest.approx(finals[1], rel=1e-3) and min(finals[0]) > 0
-
-
-def test_an_adapter_is_trained_further_and_is_its_own_reference(model_folder, tmp_path, reward):
+def test_an_adapter_is_trained_further_and_is_its_own_reference(model_folder, tmp_path, reward, opens):
     sft.train(settings(model_folder, tmp_path / "first", "sft-dropout", steps=2))
     first = tmp_path / "first" / "final"
     run = settings(first, tmp_path / "second", reward=reward, steps=4, save_every=2)
     loop.train(run)
     shutil.rmtree(tmp_path / "second" / "checkpoint-4")
     shutil.rmtree(tmp_path / "second" / "final")
-    opened = session.open_session(run)
+    opened = opens(run)
     found = reference.load_reference(opened)
     start = load.load_policy(ModelConfig(path=str(first)), PLAIN)
     torch.testing.assert_close(logprobs(found, opened.loaded), logprobs(start.policy, start), atol=1e-5, rtol=0)
@@ -158,7 +165,7 @@ def test_the_parameters_that_are_trained_are_told_in_one_line(model_folder, tmp_
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_a_quantised_base(model_folder, tmp_path, reward, kind):
+def test_a_quantised_base(model_folder, tmp_path, reward, opens, kind):
     pytest.importorskip("bitsandbytes")
     model = {"path": str(model_folder), "quantize": kind}
     data = {"eval": {"held_out": {"scenes": {"split": "in_domain", "n": 2}}}}
@@ -167,7 +174,7 @@ def test_a_quantised_base(model_folder, tmp_path, reward, kind):
     run = settings(model_folder, tmp_path / "run", reward=reward, steps=2, save_every=1, **more)
     loop.train(run)
     assert min(row["grad_norm"] for row in untimed(tmp_path / "run")) > 0
-    opened = session.open_session(run)
+    opened = opens(run)
     quantised = {n for n, m in opened.loaded.policy.model.named_modules() if "bit" in type(m).__name__.lower()}
     layers = opened.loaded.policy.model.model.language_model.layers
     assert len(quantised) >= 7 * len(layers) and all("language_model.layers" in n for n in quantised)

@@ -18,6 +18,13 @@ OPTIONS: dict[str, dict] = {
     "dapo": {"rl": {"algorithm": "dapo", "group_size": 3, "prompts_per_step": 2}},
     "sft": {"optim": {"lr": 1e-2, "schedule": "cosine", "warmup_steps": 2}},
     "sft-muon": {"optim": {"name": "muon", "lr": 1e-2}},
+    "sft-bf16": {"optim": {"lr": 1e-2}, "model": {"precision": "bfloat16"}},
+    "grpo-bf16": {
+        "model": {"precision": "bfloat16", "gradient_checkpointing": True},
+        "optim": {"lr": 1e-2},
+        "rl": {"beta": 0.05, "iterations": 2, "group_size": 3, "prompts_per_step": 2},
+    },
+    "grpo-in-pieces": {"rollout": {"max_new_tokens": 6, "max_sequences": 2}, "train": {"vision": "frozen"}},
 }
 
 

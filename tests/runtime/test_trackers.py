@@ -14,7 +14,7 @@ from vlm_r1.data.draw import TRUE_COLOR
 from vlm_r1.errors import ConfigError
 from vlm_r1.rl import loop
 from vlm_r1.runtime.runlog import boxes_from_json, read_rollouts
-from vlm_r1.runtime.trackers import track_pictures
+from vlm_r1.runtime.trackers import Trackers, track_pictures
 
 TRACKED = {"trackers": ["tensorboard"], "track_pictures_every": 2, "log_rollouts_every": 1, "steps": 2}
 
@@ -45,15 +45,14 @@ def test_a_run_sends_pictures_of_its_rollouts(model_folder, tmp_path):
 
 
 def test_pixels_arrive_where_they_were(tmp_path):
-    from accelerate import Accelerator
-
     picture = Image.new("RGB", (30, 20), "white")
     picture.putpixel((25, 5), (255, 0, 0))
-    accelerator = Accelerator(log_with="tensorboard", project_dir=tmp_path)
-    accelerator.init_trackers("x")
-    track_pictures(accelerator, 7, [picture, Image.new("RGB", (8, 60))])
-    accelerator.end_training()
-    found = events(tmp_path / "x")
+    trackers = Trackers(["tensorboard"], tmp_path / "x")
+    track_pictures(trackers, 7, [picture, Image.new("RGB", (8, 60))])
+    trackers.log({"reward": 0.5, "warnings": ["not a number"]}, 7)
+    trackers.finish()
+    found = events(tmp_path / "x" / "x")
+    assert [(event.step, event.value) for event in found.Scalars("reward")] == [(7, 0.5)]
     [first], [second] = found.Images("rollouts/1"), found.Images("rollouts/2")
     shown = Image.open(io.BytesIO(first.encoded_image_string))
     assert first.step == 7 and shown.size == (30, 20) and (second.width, second.height) == (8, 60)

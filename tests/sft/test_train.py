@@ -9,9 +9,10 @@ from support import plain_logprobs, plain_model, recipe, scratch
 from vlm_r1.config import OptimConfig
 from vlm_r1.data.scenes import load_scenes
 from vlm_r1.errors import ConfigError
+from vlm_r1.eval.run import evaluate_model
 from vlm_r1.records import Rollout, RolloutGroup
 from vlm_r1.runtime.optim import learning_rate
-from vlm_r1.runtime.runlog import read_metrics
+from vlm_r1.runtime.runlog import read_eval, read_eval_samples, read_metrics, read_samples
 from vlm_r1.runtime.session import open_session
 from vlm_r1.sft.batch import ByPicture, make_tree
 from vlm_r1.sft.targets import target_ids
@@ -33,21 +34,26 @@ def test_a_steps_loss_is_the_mean_over_answer_tokens_whatever_the_budget(model_f
     norms = []
     for budget in (100_000, 120, 1):
         settings = {"token_budget": budget}
-        session = open_session(recipe(model_folder, tmp_path / str(budget), "sft", sft=settings))
-        loaded = session.loaded
-        pictures = ByPicture(load_scenes(session.recipe.data.train[0].scenes))[:3]
-        groups = []
-        for prompt in (loaded.family.encode(one) for shown in pictures for one in shown):
-            ids = tuple(target_ids(prompt, loaded.family))
-            answer = Rollout(token_ids=ids, logprobs=(0.0,) * len(ids), text="", finish="stop")
-            groups.append(RolloutGroup(prompt=prompt, rollouts=(answer,)))
-        with torch.no_grad():
-            expected = -plain_logprobs(plain_model(loaded), groups, loaded.policy.banned, 1.0)
-        metrics = sft_step(session, [make_tree(shown, loaded.family) for shown in pictures], 0)
+        with open_session(recipe(model_folder, tmp_path / str(budget), "sft", sft=settings)) as session:
+            loaded = session.loaded
+            pictures = ByPicture(load_scenes(session.recipe.data.train[0].scenes))[:3]
+            groups = [
+                RolloutGroup(prompt=prompt, rollouts=(taught(prompt, loaded),))
+                for prompt in (loaded.family.encode(one) for shown in pictures for one in shown)
+            ]
+            with torch.no_grad():
+                expected = -plain_logprobs(plain_model(loaded), groups, loaded.policy.banned, 1.0)
+            trees = [make_tree(shown, loaded.family) for shown in pictures]
+            metrics = sft_step(session, trees, 0).values()
         assert metrics["loss"] == pytest.approx(float(expected.mean()), rel=1e-5)
         assert metrics["tokens/answer"] == len(expected)
         norms.append(metrics["grad_norm"])
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
+
+
+def taught(prompt, loaded) -> Rollout:
+    ids = tuple(target_ids(prompt, loaded.family))
+    return Rollout(token_ids=ids, logprobs=(0.0,) * len(ids), text="", finish="stop")
 
 
 def test_the_learning_rate_follows_its_schedule(model_folder, tmp_path):
@@ -70,3 +76,43 @@ def test_schedules_by_hand():
 def test_without_data_the_remedy_is_said(model_folder, tmp_path):
     with pytest.raises(ConfigError, match=r"data\.train: is empty"):
         train(recipe(model_folder, tmp_path / "run", "sft", data={"train": []}))
+
+
+def test_held_out_questions_are_answered_before_during_and_after(model_folder, tmp_path):
+    options = {
+        "data": {"eval": {"held_out": {"scenes": {"split": "in_domain", "n": 3}}}},
+        "eval": {"max_new_tokens": 4, "batch_size": 2, "every": 2},
+    }
+    run = {"steps": 5, "save_every": 2}
+    train(recipe(model_folder, tmp_path / "run", "sft", run=run, **options))
+    found = read_eval(tmp_path / "run")
+    assert list(found) == ["before", "step-2", "step-4", "after"]
+    assert all(splits["held_out"]["n"] == 3 for splits in found.values())
+    rows = {phase: read_eval_samples(tmp_path / "run", phase) for phase in found}
+    assert all(len(questions) == 3 for questions in rows.values())
+    assert rows["before"] != rows["after"]
+    for model, phase in ((model_folder, "before"), (tmp_path / "run" / "final", "after")):
+        alone = evaluate_model(recipe(model, tmp_path / "again", "sft", **options), tmp_path / f"{phase}.json")
+        assert alone == found[phase]
+        assert read_samples(tmp_path / f"{phase}.parquet") == rows[phase]
+
+
+def test_a_run_that_is_continued_does_not_answer_before_again(model_folder, tmp_path):
+    data = {"eval": {"held_out": {"scenes": {"split": "in_domain", "n": 1}}}}
+    for steps in (1, 2):
+        run = {"steps": steps, "save_every": 1}
+        train(recipe(model_folder, tmp_path / "run", "sft", data=data, eval={"max_new_tokens": 2}, run=run))
+        if steps == 1:
+            before = read_eval(tmp_path / "run")["before"]
+            (tmp_path / "run" / "eval-before.parquet").unlink()
+    assert read_eval(tmp_path / "run")["before"] == before
+    assert not (tmp_path / "run" / "eval-before.parquet").exists()
+
+
+def test_training_is_the_same_whether_it_is_evaluated_or_not(model_folder, tmp_path):
+    data = {"eval": {"held_out": {"scenes": {"split": "in_domain", "n": 1}}}}
+    finals = []
+    for name, options in (("plain", {}), ("evaluated", {"data": data, "eval": {"max_new_tokens": 2, "every": 1}})):
+        train(recipe(model_folder, tmp_path / name, "sft", **options))
+        finals.append((tmp_path / name / "final" / "model.safetensors").read_bytes())
+    assert finals[0] == finals[1]

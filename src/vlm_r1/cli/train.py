@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vlm_r1.cli.app import Overrides, Processes, RecipeArgument, Restarts, app, command, launched, load_recipe
+from vlm_r1.errors import UserError
 
 
 @command(app, "train")
@@ -71,10 +72,21 @@ def _settled(settings: Any) -> Any:
 
     if not torch.cuda.is_available():
         return settings
+    from vlm_r1.distributed.processes import start
     from vlm_r1.plan.fit import resolve
 
-    memory = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))).total_memory
-    return resolve(settings, int(os.environ.get("WORLD_SIZE", "1")), memory)
+    world = start()
+    found: Any = None
+    if world.is_main:  # a plan of a large model takes half a minute: one process makes it for all
+        try:
+            memory = torch.cuda.get_device_properties(world.device).total_memory
+            found = resolve(settings, world.size, memory)
+        except UserError as error:
+            found = error
+    found = world.gather(found)[0]
+    if isinstance(found, UserError):
+        raise found
+    return found
 
 
 def _report(run: Path) -> None:

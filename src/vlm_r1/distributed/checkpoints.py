@@ -68,6 +68,11 @@ class CheckpointWriter:
         self._agree(failed, aside)
         self._writing = (step, dict(state), future)  # type: ignore[assignment]
 
+    def poll(self) -> None:
+        """Finish the checkpoint that is being written if all processes have written it; every process calls it."""
+        if self._writing is not None and all(self.world.gather(self._writing[2].done())):
+            self.wait()
+
     def wait(self) -> None:
         """Finish the checkpoint that is being written, if any: it gets its name, and the oldest are dropped."""
         if self._writing is None:
@@ -160,6 +165,11 @@ def load_checkpoint(checkpoint: Path, policy: nn.Module, optimizer: Any, world: 
     Raises `CheckpointError` where a tensor is missing or a file cannot be read.
     """
     remedy = f"delete {checkpoint} to continue from the one before it"
+    if (checkpoint / "optimizer.pt").is_file():
+        raise CheckpointError(
+            f"{checkpoint}: is of the release before, whose runs this one does not continue; start a new run from its "
+            f"weights (model.path={checkpoint} and another run.dir), or finish the run with that release"
+        )
     try:
         reader = HuggingFaceStorageReader(str(checkpoint))
         found: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)

@@ -96,28 +96,71 @@ def is_sharded(policy: nn.Module) -> bool:
 def gathered(policy: nn.Module) -> Iterator[None]:
     """Within, every process holds all parameters, in compute precision, and no forward pass is a collective.
 
-    Every process enters and leaves it. Costs the model's memory once per process. The units' forward hooks are off
-    within: they would note each pass as one that has a backward pass, and processes make different numbers of them.
+    Every process enters and leaves it. Costs the model's memory once per process.
     """
-    units: list[Any] = shards_of(policy)  # type: ignore[assignment]
-    for handle in [unit.unshard(async_op=True) for unit in units]:
-        if handle is not None:
-            handle.wait()
-    hooks = [dict_of for unit in units for dict_of in (unit._forward_pre_hooks, unit._forward_hooks)]
-    kept = [dict(dict_of) for dict_of in hooks]
-    for dict_of in hooks:
-        for key, hook in list(dict_of.items()):
+    units = shards_of(policy)
+    with _own_hooks_off(units):
+        for handle in [unit.unshard(async_op=True) for unit in units]:
+            if handle is not None:
+                handle.wait()
+        try:
+            yield
+        finally:
+            for unit in units:
+                unit.reshard()
+
+
+@contextmanager
+def by_layer(policy: nn.Module) -> Iterator[None]:
+    """Within, a unit's parameters come together when it runs, the next unit's meanwhile, and part again behind it.
+
+    Takes the memory of two layers, and a transfer of the whole model for every forward pass, which all processes make
+    together: each runs as many as the others.
+    """
+    units: list[Any] = [unit for unit in shards_of(policy) if unit is not policy]
+    handles: dict[int, Any] = {}
+    following = {id(unit): after for unit, after in zip(units, [*units[1:], units[0]], strict=True)} if units else {}
+
+    def enter(unit: Any, *_: Any) -> None:
+        for wanted in (unit, following[id(unit)]):
+            if id(wanted) not in handles:
+                handles[id(wanted)] = wanted.unshard(async_op=True)
+        if handles[id(unit)] is not None:
+            handles[id(unit)].wait()
+
+    def leave(unit: Any, *_: Any) -> None:
+        unit.reshard()
+        del handles[id(unit)]
+
+    with _own_hooks_off([*units, policy]):
+        hooks = [unit.register_forward_pre_hook(enter) for unit in units]
+        hooks += [unit.register_forward_hook(leave) for unit in units]
+        policy.unshard()  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for unit in [*units, policy]:
+                unit.reshard()  # type: ignore[operator]
+
+
+@contextmanager
+def _own_hooks_off(units: Sequence[Any]) -> Iterator[None]:
+    """Turn off FSDP2's forward hooks: they note each pass as one that has a backward pass, for prefetching in it."""
+    hooks = [registered for unit in units for registered in (unit._forward_pre_hooks, unit._forward_hooks)]
+    kept = [dict(registered) for registered in hooks]
+    for registered in hooks:
+        for key, hook in list(registered.items()):
             if hook.__module__.startswith("torch.distributed.fsdp"):
-                del dict_of[key]
+                del registered[key]
     try:
         yield
     finally:
-        for dict_of, before in zip(hooks, kept, strict=True):
-            later = {key: hook for key, hook in dict_of.items() if key not in before}
-            dict_of.clear()
-            dict_of.update({**before, **later})
-        for unit in units:
-            unit.reshard()
+        for registered, before in zip(hooks, kept, strict=True):
+            later = {key: hook for key, hook in registered.items() if key not in before}
+            registered.clear()
+            registered.update({**before, **later})
 
 
 def full_tensors(policy: nn.Module, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:

@@ -61,7 +61,8 @@ def evaluate(
         for split, samples in splits.items():
             mine = range(world.rank, len(samples), world.size)
             found: list[tuple[int, Outcome, dict[str, Any]]] = []
-            for start in range(0, len(mine), recipe.eval.batch_size):
+            share = -(-len(samples) // world.size)  # the largest: every process makes as many batches
+            for start in range(0, share, recipe.eval.batch_size):
                 numbers = mine[start : start + recipe.eval.batch_size]
                 world.beat("evaluation")
                 prompts = [replace(family.encode(samples[i]), number=i) for i in numbers]

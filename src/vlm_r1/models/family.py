@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from vlm_r1.boxes import BoxMap
@@ -22,10 +23,12 @@ from vlm_r1.config import PromptConfig
 from vlm_r1.errors import ConfigError, DataError
 from vlm_r1.models.policy import merge_pictures
 from vlm_r1.prompts.templates import chat_messages
-from vlm_r1.records import Picture, Prompt, Sample, VisionInput
+from vlm_r1.records import Picture, Prompt, Sample, Truth, VisionInput
 
 CACHED_PICTURES = 128
 """Processed pictures kept in memory: a picture asked about several times is decoded and resized once."""
+FILLER_SIDE = 64
+"""Pixels of the side of a filler's picture; families enlarge it to the smallest they take."""
 Part = Literal["vision", "connector", "language"]
 
 
@@ -153,6 +156,11 @@ class Family:
             box_map=self.prompt_box_map(sample, pictures),
             blocks=self.blocks(token_ids),
         )
+
+    def filler(self, *, picture: bool) -> Prompt:
+        """A small prompt that counts nothing: with it a process runs the modules that others run."""
+        images = (Picture(image=Image.new("RGB", (FILLER_SIDE, FILLER_SIDE))),) if picture else ()
+        return self.encode(Sample(id="filler", question="?", images=images, truth=Truth()))
 
     def expected_tokens(self, sample: Sample) -> float:
         """About how many tokens the prompt of a sample has, without decoding its pictures: to share work by."""

@@ -108,9 +108,11 @@ def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Mac
         piece = _largest(prompts, recipe.rl.group_size, recipe.rollout.max_new_tokens, limits)
         sequences = len(piece.prompts) * piece.count
         found["rollout"] = phases.roll_out(skeleton, piece, sampling_of(recipe, 0))
-    row = max(rows, key=lambda trees: sum(tree.n_tokens for tree in trees))
-    temperature = recipe.rollout.temperature if recipe.method == "grpo" else 1.0
-    found["update"] = phases.update(skeleton, row, temperature, accumulates=accumulates)
+    if recipe.method == "grpo":
+        found["update"] = phases.update(skeleton, rows, recipe.rollout.temperature, accumulates=accumulates)
+    else:  # one row is packed after the other
+        largest = max(rows, key=lambda trees: sum(tree.n_tokens for tree in trees))
+        found["update"] = phases.update(skeleton, [largest], 1.0, accumulates=accumulates)
     found["optimizer step"] = gradient_bytes(skeleton)
     if recipe.data.eval:
         batch = encode(family, questions.take(recipe.eval.batch_size), skeleton.fake)
@@ -187,9 +189,9 @@ def _largest(prompts: Sequence[Prompt], n: int, max_new_tokens: int, limits: Lim
 def static_bytes(recipe: Recipe, skeleton: Skeleton) -> Bytes:
     """What is there throughout: weights, reference model, and the optimizer's state once it has stepped."""
     found: Bytes = Counter({WEIGHTS: skeleton.weight_bytes})
-    if recipe.method == "grpo" and recipe.rl.beta and "lora" not in recipe.train.how().values():
-        offload = recipe.rl.reference_offload
-        found[REFERENCE] = skeleton.offloaded_bytes if offload else skeleton.reference_bytes
+    own = recipe.method == "grpo" and recipe.rl.beta and "lora" not in recipe.train.how().values()
+    if own and not recipe.rl.reference_offload:
+        found[REFERENCE] = skeleton.reference_bytes
     optim = recipe.optim
     for count, matrix in skeleton.trained_parameters:
         if "8bit" in optim.name and count >= SMALLEST_8BIT:

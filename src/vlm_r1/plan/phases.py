@@ -66,17 +66,19 @@ def _name_cache(skeleton: Skeleton, trace: Trace, cache: DecodeCache) -> int:
     return skipped
 
 
-def update(skeleton: Skeleton, row: Sequence[Tree], temperature: float, *, accumulates: bool) -> Bytes:
-    """The peak of forward and backward of a row; with `accumulates` gradients of earlier rows are there."""
+def update(skeleton: Skeleton, rows: Sequence[Sequence[Tree]], temperature: float, *, accumulates: bool) -> Bytes:
+    """The peak of forward and backward of the largest of rows that are packed at once; with `accumulates` gradients of
+    earlier rows are there."""
     trace = skeleton.trace()
-    packed = pack(row)
+    largest = max(range(len(rows)), key=lambda i: sum(tree.n_tokens for tree in rows[i]))
     skeleton.policy.train()
     if skeleton.units:
         skeleton.gather_units(accumulates=accumulates)
     with trace:
         if accumulates:
             _give_gradients(skeleton, trace)
-        logprobs, _ = skeleton.policy(packed, temperature)
+        packed = [pack(row) for row in rows]
+        logprobs, _ = skeleton.policy(packed[largest], temperature)
         _backward(skeleton, trace, logprobs)
         return trace.peak()
 

@@ -34,8 +34,7 @@ class Skeleton:
     `repeats` says for how many layers each layer of the language model stands; 0 where another one stands for it.
     `units` are those of a sharded policy by the identity of their module, `shards` the processes of one copy of the
     weights; without units every process holds all. `trained_parameters` has elements on this process, and whether
-    it is a hidden matrix; `reference_bytes` and `offloaded_bytes` are those of a frozen copy of the policy, and of
-    what remains of it on the GPU with `rl.reference_offload`.
+    it is a hidden matrix; `reference_bytes` are those of a frozen copy of the policy, sharded as a whole.
     """
 
     loaded: LoadedPolicy
@@ -46,7 +45,6 @@ class Skeleton:
     trained: dict[Part, int] = field(default_factory=dict)
     weight_bytes: int = 0
     reference_bytes: int = 0
-    offloaded_bytes: int = 0
     trained_parameters: list[tuple[int, bool]] = field(default_factory=list)
     repeats: list[int] = field(default_factory=list)
     _now: list[tuple[Trace, Marks]] = field(default_factory=list)
@@ -164,10 +162,7 @@ def _count(skeleton: Skeleton, config: ModelConfig) -> None:
                 skeleton.weight_bytes += here * (FLOAT32 if p.requires_grad else width)
             if p.requires_grad:
                 skeleton.trained_parameters.append((here, p.ndim == 2 and id(p) not in head))
-            if part != "language":  # frozen, tower and connector stay whole
-                skeleton.offloaded_bytes += p.numel() * width
-            split = part == "language" and skeleton.units
-            skeleton.reference_bytes += (padded(p.shape, skeleton.shards) // skeleton.shards if split else p.numel()) * width
+            skeleton.reference_bytes += padded(p.shape, skeleton.shards) // skeleton.shards * width
     for buffer in family.model.buffers():
         skeleton.weight_bytes += buffer.nbytes
         skeleton.reference_bytes += buffer.nbytes

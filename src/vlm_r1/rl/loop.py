@@ -13,6 +13,7 @@ from vlm_r1.eval.run import read_rollouts
 from vlm_r1.records import SamplingParams
 from vlm_r1.rewards.rubric import build_rubric
 from vlm_r1.rl.algorithms import ALGORITHMS
+from vlm_r1.rl.engines import correction, open_engine
 from vlm_r1.rl.experience import RESAMPLE_ROUNDS, Experience, batch_of, deal, judge
 from vlm_r1.rl.journal import Journal
 from vlm_r1.rl.metrics import step_metrics
@@ -20,7 +21,6 @@ from vlm_r1.rl.reference import load_reference
 from vlm_r1.rl.step import Trainer
 from vlm_r1.rollout.engine import RolloutEngine, awake
 from vlm_r1.runtime.clock import Clock
-from vlm_r1.runtime.engines import correction, open_engine
 from vlm_r1.runtime.session import Session, open_session
 
 

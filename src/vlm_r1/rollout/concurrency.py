@@ -19,6 +19,10 @@ GPU_SHARE = 0.5
 """Share of what a GPU has left beside weights that keys and values may take: the prompts' own pass needs the rest."""
 
 
+WHOLE_SHARE = 0.5
+"""Share of a GPU's memory that a whole model in compute precision may take beside its shards."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """At most so many sequences, and so many bytes of keys and values at `per_token` bytes a token."""
@@ -50,9 +54,9 @@ def limits_of(policy: Policy, settings: RolloutConfig, world: World) -> Limits:
     """
     if settings.kv_cache_gb is not None:
         kv_bytes = int(settings.kv_cache_gb * 2**30)
-    elif world.device.type == "cuda":
-        total = torch.cuda.get_device_properties(world.device).total_memory
-        kv_bytes = kv_bytes_on_gpu(total, torch.cuda.memory_allocated(world.device))
+    elif policy.banned.device.type == "cuda":
+        total = torch.cuda.get_device_properties(policy.banned.device).total_memory
+        kv_bytes = kv_bytes_on_gpu(total, torch.cuda.memory_allocated(policy.banned.device))
     else:
         kv_bytes = int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world.local_size)
     return Limits(sequences=settings.max_sequences, kv_bytes=kv_bytes, per_token=kv_bytes_per_token(policy))
@@ -61,6 +65,16 @@ def limits_of(policy: Policy, settings: RolloutConfig, world: World) -> Limits:
 def kv_bytes_on_gpu(total: int, allocated: int) -> int:
     """Bytes that keys and values may take on a GPU of `total` bytes, of which `allocated` are in use."""
     return int(GPU_SHARE * max(0, 0.9 * total - allocated))
+
+
+def gathers_by_layer(policy: Policy, settings: RolloutConfig) -> bool:
+    """Whether the layers of a sharded policy come together one by one while it answers; see `rollout.gather`."""
+    if settings.gather != "auto":
+        return settings.gather == "by_layer"
+    if policy.banned.device.type != "cuda":
+        return False
+    whole = sum(p.numel() for p in policy.parameters()) * policy.compute_dtype.itemsize
+    return whole > WHOLE_SHARE * torch.cuda.get_device_properties(policy.banned.device).total_memory
 
 
 def kv_bytes_per_token(policy: Policy) -> int:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from vlm_r1.config import RolloutConfig
 from vlm_r1.distributed.processes import ALONE, World
-from vlm_r1.distributed.sharding import gathered
+from vlm_r1.distributed.sharding import by_layer, gathered
 from vlm_r1.models.load import LoadedPolicy
 from vlm_r1.models.policy import Policy, masked_logprobs
 from vlm_r1.records import Prompt, Rollout, RolloutGroup, SamplingParams
 from vlm_r1.rollout.cache import DecodeCache, Prefill
-from vlm_r1.rollout.concurrency import Piece, cut, limits_of
+from vlm_r1.rollout.concurrency import Piece, cut, gathers_by_layer, limits_of
 from vlm_r1.rollout.engine import EngineState
 from vlm_r1.rollout.sampling import StopRule, choose, uniforms
 
@@ -32,21 +32,29 @@ class NativeEngine:
     """Answers with the policy itself, which may be the one that is trained: nothing is sent, nothing is stale.
 
     `settings` bound how many answers are decoded at once. Where the policy is sharded, waking brings all its
-    parameters (in compute precision) to every process, so that each decodes at its own pace.
+    parameters (in compute precision) to every process, so that each decodes at its own pace; where they do not fit
+    (`rollout.gather`), layers come together one by one and all processes decode in step.
     """
 
     def __init__(self, loaded: LoadedPolicy, settings: RolloutConfig | None = None, world: World = ALONE) -> None:
         self.loaded, self.settings, self.world = loaded, settings or RolloutConfig(), world
         self.version = 0
+        self.in_step = world.size > 1 and gathers_by_layer(loaded.policy, self.settings)
         self._awake: ExitStack | None = None
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingParams, *, n: int, watch: Watch | None = None
     ) -> Iterator[RolloutGroup]:
-        """`n` answers to each prompt; `watch` sees the tokens of each piece of the work as they are sampled."""
+        """`n` answers to each prompt; `watch` sees the tokens of each piece of the work as they are sampled.
+
+        Every process calls it, and draws all groups.
+        """
         limits = limits_of(self.loaded.policy, self.settings, self.world)
+        pieces = list(cut(prompts, n, sampling.max_new_tokens, limits))
+        for _ in range(self._missing(pieces)):
+            self._decode(Piece(prompts=(self.loaded.family.filler(picture=False),), first=0, count=1), sampling)
         unfinished: list[Rollout] = []
-        for piece in cut(prompts, n, sampling.max_new_tokens, limits):
+        for piece in pieces:
             rollouts = self._decode(piece, sampling, watch)
             if piece.count == n:
                 groups = [rollouts[i : i + n] for i in range(0, len(rollouts), n)]
@@ -57,11 +65,25 @@ class NativeEngine:
             for prompt, group in zip(piece.prompts, groups, strict=False):
                 yield RolloutGroup(prompt=prompt, rollouts=tuple(group), sampling=sampling)
 
-    def _decode(self, piece: Piece, sampling: SamplingParams, watch: Watch | None) -> list[Rollout]:
+    def _missing(self, pieces: Sequence[Piece]) -> int:
+        """How many more pieces another process has, where all decode in step."""
+        return int(self.world.maximum(len(pieces))[0]) - len(pieces) if self.in_step else 0
+
+    def _decode(self, piece: Piece, sampling: SamplingParams, watch: Watch | None = None) -> list[Rollout]:
+        policy = self.loaded.policy
+        alive: Callable[[int], bool] = bool
         with torch.no_grad():
-            prefill = Prefill(self.loaded.policy, piece.prompts)
-            rollouts = decode(self.loaded, piece, prefill, sampling, watch=watch, beat=self.world.beat)
+            if self.in_step:
+                alive = self._any_alive
+                own = any(prompt.pictures for prompt in piece.prompts)
+                if self.world.maximum(own)[0] and not own and policy.vision_cache is None:
+                    policy.features(self.loaded.family.filler(picture=True).pictures)
+            prefill = Prefill(policy, piece.prompts)
+            rollouts = decode(self.loaded, piece, prefill, sampling, watch=watch, beat=self.world.beat, alive=alive)
         return [replace(rollout, version=self.version) for rollout in rollouts]
+
+    def _any_alive(self, n_live: int) -> bool:
+        return bool(self.world.maximum(n_live)[0])
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Only the version changes: the weights are the trainer's own."""
@@ -71,7 +93,8 @@ class NativeEngine:
         """Bring the parameters of a sharded policy together, and leave training mode (recomputation, dropout)."""
         if self._awake is None:
             stack = ExitStack()
-            stack.enter_context(gathered(self.loaded.policy))
+            together = by_layer if self.in_step else gathered
+            stack.enter_context(together(self.loaded.policy))
             stack.callback(self.loaded.policy.train, self.loaded.policy.training)
             self.loaded.policy.eval()
             self._awake = stack
@@ -124,10 +147,12 @@ def decode(
     *,
     watch: Watch | None = None,
     beat: Callable[[], None] = lambda: None,
+    alive: Callable[[int], bool] = bool,
 ) -> list[Rollout]:
     """Sample the answers of a piece over its prefill; in order of prompts, then answers.
 
-    Each token's log-prob is that of `softmax(logits / temperature)` without the suppressed placeholders.
+    Each token's log-prob is that of `softmax(logits / temperature)` without the suppressed placeholders. It goes on
+    while `alive` says so of the number of unfinished answers: other processes may need this one's company.
     """
     policy, tokenizer = loaded.policy, loaded.tokenizer
     device, limit = policy.banned.device, sampling.max_new_tokens
@@ -154,9 +179,9 @@ def decode(
             watch(tokens_BT[:, : step + 1], lengths_B.clamp(max=step + 1))
         live = live & ~done
         n_live = int(live.sum())
-        if step + 1 == limit or not n_live:
+        if step + 1 == limit or not alive(n_live):
             break
-        if len(live) - n_live >= max(1, DROP_SHARE * len(live)):
+        if n_live and len(live) - n_live >= max(1, DROP_SHARE * len(live)):
             kept = live.nonzero()[:, 0]
             decoding.keep(kept)
             rows, chosen, live = rows[kept], chosen[kept], live[kept]

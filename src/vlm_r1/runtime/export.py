@@ -66,6 +66,8 @@ def _export_checkpoint(checkpoint: Path, out: Path, merge: bool, dtype: str | No
     loaded = load_policy(recipe.model, recipe.prompt, seed=recipe.run.seed, dtype=torch.float32)
     choose_trained(loaded.family, recipe)
     read_weights_of(checkpoint, loaded.policy)
+    if merge and not getattr(loaded.policy.model, "peft_config", None):
+        raise UserError(f"{checkpoint}: is a whole model, there is no adapter to merge; leave --merge out")
     if not merge:
         write_folder(out, lambda folder: save_model(folder, loaded.policy.model, loaded.processor, recipe.prompt))
         return checkpoint

@@ -27,7 +27,7 @@ from vlm_r1.errors import CheckpointError
 from vlm_r1.models.adapters import REFERENCE, adapt, base_of_adapter, load_adapter, trained_parameters
 from vlm_r1.models.family import Family, Part
 from vlm_r1.models.freeze import freeze, learning_rate_scales
-from vlm_r1.models.load import LoadedPolicy, resolve_path
+from vlm_r1.models.load import LoadedPolicy, compute_dtype, resolve_path
 from vlm_r1.models.vision_cache import VisionCache
 from vlm_r1.rollout.native import NativeEngine
 from vlm_r1.runtime.model_folder import save_policy
@@ -66,7 +66,11 @@ class Session:
         return {"seed": self.recipe.run.seed, "shard_size": self.recipe.run.shard_size}
 
     def track(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Add the metrics of a step to `metrics.jsonl` and to the trackers."""
+        """Add the metrics of a step to `metrics.jsonl` and to the trackers; a checkpoint that is written gets its name.
+
+        Every process calls it.
+        """
+        self.writer.poll()
         if self.world.is_main:
             self.log.metrics(step, metrics)
             self.trackers.log(metrics, step)
@@ -108,7 +112,11 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
     _claim_folder(recipe, run_dir, world)
     session = _session(recipe, run_dir, world, log)
     with Watchdog(world, recipe.run.hang_timeout_s):
-        yield session
+        try:
+            yield session
+        finally:
+            if world.size == 1:  # with several, the others may not come to name it together
+                session.writer.wait()
         session.writer.wait()
         world.barrier()
 
@@ -179,6 +187,7 @@ MAY_CHANGE = {
     *(f"run.{key}" for key in ("steps", "save_every", "keep", "threads", "dir", "log_rollouts_every", "trackers")),
     *("run.track_pictures_every", "run.shard_size", "run.hang_timeout_s"),
     *("rl.token_budget", "sft.token_budget", "rl.reference_offload", "rollout.max_sequences", "rollout.kv_cache_gb"),
+    "rollout.gather",
     *("model.gradient_checkpointing", "model.vision_cache_mb", "model.vision_cache_dir"),
     *("eval.batch_size", "eval.max_new_tokens", "eval.every", "eval.suites", "eval.resamples", "data.eval"),
 }
@@ -194,6 +203,8 @@ def _claim_folder(recipe: Recipe, run_dir: Path, world: World) -> None:
 
         old = load_config(file, [])
         changed = differences(old.model_dump(), recipe.model_dump())
+        if compute_dtype(old.model) == compute_dtype(recipe.model):
+            changed = [name for name in changed if name != "model.precision"]
         if changed:
             raise CheckpointError(
                 f"{run_dir}: holds a run with other settings ({', '.join(changed)}); "

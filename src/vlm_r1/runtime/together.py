@@ -9,14 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
 
 from vlm_r1.models.packing import Branch, Tree
-from vlm_r1.records import Picture, Sample, Truth
 from vlm_r1.runtime.session import Session
-
-FILLER_SIDE = 64
-"""Pixels of the picture of a filler; families enlarge it to the smallest they take."""
 
 
 def fill_rows(session: Session, rows: Sequence[Sequence[Tree]]) -> list[list[Tree]]:
@@ -37,9 +32,7 @@ def fill_rows(session: Session, rows: Sequence[Sequence[Tree]]) -> list[list[Tre
 
 def filler(session: Session, *, picture: bool) -> Tree:
     """A small prompt, with or without a picture, and one token behind it."""
-    images = (Picture(image=Image.new("RGB", (FILLER_SIDE, FILLER_SIDE))),) if picture else ()
-    sample = Sample(id="filler", question="?", images=images, truth=Truth())
-    prompt = session.loaded.family.encode(sample)
+    prompt = session.loaded.family.filler(picture=picture)
     branch = Branch(
         token_ids=torch.tensor([session.loaded.family.end_token_id]),
         positions=torch.full((3, 1), prompt.next_position),
