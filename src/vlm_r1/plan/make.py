@@ -28,7 +28,7 @@ from vlm_r1.plan.phases import gradient_bytes
 from vlm_r1.plan.prompts import Questions, answer_trees, encode, find_questions, shares, taught_trees
 from vlm_r1.plan.skeleton import Skeleton, build_skeleton
 from vlm_r1.plan.trace import Bytes
-from vlm_r1.plan.units import all_gathered
+from vlm_r1.plan.units import gathered_for_answers, gathers_by_layer
 from vlm_r1.records import Prompt, SamplingParams
 from vlm_r1.rl.loop import sampling_of
 from vlm_r1.rollout.concurrency import Limits, Piece, cut, kv_bytes_on_gpu, kv_bytes_per_token
@@ -101,13 +101,14 @@ def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Mac
     static = static_bytes(recipe, skeleton)
     found: dict[str, Bytes] = {}
     sequences = 0
+    layers = machine.processes > 1 and gathers_by_layer(skeleton.units.values(), recipe.rollout.gather, machine.memory)
     trees, rows, accumulates = _rows(recipe, questions, skeleton, machine)
     if recipe.method == "grpo" and recipe.rollout.engine == "native":
         prompts = max(_prompts(recipe, questions, skeleton, machine), key=_work)
         limits = _limits(recipe, skeleton, machine, static)
         piece = _largest(prompts, recipe.rl.group_size, recipe.rollout.max_new_tokens, limits)
         sequences = len(piece.prompts) * piece.count
-        found["rollout"] = phases.roll_out(skeleton, piece, sampling_of(recipe, 0))
+        found["rollout"] = phases.roll_out(skeleton, piece, sampling_of(recipe, 0), layers=layers)
     if recipe.method == "grpo":
         found["update"] = phases.update(skeleton, rows, recipe.rollout.temperature, accumulates=accumulates)
     else:  # one row is packed after the other
@@ -119,7 +120,7 @@ def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Mac
         limits = _limits(recipe, skeleton, machine, static)
         piece = _largest(batch, 1, recipe.eval.max_new_tokens, limits)
         sampling = SamplingParams(max_new_tokens=recipe.eval.max_new_tokens)
-        found["evaluation"] = phases.roll_out(skeleton, piece, sampling)
+        found["evaluation"] = phases.roll_out(skeleton, piece, sampling, layers=layers)
     placeholders = torch.tensor(family.banned_token_ids())
     return Plan(
         model_type=family.model.config.model_type,
@@ -171,7 +172,8 @@ def _limits(recipe: Recipe, skeleton: Skeleton, machine: Machine, static: Bytes)
     if settings.kv_cache_gb is not None:
         kv_bytes = int(settings.kv_cache_gb * 2**30)
     elif machine.memory is not None:
-        gathered, _ = all_gathered(skeleton.units.values())
+        layers = gathers_by_layer(skeleton.units.values(), settings.gather, machine.memory)
+        gathered, _ = gathered_for_answers(skeleton.units.values(), machine.processes > 1 and layers)
         kv_bytes = kv_bytes_on_gpu(machine.memory, static.total() + gathered)
     per_token = kv_bytes_per_token(skeleton.policy)
     return Limits(sequences=settings.max_sequences, kv_bytes=kv_bytes, per_token=per_token)

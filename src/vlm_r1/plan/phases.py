@@ -10,7 +10,7 @@ from torch import Tensor
 from vlm_r1.models.packing import Tree, pack
 from vlm_r1.plan.skeleton import Skeleton
 from vlm_r1.plan.trace import GRADIENTS, OTHER, Bytes, Trace
-from vlm_r1.plan.units import GATHERED, Gathering, all_gathered
+from vlm_r1.plan.units import GATHERED, Gathering, gathered_for_answers
 from vlm_r1.records import SamplingParams
 from vlm_r1.rollout.cache import DecodeCache, Prefill
 from vlm_r1.rollout.concurrency import Piece
@@ -20,11 +20,11 @@ PROMPT_CACHE, ANSWER_CACHE = "prompts' keys and values", "answers' keys and valu
 WHOLE_GRADIENTS = "gradients of gathered weights"
 
 
-def roll_out(skeleton: Skeleton, piece: Piece, sampling: SamplingParams) -> Bytes:
-    """The peak of answering the prompts of a piece at once, with all weights gathered on this process."""
+def roll_out(skeleton: Skeleton, piece: Piece, sampling: SamplingParams, *, layers: bool) -> Bytes:
+    """The peak of answering the prompts of a piece at once, with all weights gathered on this process, or by layers."""
     trace = skeleton.trace()
     skeleton.policy.eval()
-    gathered, beside = all_gathered(skeleton.units.values())
+    gathered, beside = gathered_for_answers(skeleton.units.values(), layers)
     with trace, torch.no_grad():
         trace.add(GATHERED, gathered + beside)
         trace.add(GATHERED, -beside)

@@ -19,6 +19,7 @@ from vlm_r1.models.family import Family
 from vlm_r1.models.freeze import blocks_of
 from vlm_r1.models.policy import Policy
 from vlm_r1.plan.trace import GRADIENTS, Trace
+from vlm_r1.rollout.concurrency import too_large
 
 GATHERED, REDUCED = "gathered weights", "gradients being reduced"
 FLOAT32 = 4
@@ -74,9 +75,23 @@ def _unit(parameters: Sequence[nn.Parameter], shards: int, dtype: torch.dtype) -
     )
 
 
-def all_gathered(units: Iterable[Unit]) -> tuple[int, int]:
-    """Bytes of all units gathered at once, and what there is on top of them while they come together."""
+def gathers_by_layer(units: Iterable[Unit], gather: str, memory: int | None) -> bool:
+    """Whether `rollout.gather` brings layers together one by one on a GPU of this memory."""
+    if gather != "auto":
+        return gather == "by_layer"
+    return memory is not None and too_large(sum(unit.full for unit in units), memory)
+
+
+def gathered_for_answers(units: Iterable[Unit], layers: bool) -> tuple[int, int]:
+    """Bytes of the units that are gathered while a process answers, and what there is on top while they come together.
+
+    All of them; by layers, the root (the last), and the one that runs with the one that comes next.
+    """
     every = list(units)
+    if layers and every:
+        inner = [unit.full for unit in every[:-1]]
+        two = max((sum(pair) for pair in zip(inner, [*inner[1:], inner[0]], strict=True)), default=0)
+        return every[-1].full + two, max(unit.buffer or unit.cast for unit in every)
     beside = max((unit.full if unit.buffer else unit.cast for unit in every), default=0)
     return sum(unit.full for unit in every), beside
 

@@ -74,7 +74,12 @@ def gathers_by_layer(policy: Policy, settings: RolloutConfig) -> bool:
     if policy.banned.device.type != "cuda":
         return False
     whole = sum(p.numel() for p in policy.parameters()) * policy.compute_dtype.itemsize
-    return whole > WHOLE_SHARE * torch.cuda.get_device_properties(policy.banned.device).total_memory
+    return too_large(whole, torch.cuda.get_device_properties(policy.banned.device).total_memory)
+
+
+def too_large(whole: int, total: int) -> bool:
+    """Whether a model of `whole` bytes is not brought together on a GPU of `total` bytes, beside its shards."""
+    return whole > WHOLE_SHARE * total
 
 
 def kv_bytes_per_token(policy: Policy) -> int:
