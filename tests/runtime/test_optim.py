@@ -49,6 +49,7 @@ def test_refusals():
 
 def test_other_optimisers_than_adamw_do_not_step_on_shards(monkeypatch):
     monkeypatch.setattr("vlm_r1.runtime.optim.is_sharded", lambda model: True)
+    monkeypatch.setattr("vlm_r1.runtime.optim.processes_of", lambda model: 2)
     with pytest.raises(ConfigError, match=r"optim\.name: muon cannot step on sharded weights; use adamw"):
         build_optimizer(net(), OptimConfig(name="muon"))
     assert build_optimizer(net(), OptimConfig()).param_groups

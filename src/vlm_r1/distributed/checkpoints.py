@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -155,11 +155,15 @@ def tensors_of(policy: nn.Module, optimizer: Any) -> dict[str, Any]:
         if parameter.requires_grad:
             found[WEIGHT + name] = parameter.detach()
             for key, value in optimizer.state.get(parameter, {}).items():
-                found[f"{STATE}{name}.{key}"] = value
+                found[f"{STATE}{name}.{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     return found
 
 
-def load_checkpoint(checkpoint: Path, policy: nn.Module, optimizer: Any, world: World) -> None:
+Place = Callable[[nn.Parameter], tuple[dict[str, Any], Tensor]]
+"""Where an optimizer keeps the state of a parameter, and the tensor that this state is about."""
+
+
+def load_checkpoint(checkpoint: Path, policy: nn.Module, place: Place, world: World) -> None:
     """Restore trained parameters and the optimizer's state, however many processes wrote them.
 
     Raises `CheckpointError` where a tensor is missing or a file cannot be read.
@@ -173,40 +177,42 @@ def load_checkpoint(checkpoint: Path, policy: nn.Module, optimizer: Any, world: 
     try:
         reader = HuggingFaceStorageReader(str(checkpoint))
         found: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
-        sizes = {name: tuple(tensor.size) for name, tensor in found.items()}
-        state = _places_for(sizes, policy, optimizer)
-        if missing := sorted(state.keys() - sizes.keys()):
+        places, numbers = _places_for(found, policy, place)
+        if missing := sorted(places.keys() - found.keys()):
             raise CheckpointError(f"{checkpoint}: holds no {missing[0]}; {remedy}")
         with _quiet(), torch.no_grad():
-            dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=world.size == 1)
+            dcp.load(places, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=world.size == 1)
+        for state, key in numbers:
+            state[key] = int(state[key])
     except CheckpointError:
         raise
     except REFUSALS as error:
         raise CheckpointError(f"{checkpoint}: cannot be read ({reason(error)}); {remedy}") from error
 
 
-def _places_for(sizes: Mapping[str, tuple[int, ...]], policy: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """The tensors to read into; the optimizer gets state for the parameters that had some."""
+def _places_for(
+    found: Mapping[str, Any], policy: nn.Module, place: Place
+) -> tuple[dict[str, Tensor], list[tuple[dict[str, Any], str]]]:
+    """The tensors to read into, and the states that are whole numbers: the optimizer gets state for the parameters that
+    had some."""
     places: dict[str, Tensor] = {}
+    numbers: list[tuple[dict[str, Any], str]] = []
     for name, parameter in policy.named_parameters():
         if not parameter.requires_grad:
             continue
         places[WEIGHT + name] = parameter.detach()
         head = f"{STATE}{name}."
-        for key in (full.removeprefix(head) for full in sizes if full.startswith(head)):
-            size = sizes[head + key]
-            same = size == tuple(parameter.shape)
-            value = torch.zeros_like(parameter) if same else torch.zeros(size, device=parameter.device)
-            _owner(optimizer, parameter).state[parameter][key] = places[head + key] = value.detach()
-    return places
-
-
-def _owner(optimizer: Any, parameter: nn.Parameter) -> Any:
-    """The optimizer, or the one of its parts, that steps on a parameter."""
-    for part in getattr(optimizer, "parts", ()):
-        if any(parameter is p for group in part.param_groups for p in group["params"]):
-            return part
-    return optimizer
+        for key in (full.removeprefix(head) for full in found if full.startswith(head)):
+            state, about = place(parameter)
+            size, dtype = tuple(found[head + key].size), found[head + key].properties.dtype
+            if size == tuple(about.shape):
+                value = torch.zeros_like(about, dtype=dtype).detach()
+            else:
+                value = torch.zeros(size, dtype=dtype, device=about.device)
+            state[key] = places[head + key] = value
+            if not size and not dtype.is_floating_point:
+                numbers.append((state, key))
+    return places, numbers
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText
 from transformers.distributed import DistributedConfig
 
 from vlm_r1.config import ModelConfig, PromptConfig
 from vlm_r1.distributed.processes import World
-from vlm_r1.distributed.sharding import gathered, shard, whole_parameters
+from vlm_r1.distributed.sharding import gathered, local_part, shard, whole_parameters
 from vlm_r1.models.adapters import load_adapter
 from vlm_r1.models.families import FAMILIES
 from vlm_r1.models.family import Family
@@ -186,11 +186,6 @@ def _finish_dora(model: nn.Module) -> None:
 
     for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
         for name, vector in layer.lora_magnitude_vector.items():
-            if not float(_local(layer.lora_B[name].weight).abs().sum()):
-                norms = torch.linalg.norm(_local(layer.get_base_layer().weight).float(), dim=1)
-                _local(vector.weight).detach().copy_(norms)
-
-
-def _local(parameter: Tensor) -> Tensor:
-    whole = parameter.detach()
-    return whole.to_local() if isinstance(whole, DTensor) else whole
+            if not float(local_part(layer.lora_B[name].weight).abs().sum()):
+                norms = torch.linalg.norm(local_part(layer.get_base_layer().weight).float(), dim=1)
+                local_part(vector.weight).copy_(norms)

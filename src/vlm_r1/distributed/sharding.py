@@ -92,6 +92,18 @@ def is_sharded(policy: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in policy.parameters())
 
 
+def processes_of(policy: nn.Module) -> int:
+    """How many processes hold one copy of a sharded policy's parameters."""
+    meshes = [p.device_mesh for p in policy.parameters() if isinstance(p, DTensor)]
+    return meshes[0].size() if meshes else 1
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a tensor that lies on this process, without a copy; all of it where it is not sharded."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @contextmanager
 def gathered(policy: nn.Module) -> Iterator[None]:
     """Within, every process holds all parameters, in compute precision, and no forward pass is a collective.

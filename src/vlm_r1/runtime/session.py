@@ -31,7 +31,7 @@ from vlm_r1.models.load import LoadedPolicy, compute_dtype, resolve_path
 from vlm_r1.models.vision_cache import VisionCache
 from vlm_r1.rollout.native import NativeEngine
 from vlm_r1.runtime.model_folder import save_policy
-from vlm_r1.runtime.optim import build_optimizer
+from vlm_r1.runtime.optim import build_optimizer, place_of
 from vlm_r1.runtime.runlog import RunLog
 from vlm_r1.runtime.trackers import Trackers, check_trackers
 
@@ -142,7 +142,7 @@ def _session(recipe: Recipe, run_dir: Path, world: World, log: RunLog) -> Sessio
     state: dict[str, Any] = {}
     if checkpoints := list_checkpoints(run_dir):
         state = read_state(checkpoints[-1])
-        load_checkpoint(checkpoints[-1], loaded.policy, optimizer, world)
+        load_checkpoint(checkpoints[-1], loaded.policy, lambda p: place_of(optimizer, p), world)
     start = int(state.get("step", 0))
     if world.is_main:
         log.truncate_after(start)
