@@ -1,5 +1,6 @@
 """The recipes of the paper, and those of scenes, run: on data that prepare.sh makes of miniature originals."""
 
+import json
 import os
 import re
 import shlex
@@ -157,3 +158,14 @@ def test_the_custom_reward_is_ten_lines_and_right():
         completions=[""] * 5, samples=[asked] * 4 + [other], answers=[*answers, answers[0]], prompts=[]
     )
     assert scores == [1.0, 0.5, 0.0, 0.0, None]
+
+
+def test_the_headers_state_what_the_results_hold():
+    """benchmarks/plan_recipes.py writes both."""
+    rows = json.loads((ROOT / "docs" / "results" / "plan_recipes.json").read_text())["rows"]
+    assert {row["recipe"] for row in rows} == {str(file.relative_to(ROOT)) for file in PAPER}
+    for row in rows:
+        text = (ROOT / row["recipe"]).read_text()
+        where = "(" if row["overrides"] else f"--gpus {row['gpus']} --gpu-memory {row['gpu_memory_gib']}`: "
+        assert f"{where}{row['peak_gib']} GiB" in text, row
+        assert row["fits"], row
