@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -175,11 +176,43 @@ def start() -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size > 1 and not dist.is_initialized():
-        dist.init_process_group(_backend(), timeout=COLLECTIVE_TIMEOUT)
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
+    if size > 1 and not dist.is_initialized():
+        store = _fresh_store(rank, size)
+        dist.init_process_group(_backend(), store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
     return World(rank=rank, size=size, local_rank=local_rank, local_size=local_size, device=device)
+
+
+def connect(*, is_master: bool = False) -> dist.TCPStore:
+    """A connection of one's own to the store at MASTER_ADDR and MASTER_PORT."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=is_master, wait_for_workers=False, timeout=timedelta(seconds=60))
+
+
+def _fresh_store(rank: int, size: int) -> dist.Store:
+    """A store that holds nothing of an earlier attempt.
+
+    torchrun keeps one store over its restarts, in which a process would find the addresses of processes that are gone.
+    Rank 0 makes up a name that all go by. Each asks for it with an id of its own that nobody had before, so that no
+    answer can be an old one.
+    """
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = connect(is_master=rank == 0 and not agent)
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"hello/{rank}", own)
+        name = store.get(f"welcome/{own}").decode()
+        store.set(f"{name}/here/{rank}", "")
+    else:
+        name, missing = own, set(range(1, size))
+        while missing:
+            for other in missing:
+                if store.check([f"hello/{other}"]):
+                    store.set(f"welcome/{store.get(f'hello/{other}').decode()}", name)
+            missing = {other for other in missing if not store.check([f"{name}/here/{other}"])}
+            time.sleep(0.02)
+    return dist.PrefixStore(name, store)
 
 
 def stop() -> None:

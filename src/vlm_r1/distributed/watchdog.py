@@ -12,11 +12,12 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from datetime import timedelta
 
 import torch.distributed as dist
 
-from vlm_r1.distributed.processes import World
+from vlm_r1.distributed.processes import World, connect
 
 HUNG = 75
 """Exit code of a process that ended the run because another one hangs."""
@@ -35,10 +36,9 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         if self.world.size > 1:
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            inner = dist.TCPStore(address, port, is_master=False, timeout=GIVE_UP)
-            self.store = dist.PrefixStore(f"vlm_r1/watchdog/{attempt}", inner)
+            attempt = self.world.gather(uuid.uuid4().hex)[0]  # the store may hold what an earlier attempt wrote
+            self.store = dist.PrefixStore(attempt, connect())
+            self.store.set_timeout(GIVE_UP)
             self.world.beat = self._beat
             self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
             self._thread.start()
