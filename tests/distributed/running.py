@@ -17,7 +17,7 @@ LOCAL = ("time/", "vision_cache/")
 """Metrics of a clock, or of caches that every process has for itself."""
 
 
-def torchrun(processes: int, script: str, *arguments: str, timeout: float = 300, check: bool = True):
+def torchrun(processes: int, script: str, *arguments: str, timeout: float = 900, check: bool = True):
     """Run a script of this folder on so many processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     done = subprocess.run(

@@ -106,7 +106,7 @@ def _open_sharded(
         dtype=torch.float32 if trains else policy.compute_dtype,
         distributed_config=DistributedConfig(**sizes),
     )
-    _adopt(policy, source, whole, torch.device("cpu") if offload else world.device)
+    _adopt(policy, source, whole, world.device, torch.device("cpu") if offload else world.device)
     if tied:
         head.weight = embedding.weight
     model.generation_config = source.generation_config
@@ -148,7 +148,7 @@ def _settle(policy: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _adopt(policy: Any, source: nn.Module, whole: set[int], device: torch.device) -> None:
+def _adopt(policy: Any, source: nn.Module, whole: set[int], device: torch.device, shard_device: torch.device) -> None:
     """Take the shards (and the few whole parameters and buffers) of `source`, which has the same names."""
 
     def take(name: str) -> Any:
@@ -164,14 +164,14 @@ def _adopt(policy: Any, source: nn.Module, whole: set[int], device: torch.device
             continue
         found = take(name).detach()
         if id(mine) in whole:
-            value = found.full_tensor()
+            value = found.full_tensor().to(device=device, dtype=mine.dtype)
         else:
             # A copy: what was read is a view into the file, all of which it would keep mapped.
-            local = found.to_local().to(device=device, dtype=mine.dtype, copy=True)
+            local = found.to_local().to(device=shard_device, dtype=mine.dtype, copy=True)
             value = DTensor.from_local(
                 local, mine.device_mesh, mine.placements, run_check=False, shape=mine.shape, stride=mine.stride()
             )
-        state[name] = nn.Parameter(value.to(device=device, dtype=mine.dtype), mine.requires_grad)
+        state[name] = nn.Parameter(value, mine.requires_grad)
     policy.load_state_dict(state, strict=False, assign=True)
     for name, mine in policy.named_buffers():
         if mine.device.type == "meta":

@@ -57,7 +57,7 @@ class World:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        with self.timed():
+        with self.timed(on_host=True):
             dist.all_gather_object(found, value)
         return found
 
@@ -66,7 +66,7 @@ class World:
         if self.size == 1:
             return list(values)
         found: list[Any] | None = [None] * self.size if self.is_main else None
-        with self.timed():
+        with self.timed(on_host=True):
             dist.gather_object(list(values), found)
         return [value for part in found or [] for value in part]
 
@@ -75,7 +75,7 @@ class World:
         if self.size == 1:
             return [float(v) for v in values]
         total = torch.tensor(values, dtype=torch.float64)
-        with self.timed():
+        with self.timed(on_host=True):
             dist.all_reduce(total)
         return total.tolist()
 
@@ -84,7 +84,7 @@ class World:
         if self.size == 1:
             return [float(v) for v in values]
         largest = torch.tensor(values, dtype=torch.float64)
-        with self.timed():
+        with self.timed(on_host=True):
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest.tolist()
 
@@ -108,10 +108,10 @@ class World:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def timed(self) -> Iterator[None]:
+    def timed(self, *, on_host: bool = False) -> Iterator[None]:
         """What happens within is a collective: on a GPU its time is that of the stream it runs on."""
         self.waiting = True
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and not on_host:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             yield

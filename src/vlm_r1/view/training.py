@@ -41,7 +41,8 @@ SECTIONS: dict[str, list[Plan]] = {
     "Optimisation": [
         *(_REPORT[name] for name in ("Loss", "KL to the reference model", "Clipped tokens", "Gradient norm")),
         ("Entropy", "nats a token", named("entropy")),
-        ("Sampling ratio", "mean of new over old probability", named("sampling/importance_sampling_ratio/mean")),
+        ("Sampler against trainer", "log-prob difference a token", matching("sampling/sampling_logp_difference/(.+)")),
+        ("Importance weights", "trainer over sampler", matching("sampling/importance_sampling_ratio/(.+)")),
         _REPORT["Learning rate"],
     ],
     "Diagnostics": [
@@ -53,7 +54,11 @@ SECTIONS: dict[str, list[Plan]] = {
         ("Features from the cache", "share of a step's pictures", named("vision_cache/hit_rate")),
         ("Reward faults", "how often since the start", matching("rewards/counts/(.+)")),
     ],
-    "Time": [_REPORT["Time of a step"], ("Tokens of a step", "", matching("tokens/(prompt|answer)"))],
+    "Time": [
+        _REPORT["Time of a step"],
+        ("Tokens of a step", "", matching("tokens/(prompt|answer)")),
+        ("Collectives", "share of a step, with several processes", named("time/collectives_share")),
+    ],
 }
 
 
