@@ -49,23 +49,40 @@ def main() -> None:
             for processes in found:
                 found[processes].append(run_side(setting, processes, arguments.questions))
                 print(f"round {number + 1}: {processes} process(es), {median(found[processes][-1:], 'step_s'):.3f} s")
-    write(arguments, found)
+        alone, beside = (run_pair(setting, copies) for copies in (1, 2))
+    write(arguments, found, 2 * alone / beside)
+
+
+def run_pair(setting: Setting, copies: int) -> float:
+    """Seconds of a step of one process while so many copies run at once that have nothing to do with each other."""
+    sides = [start_side(setting, 1, 8, f"copy-{number}") for number in range(copies)]
+    return median([finish_side(*side) for side in sides], "step_s")
 
 
 def run_side(setting: Setting, processes: int, questions: int) -> dict[str, Any]:
     """One round on so many processes; what the first of them wrote."""
+    return finish_side(*start_side(setting, processes, questions, str(processes)))
+
+
+def start_side(setting: Setting, processes: int, questions: int, name: str) -> tuple[subprocess.Popen[str], Path]:
+    """Start a round; the process, and where its result will be."""
     folder = Path(setting.folder)
-    setting.write(folder / "job.json", questions=questions)
-    result = folder / f"result-{processes}.json"
+    job, result = folder / f"job-{name}.json", folder / f"result-{name}.json"
+    setting.write(job, questions=questions)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     script = str(Path(__file__).parent / "_scaling.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [*command, script, str(folder / "job.json"), str(result)], capture_output=True, text=True, env=environment
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    return json.loads(result.read_text(encoding="utf-8"))
+    log = (folder / f"log-{name}.txt").open("w", encoding="utf-8")
+    arguments = [*command, script, str(job), str(result)]
+    return subprocess.Popen(arguments, stdout=log, stderr=log, text=True, env=environment), result
+
+
+def finish_side(process: subprocess.Popen[str], result: Path) -> dict[str, Any]:
+    """Wait for a round, and read what it wrote."""
+    if process.wait():
+        raise SystemExit(f"a round failed; see {result.with_suffix('.txt').name.replace('result', 'log')}")
+    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return found
 
 
 def median(rounds: list[dict[str, Any]], name: str) -> float:
@@ -73,7 +90,7 @@ def median(rounds: list[dict[str, Any]], name: str) -> float:
     return statistics.median(step[name] for one in rounds for step in one["steps"])
 
 
-def write(arguments: argparse.Namespace, found: dict[int, list[dict[str, Any]]]) -> None:
+def write(arguments: argparse.Namespace, found: dict[int, list[dict[str, Any]]], ceiling: float) -> None:
     """The results, and a page about them."""
     steps = {n: median(rounds, "step_s") for n, rounds in found.items()}
     evaluation = {n: statistics.median(one["evaluation_s"] for one in rounds) for n, rounds in found.items()}
@@ -82,6 +99,7 @@ def write(arguments: argparse.Namespace, found: dict[int, list[dict[str, Any]]])
         "benchmark": "scaling",
         "speedup_step": steps[1] / steps[2],
         "speedup_evaluation": evaluation[1] / evaluation[2],
+        "ceiling_step": ceiling,
         "same_evaluation": same,
         "step_s": steps,
         "evaluation_s": evaluation,
@@ -104,6 +122,9 @@ def write(arguments: argparse.Namespace, found: dict[int, list[dict[str, Any]]])
         f"| whole GRPO step, s | {steps[1]:.3f} | {steps[2]:.3f} | **{steps[1] / steps[2]:.2f}** |",
         f"| {arguments.questions} held-out questions, s | {evaluation[1]:.2f} | {evaluation[2]:.2f} "
         f"| {evaluation[1] / evaluation[2]:.2f} |",
+        "",
+        f"Two copies that share nothing and run at once do {ceiling:.2f} times the steps of one alone: this machine "
+        "gives no more.",
         "",
         f"Of a step of two processes {result['collectives_share']:.0%} is spent in collectives (gloo on one machine, "
         f"waiting for the other process included). Both give the same evaluation: {same}. Step: {arguments.prompts} "
