@@ -110,6 +110,8 @@ def _open_sharded(
     if tied:
         head.weight = embedding.weight
     model.generation_config = source.generation_config
+    if (layout := getattr(source, "_weight_conversions", None)) is not None:
+        model._weight_conversions = layout  # how its folder names and shapes its weights, for when they are saved
     del source
     _finish_dora(model)
     if model.config.model_type not in FAMILIES:

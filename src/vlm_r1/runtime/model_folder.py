@@ -49,6 +49,10 @@ def save_policy(target: Path, loaded: LoadedPolicy, prompt: PromptConfig, world:
             if world.is_main:
                 dtype = tensor.dtype if adapted else policy.compute_dtype
                 weights[name.removeprefix("model.")] = tensor.to("cpu", dtype)
+        if not adapted:  # buffers that are part of a model's folder, whole on every process
+            parameters = {n.removeprefix("model.") for n, _ in policy.named_parameters(remove_duplicate=False)}
+            state = policy.model.state_dict()
+            weights |= {n: b.to("cpu") for n, b in state.items() if n not in parameters and world.is_main}
     try:
         if world.is_main:
             write_folder(target, lambda folder: save_model(folder, policy.model, loaded.processor, prompt, weights))
