@@ -1,10 +1,9 @@
 import json
 import platform
-import resource
-from contextlib import contextmanager
 
 import numpy
 import pytest
+from support import file_limit
 
 from vlm_r1.errors import CheckpointError
 from vlm_r1.records import LabelledBox
@@ -19,17 +18,6 @@ from vlm_r1.runtime.runlog import (
     read_rollouts,
     rollout_steps,
 )
-
-
-@contextmanager
-def files_at_most(size):
-    """The system refuses to let a file grow beyond `size` bytes, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_metrics_lines_come_back_and_nan_is_null(tmp_path):
@@ -159,7 +147,7 @@ def test_full_disk_names_path_and_leaves_earlier_files_whole(tmp_path):
     log.rollouts(1, [{"group": 0, "image": bytes(10)}])
     log.evaluation("before", {"in_domain": {"n": 1}}, [])
     noise = bytes(range(256)) * 40
-    with files_at_most(60):
+    with file_limit(60):
         with pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written .*free space"):
             log.metrics(2, {f"reward/{i}": 0.5 for i in range(10)})
         with pytest.raises(CheckpointError, match=r"step-000001\.parquet: cannot be written .*run\.dir"):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText
 from transformers.distributed import DistributedConfig
@@ -123,24 +123,25 @@ def _open_sharded(
 def _hollow(model: nn.Module) -> set[int]:
     """Give parameters on the meta device one value each, seen at every index: they take no memory, and adapters beside
     them are made on the CPU. Returns their identities."""
-    made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, old in module._parameters.items():
-            if old is not None and old.is_meta:
-                value = torch.zeros((), dtype=old.dtype).expand(old.shape)
-                made.setdefault(id(old), nn.Parameter(value, old.requires_grad))
-                module._parameters[name] = made[id(old)]
-    return {id(parameter) for parameter in made.values()}
+    return _replaced(model, lambda p: p.is_meta, lambda p: torch.zeros((), dtype=p.dtype).expand(p.shape))
 
 
 def _to_meta(model: nn.Module, hollow: set[int]) -> None:
+    _replaced(model, lambda p: id(p) in hollow, lambda p: torch.empty(p.shape, dtype=p.dtype, device="meta"))
+
+
+def _replaced(
+    model: nn.Module, which: Callable[[nn.Parameter], bool], make: Callable[[nn.Parameter], Tensor]
+) -> set[int]:
+    """Put other tensors in the place of parameters, shared ones staying shared; the identities of the new ones."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, old in module._parameters.items():
-            if old is not None and id(old) in hollow:
-                value = torch.empty(old.shape, dtype=old.dtype, device="meta")
-                made.setdefault(id(old), nn.Parameter(value, old.requires_grad))
+            if old is not None and which(old):
+                if id(old) not in made:
+                    made[id(old)] = nn.Parameter(make(old), old.requires_grad)
                 module._parameters[name] = made[id(old)]
+    return {id(parameter) for parameter in made.values()}
 
 
 def _settle(policy: nn.Module, dtype: torch.dtype) -> None:

@@ -216,23 +216,20 @@ def local_bytes(tensors: Iterable[Tensor | None]) -> int:
     return sum(t.untyped_storage().nbytes() for t in {t.untyped_storage().data_ptr(): t for t in found}.values())
 
 
-class _TimedAllGather(DefaultAllGather):
-    """FSDP2's own all-gather, whose time is counted."""
+class _Timed:
+    """A collective of FSDP2 whose time is counted."""
 
     def __init__(self, world: World) -> None:
         self.world = world
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.world.timed():
-            return super().__call__(*args, **kwargs)
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
 
-class _TimedReduceScatter(DefaultReduceScatter):
-    """FSDP2's own reduce-scatter, whose time is counted."""
+class _TimedAllGather(_Timed, DefaultAllGather):
+    """The all-gather of weights."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.world.timed():
-            return super().__call__(*args, **kwargs)
+class _TimedReduceScatter(_Timed, DefaultReduceScatter):
+    """The reduce-scatter of gradients."""
