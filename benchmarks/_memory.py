@@ -35,7 +35,7 @@ from vlm_r1.rl.loop import sampling_of
 from vlm_r1.rl.reference import load_reference
 from vlm_r1.rl.step import Trainer
 from vlm_r1.rollout.engine import awake
-from vlm_r1.rollout.sampling import StopRule
+from vlm_r1.rollout.sampling import StoppingCriteria
 from vlm_r1.runtime.session import Session, open_session
 from vlm_r1.sft import train as sft
 from vlm_r1.sft.batch import ByPicture, make_trees
@@ -138,17 +138,18 @@ class _InOrder:
 @contextmanager
 def _long_answers(limit: int) -> Iterator[None]:
     """Let no answer end before one token below the limit; there a tenth of them does."""
-    usual = StopRule.finished
+    usual, written = StoppingCriteria.follow, [0]
 
-    def finished(self: StopRule, last_R: Tensor, tokens_BT: Tensor, rows: Tensor) -> Tensor:
-        ended = -(-len(last_R) // 10) if tokens_BT.shape[1] == limit - 1 else 0
-        return torch.arange(len(last_R)) < ended
+    def follow(self: StoppingCriteria, states_R: Tensor, tokens_R: Tensor) -> Tensor:
+        written[0] = 1 if written[0] == limit else written[0] + 1
+        ended = -(-len(tokens_R) // 10) if written[0] == limit - 1 else 0
+        return torch.where(torch.arange(len(tokens_R)) < ended, self.done, 0).to(torch.uint8)
 
-    StopRule.finished = finished  # type: ignore[method-assign]
+    StoppingCriteria.follow = follow  # type: ignore[method-assign]
     try:
         yield
     finally:
-        StopRule.finished = usual  # type: ignore[method-assign]
+        StoppingCriteria.follow = usual  # type: ignore[method-assign]
 
 
 def _held(session: Session, reference: Any) -> int:

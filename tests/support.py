@@ -24,6 +24,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 from vlm_r1.config import ModelConfig, PromptConfig, Recipe, RolloutConfig
 from vlm_r1.config_file import resolved_yaml
 from vlm_r1.models.load import LoadedPolicy, load_policy
+from vlm_r1.models.shared_prefix import NAMES
 from vlm_r1.records import LabelledBox, Picture, Prompt, Rollout, RolloutGroup, Sample, SamplingParams, Truth
 from vlm_r1.rl import reference
 from vlm_r1.rollout.native import NativeEngine
@@ -76,6 +77,12 @@ def tiny(family: str = "qwen3_vl", *, checkpointing: bool = False) -> LoadedPoli
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         policy.train()
     return dataclasses.replace(loaded, policy=policy)
+
+
+def attending(loaded: LoadedPolicy, backend: str) -> LoadedPolicy:
+    """The same policy with the attention kernels of `model.attention`."""
+    loaded.policy.model.set_attn_implementation({"text_config": NAMES[backend]})
+    return loaded
 
 
 def save_tiny(folder: Path, family: str = "qwen3_vl") -> Path:

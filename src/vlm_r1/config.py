@@ -95,6 +95,11 @@ class ModelConfig(Section):
         description="compute activations again in the backward pass: less memory, more time; auto: on a GPU where the "
         "plan does not fit without",
     )
+    attention: Literal["auto", "flash", "sdpa"] = Field(
+        "auto",
+        description="kernels of the language model's attention; flash: torch's flash kernels, without masks or copies "
+        "of keys; sdpa: padded; auto: flash on a CPU, and on a GPU in bfloat16 where it works there",
+    )
     quantize: Literal["none", "nf4", "int8"] = Field(
         "none", description="load the language model's linear layers in 4 or 8 bits (bitsandbytes); trained with lora"
     )
@@ -216,6 +221,9 @@ class RolloutConfig(Section):
         "auto",
         description="sharded weights while answering: whole on every process, or a layer at a time (less memory, much "
         "more traffic); auto: by_layer on GPUs where the model takes more than half of the memory",
+    )
+    cuda_graphs: bool = Field(
+        True, description="on a GPU in bfloat16, record a decoding step once and replay it; false: launch every kernel"
     )
     importance_sampling: Literal[
         "auto", "off", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from support import (
     FAMILIES,
     assert_same_gradients,
+    attending,
     gradients,
     made_up,
     mixed_groups,
@@ -56,9 +57,10 @@ def packed(loaded, groups, budget: int):
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize(("budget", "cuts"), BUDGETS, ids=["one-row", "groups", "split"])
+@pytest.mark.parametrize("backend", ["sdpa", "flash"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_rows_equal_the_padded_forward(family, budget, cuts, checkpointing):
-    loaded = tiny(family, checkpointing=checkpointing)
+def test_packed_rows_equal_the_padded_forward(family, backend, budget, cuts, checkpointing):
+    loaded = attending(tiny(family, checkpointing=checkpointing), backend)
     logprobs, found, cut = packed(loaded, mixed_groups(loaded), budget)
     expected_logprobs, expected = reference(family)
     assert cut in cuts
@@ -105,9 +107,10 @@ def test_no_more_logits_than_the_chunk_exist_at_once(monkeypatch):
     assert max(seen) <= 5 * 400
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "flash"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_prompt_with_one_answer_of_one_token(family):
-    loaded = tiny(family)
+def test_one_prompt_with_one_answer_of_one_token(family, backend):
+    loaded = attending(tiny(family), backend)
     for prompt in mixed_prompts(loaded):
         groups = [made_up(loaded, prompt, [1])]
         logprobs, _ = loaded.policy(pack([group_tree(groups[0])]), 1.0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import zoo
-from support import answered, assert_same_gradients, gradients, picture, sample
+from support import answered, assert_same_gradients, attending, gradients, picture, sample
 
 from vlm_r1.config import TrainConfig
 from vlm_r1.models.freeze import freeze
@@ -54,9 +54,11 @@ def test_a_prompt_is_what_the_processor_makes_of_it(folder, entry):
             assert torch.equal(value.flatten(), theirs.flatten()), key
 
 
-@pytest.mark.parametrize("budget", [100_000, 60], ids=["one-row", "cut"])
-def test_the_packed_update_equals_the_plain_one(record_property, folder, entry, budget):
-    loaded, model = zoo.load(folder), zoo.plain(folder, entry)
+@pytest.mark.parametrize(
+    ("budget", "backend"), [(100_000, "sdpa"), (100_000, "flash"), (60, "sdpa")], ids=["one-row", "flash", "cut"]
+)
+def test_the_packed_update_equals_the_plain_one(record_property, folder, entry, budget, backend):
+    loaded, model = attending(zoo.load(folder), backend), zoo.plain(folder, entry)
     groups = zoo.groups(loaded, entry)
     expected = zoo.plain_logprobs(model, loaded, groups, TEMPERATURE)
     (expected * weights(len(expected))).sum().backward()

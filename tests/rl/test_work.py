@@ -40,14 +40,14 @@ def counting(monkeypatch):
             work.calls += 1
             work.pictures += len(kwargs["grid_thw"])
 
-        def language(module, args, kwargs):
-            steps[-1][phase[0]].tokens += kwargs["inputs_embeds"].shape[:2].numel()
+        def language(module, args):  # the norm behind all layers, which decoding calls too
+            steps[-1][phase[0]].tokens += args[0].shape[:-1].numel()
 
         def head(module, args):
             steps[-1][phase[0]].projected += args[0].shape[:-1].numel()
 
         inner.visual.register_forward_pre_hook(tower, with_kwargs=True)
-        inner.language_model.register_forward_pre_hook(language, with_kwargs=True)
+        inner.language_model.norm.register_forward_pre_hook(language)
         loaded.policy.model.lm_head.register_forward_pre_hook(head)
         return loaded
 

@@ -11,7 +11,7 @@ from vlm_r1.rl.batch import group_tree
 from vlm_r1.rollout import native
 from vlm_r1.rollout.cache import DecodeCache, Prefill
 from vlm_r1.rollout.concurrency import Piece
-from vlm_r1.rollout.native import decode
+from vlm_r1.rollout.native import NativeEngine, decode
 
 NAMES = ["qwen3_5", "qwen3_5_moe"]
 
@@ -61,7 +61,8 @@ def test_decoding_leaves_the_prompts_states_as_they_were_and_the_update_agrees(e
         prefill = Prefill(loaded.policy, encoded)
     before = {layer: (s.conv.clone(), s.memory.clone()) for layer, s in prefill.states.items()}
     sampling = SamplingParams(max_new_tokens=9, seed=(3,))
-    rollouts = decode(loaded, Piece(prompts=tuple(encoded), first=0, count=3), prefill, sampling)
+    stop = NativeEngine(loaded).stopping(sampling.stop_at_answer)
+    rollouts = decode(loaded, Piece(prompts=tuple(encoded), first=0, count=3), prefill, sampling, stop)
     assert before
     for layer, (conv, memory) in before.items():
         assert torch.equal(prefill.states[layer].conv, conv) and torch.equal(prefill.states[layer].memory, memory)

@@ -58,7 +58,7 @@ def test_the_same_recipe_replays_to_the_same_run(model_folder, reward, recorded,
     assert len(found) == STEPS
     for ours, theirs in zip(found, before, strict=True):  # the updates are the same, so the sampler stays the trainer
         for kind in ("mean", "min", "max"):
-            assert ours[f"sampling/importance_sampling_ratio/{kind}"] == pytest.approx(1, abs=1e-5)
+            assert ours[f"sampling/importance_sampling_ratio/{kind}"] == pytest.approx(1, abs=5e-5)
             assert theirs[f"sampling/importance_sampling_ratio/{kind}"] == 1  # off: exactly
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4, abs=1e-6)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)

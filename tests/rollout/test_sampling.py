@@ -1,12 +1,18 @@
 """Filters against distributions worked out by hand, and where an answer ends."""
 
+from functools import cache
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support import bytes_tokenizer, tiny
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from vlm_r1.models.policy import masked_logprobs
 from vlm_r1.records import SamplingParams
-from vlm_r1.rollout.sampling import StopRule, choose, filtered
+from vlm_r1.rollout.sampling import END_OF_ANSWER, StoppingCriteria, choose, filtered
 
 PROBS = torch.tensor([[0.05, 0.40, 0.25, 0.20, 0.10]])
 
@@ -84,10 +90,16 @@ def test_temperature_divides_logits_and_banned_tokens_have_probability_zero():
     assert 2 not in drawn.tolist()
 
 
-def ends_after(rule: StopRule, ids: list[int]) -> int | None:
-    """How many tokens are written before the rule says stop."""
-    for n in range(1, len(ids) + 1):
-        if rule.finished(torch.tensor(ids[n - 1 : n]), torch.tensor([ids[:n]]), torch.tensor([0])).item():
+def criteria(tokenizer, at_answer: bool = True) -> StoppingCriteria:
+    return StoppingCriteria(tokenizer, [tokenizer.eos_token_id], at_answer, len(tokenizer) + 3)
+
+
+def ends_after(stop: StoppingCriteria, ids: list[int]) -> int | None:
+    """How many tokens are written before the criteria say stop."""
+    state = torch.zeros(1, dtype=torch.uint8)
+    for n, token in enumerate(ids, start=1):
+        state = stop.follow(state, torch.tensor([token]))
+        if state.item() == stop.done:
             return n
     return None
 
@@ -96,8 +108,8 @@ def test_the_closing_tag_as_one_token_ends_an_answer():
     tokenizer = tiny().tokenizer
     ids = tokenizer("<answer>5</answer> more", add_special_tokens=False)["input_ids"]
     tag = tokenizer.convert_tokens_to_ids("</answer>")
-    assert ends_after(StopRule(tokenizer, [tokenizer.eos_token_id], True), ids) == ids.index(tag) + 1
-    assert ends_after(StopRule(tokenizer, [tokenizer.eos_token_id], False), ids) is None
+    assert ends_after(criteria(tokenizer), ids) == ids.index(tag) + 1
+    assert ends_after(criteria(tokenizer, at_answer=False), ids) is None
 
 
 @pytest.mark.parametrize("end", [">", ">\n"], ids=["own-token", "merged"])
@@ -105,20 +117,64 @@ def test_the_closing_tag_as_several_tokens_ends_an_answer(end):
     tokenizer = bytes_tokenizer()
     written = tokenizer("<think>a>b</think><answer>5</answer" + end, add_special_tokens=False)["input_ids"]
     assert len(written) > 20
-    rule = StopRule(tokenizer, [tokenizer.eos_token_id], True)
-    assert ends_after(rule, [*written, *tokenizer("more>", add_special_tokens=False)["input_ids"]]) == len(written)
-    assert ends_after(StopRule(tokenizer, [tokenizer.eos_token_id], False), written) is None
+    more = tokenizer("more>", add_special_tokens=False)["input_ids"]
+    assert ends_after(criteria(tokenizer), [*written, *more]) == len(written)
+    assert ends_after(criteria(tokenizer, at_answer=False), written) is None
 
 
 def test_the_closing_tag_may_follow_letters_of_other_scripts():
     tokenizer = bytes_tokenizer()
     written = tokenizer("<answer>猫が</answer>", add_special_tokens=False)["input_ids"]
-    assert ends_after(StopRule(tokenizer, [tokenizer.eos_token_id], True), written) == len(written)
+    assert ends_after(criteria(tokenizer), written) == len(written)
 
 
-def test_end_of_text_ends_an_answer_in_its_own_row_only():
+PIECES = [
+    "<",
+    "</",
+    "</a",
+    "answer",
+    "swer",
+    "er>",
+    ">",
+    ">\n",
+    "/answer>",
+    "x<",
+    "x</answer>y",
+    "</answer",
+    "a",
+    " ",
+    "<<",
+]
+
+
+@cache
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """A vocabulary in which parts of the closing tag are tokens, in all the ways that they can be cut."""
+    words = {piece: i for i, piece in enumerate(["<eos>", *PIECES, "<0x3C>"])}
+    built = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
+    built.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=built, eos_token="<eos>")
+
+
+@given(st.lists(st.integers(1, len(PIECES) + 1), max_size=12))
+def test_an_answer_ends_where_the_decoded_text_first_holds_the_closing_tag(ids):
+    tokenizer = merging_tokenizer()
+    texts = [tokenizer.decode(ids[:n]) for n in range(1, len(ids) + 1)]
+    expected = next((n for n, text in enumerate(texts, start=1) if END_OF_ANSWER in text), None)
+    assert ends_after(criteria(tokenizer), ids) == expected
+
+
+def test_end_of_text_ends_an_answer_in_its_own_row_only_and_for_good():
     tokenizer = bytes_tokenizer()
-    rule = StopRule(tokenizer, [tokenizer.eos_token_id], True)
-    rows = [[1, 2], [1, tokenizer.eos_token_id], [4, 5]]
-    ended = rule.finished(torch.tensor([r[-1] for r in rows]), torch.tensor(rows), torch.arange(3))
-    assert ended.tolist() == [False, True, False]
+    stop = criteria(tokenizer)
+    states = stop.follow(torch.zeros(3, dtype=torch.uint8), torch.tensor([2, tokenizer.eos_token_id, 5]))
+    assert (states == stop.done).tolist() == [False, True, False]
+    assert (stop.follow(states, torch.tensor([4, 4, 4])) == stop.done).tolist() == [False, True, False]
+
+
+def test_stopping_criteria_decode_nothing(monkeypatch):
+    tokenizer = bytes_tokenizer()
+    monkeypatch.setattr(type(tokenizer), "decode", None)
+    monkeypatch.setattr(type(tokenizer), "batch_decode", None)
+    stop = criteria(tokenizer)
+    assert stop.table.shape == (10, len(tokenizer) + 3)

@@ -179,6 +179,7 @@ def _plain(policy: Policy, family: Family, prompts: list[Prompt], answers: list[
     """The same log-probs by the model's own forward: its own attention, the processor's inputs, one answer a row."""
     model, device = policy.model, policy.banned.device
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)  # which SDPA leaves out
+    ours = model.config.get_text_config()._attn_implementation
     own = "sdpa" if model.model.get_decoder()._supports_sdpa and not capped else "eager"
     model.set_attn_implementation({"text_config": own})
     parts = []
@@ -199,5 +200,5 @@ def _plain(policy: Policy, family: Family, prompts: list[Prompt], answers: list[
                 row[name] = torch.cat([value, fill.to(value.dtype)], 1)
             logits = model(**row, use_cache=False).logits[0, -len(ids) - 1 : -1]
             parts.append(masked_logprobs(logits, policy.banned, 1.0).gather(-1, answer[0][:, None])[:, 0])
-    model.set_attn_implementation({"text_config": shared_prefix.NAME})
+    model.set_attn_implementation({"text_config": ours})
     return torch.cat(parts)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_r1.models.flash import Runs
+
 CAUSAL, WHOLE = -1, -2
 """Block numbers of prefix tokens that see what lies before them, and of those that see each other at any distance."""
 
@@ -18,12 +20,18 @@ class Rule:
     """How a layer weighs the tokens it sees: `softmax(cap(scaling * q k))` over at most `window` tokens.
 
     `scaling` None is `d ** -0.5`; `window` counts the token itself; `softcap` c bounds scores by `c * tanh(score / c)`
-    (Gemma 2, section 2 of its report).
+    (Gemma 2, section 2 of its report). `backend` is one of `shared_prefix.BACKENDS`.
     """
 
     scaling: float | None = None
     window: int | None = None
     softcap: float | None = None
+    backend: str = "auto"
+
+    def plain(self, layout: Layout) -> bool:
+        """Whether tokens of a row see all that lies before them, with scores as they are."""
+        width = layout.prefixes.longest + layout.branches.longest
+        return layout.blocks is None and self.softcap is None and (self.window is None or self.window >= width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +42,7 @@ class Layout:
     `prefix_unpad` and `branch_unpad` take the flattened padded tensors back to row order; `tree_of_branch` `(B,)`;
     `prefix_lengths` `(P,)`. `blocks` `(P, L)`, where a family has them, numbers groups of prefix tokens that see each
     other both ways: from 0 up within a layer's window, `WHOLE` whatever the window; `CAUSAL` tokens do not.
+    `prefixes`, `branches` and `per_tree` (the tokens of all branches of each tree) are the row's runs.
     """
 
     n_prefix: int
@@ -43,12 +52,16 @@ class Layout:
     branch_unpad: Tensor
     tree_of_branch: Tensor
     prefix_lengths: Tensor
+    prefixes: Runs
+    branches: Runs
+    per_tree: Runs
     blocks: Tensor | None = None
     _masks: dict[tuple[str, int | None], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on a device."""
-        moved: dict[str, Any] = {n: v.to(device) for n in Layout.__slots__ if isinstance(v := getattr(self, n), Tensor)}
+        values = ((name, getattr(self, name)) for name in Layout.__slots__)
+        moved: dict[str, Any] = {name: v.to(device) for name, v in values if isinstance(v, (Tensor, Runs))}
         return replace(self, **moved, _masks={})
 
     def prefix_mask(self, window: int | None) -> Tensor | None:
@@ -122,11 +135,15 @@ def make_layout(
 ) -> Layout:
     """The layout of prefixes of these lengths followed by branches of these lengths, branch b hanging on its tree.
 
-    `blocks` holds each prefix's block numbers `(L,)`, or None for a plain causal one.
+    Branches are in the order of their trees. `blocks` holds each prefix's block numbers `(L,)`, or None for a plain
+    causal one.
     """
     n_prefix = sum(prefix_lengths)
     prefix_index, prefix_unpad = pad_index(prefix_lengths)
     branch_index, branch_unpad = pad_index(branch_lengths, n_prefix)
+    per_tree = [0] * len(prefix_lengths)
+    for tree, length in zip(tree_of_branch, branch_lengths, strict=True):
+        per_tree[tree] += length
     return Layout(
         n_prefix=n_prefix,
         prefix_index=prefix_index,
@@ -135,6 +152,9 @@ def make_layout(
         branch_unpad=branch_unpad,
         tree_of_branch=torch.tensor(tree_of_branch, dtype=torch.long),
         prefix_lengths=torch.tensor(prefix_lengths, dtype=torch.long),
+        prefixes=Runs.of(prefix_lengths),
+        branches=Runs.of(branch_lengths),
+        per_tree=Runs.of(per_tree),
         blocks=_padded_blocks(blocks, prefix_index.shape),
     )
 

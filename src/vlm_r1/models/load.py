@@ -15,6 +15,7 @@ from vlm_r1.config import ModelConfig, PromptConfig
 from vlm_r1.errors import ModelError
 from vlm_r1.models import shared_prefix, vision_attention
 from vlm_r1.models.adapters import base_of_adapter, load_adapter
+from vlm_r1.models.cpu_layers import speed_up
 from vlm_r1.models.families import FAMILIES
 from vlm_r1.models.family import Family
 from vlm_r1.models.generic import check_forward, check_kind, family_class
@@ -89,10 +90,11 @@ def load_policy(
 def make_policy(model: Any, processor: Any, config: ModelConfig, prompt: PromptConfig | None = None) -> LoadedPolicy:
     """A model as a policy: attention over packed rows, gradient checkpointing where the recipe asks for it."""
     chosen = family_class(model, processor)
-    model.set_attn_implementation({"text_config": shared_prefix.NAME})
+    model.set_attn_implementation({"text_config": shared_prefix.NAMES[config.attention]})
     if chosen.chunked_vision:
         model.config.vision_config._attn_implementation = vision_attention.NAME
         vision_attention.patches_as_matmul(model.model.visual)
+    speed_up(model)
     if config.gradient_checkpointing is True:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     prompt = prompt or PromptConfig()

@@ -1,13 +1,15 @@
 """Attention over packed rows: the prompt once for all its answers, exactly.
 
-`attend` is registered with transformers under `NAME` and used by a model's language part; every projection, norm and
+`attend` is registered with transformers under `NAMES` and used by a model's language part; every projection, norm and
 feed-forward layer is the model's own. A branch's queries meet its prefix's keys and its own; no `N x N` mask exists.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -18,9 +20,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from vlm_r1.errors import ModelError
-from vlm_r1.models.layout import Layout, Rule
+from vlm_r1.models.flash import attention, gradients, merge
+from vlm_r1.models.layout import Layout, Rule, make_layout
 
 NAME = "vlm_r1_shared_prefix"
+BACKENDS = ("auto", "flash", "sdpa")
+"""`model.attention`: `flash` merges kernels without masks or copies of keys; `sdpa` pads. `auto` takes `flash` on CPUs
+and, in half precision, on GPUs (and what has windows or soft caps always takes `sdpa`)."""
+NAMES = {"auto": NAME, "flash": f"{NAME}_varlen", "sdpa": f"{NAME}_padded"}
+"""Under which transformers knows them; it treats names that hold the words "flash" or "sdpa" in ways of its own."""
+FLASH_TOLERANCE = 0.02
+"""Relative difference from float32 that half precision may have: about 8 bits of mantissa."""
 
 
 class Attends(Protocol):
@@ -41,6 +51,7 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    backend: str = "auto",
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: query `(1, H, N, d)`, key and value `(1, h, N, d)` -> `(1, N, H, d)`.
@@ -48,7 +59,7 @@ def attend(
     `layout` reaches here through the model's keyword arguments. Without it this is transformers' own SDPA attention.
     Raises `ModelError` for attention sinks, which packed rows do not have.
     """
-    rule = Rule(scaling=scaling, window=sliding_window, softcap=softcap)
+    rule = Rule(scaling=scaling, window=sliding_window, softcap=softcap, backend=backend)
     if s_aux is not None:
         raise ModelError(f"{type(module).__name__}: attention sinks are not supported")
     if layout is None and softcap is None:
@@ -87,19 +98,108 @@ def weigh(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: Rule, *, c
 
 def attend_packed(layout: Layout, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
     """Prefixes among themselves; branches over their prefix and themselves. Shapes as in `attend`."""
+    if rule.plain(layout) and (rule.backend == "flash" or (rule.backend == "auto" and flash_works(query))):
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return _SharedPrefix.apply(q, k, v, layout, rule.scaling)[None]  # type: ignore[no-any-return]
     out, prompt_k, prompt_v = attend_prefix(layout, query, key, value, rule)
-    if len(layout.tree_of_branch):
+    if len(layout.branch_unpad):
         out = torch.cat([out, attend_branches(layout, query, key, value, prompt_k, prompt_v, rule)])
     return out[None]
+
+
+class _SharedPrefix(torch.autograd.Function):
+    """Attention of a whole row in three kernels, from flat queries `(N, H, d)`, keys and values `(N, h, d)`: prefixes
+    causally, branches over their prefix, branches causally; the last two are merged.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
+        n, trees, branches = layout.n_prefix, layout.prefixes, layout.branches
+        out, lse = attention(q[:n], k[:n], v[:n], trees, trees, causal=True, scale=scale)
+        if n < len(q):
+            over = attention(q[n:], k[:n], v[:n], layout.per_tree, trees, scale=scale)
+            own = attention(q[n:], k[n:], v[n:], branches, branches, causal=True, scale=scale)
+            merged = merge(over, own)
+            out, lse = torch.cat([out, merged[0]]), torch.cat([lse, merged[1]], 1)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.layout, ctx.scale = layout, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, out, lse = ctx.saved_tensors
+        layout: Layout = ctx.layout
+        n, trees, branches, scale = layout.n_prefix, layout.prefixes, layout.branches, ctx.scale
+        grad_p, q_p, k_p, v_p, out_p = (x[:n] for x in (grad, q, k, v, out))
+        lse_p = lse[:, :n].contiguous()
+        dq, dk, dv = gradients(grad_p, q_p, k_p, v_p, out_p, lse_p, trees, trees, causal=True, scale=scale)
+        if n < len(q):
+            grad_b, q_b, k_b, v_b, out_b = (x[n:] for x in (grad, q, k, v, out))
+            lse_b = lse[:, n:].contiguous()
+            over = gradients(grad_b, q_b, k_p, v_p, out_b, lse_b, layout.per_tree, trees, scale=scale)
+            own = gradients(grad_b, q_b, k_b, v_b, out_b, lse_b, branches, branches, causal=True, scale=scale)
+            dq = torch.cat([dq, over[0] + own[0]])
+            dk, dv = torch.cat([dk + over[1], own[1]]), torch.cat([dv + over[2], own[2]])
+        return dq, dk, dv, None, None
+
+
+def flash_works(query: Tensor) -> bool:
+    """Whether torch's flash kernels take tensors like `query` `(..., d)`; on a GPU small ones are tried, once."""
+    if not query.is_cuda:
+        return query.device.type == "cpu"
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return half and _flash_works(query.device, query.dtype, query.shape[-1])
+
+
+@lru_cache(maxsize=8)
+def _flash_works(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Output and gradients of a row of two trees against plain attention in float32."""
+    layout = make_layout([37, 20], [9, 1, 30], [0, 0, 1]).to(device)
+    generator = torch.Generator(device).manual_seed(0)
+    N = layout.n_prefix + sum(layout.branches.lengths)
+    q, k, v, grad = (
+        torch.randn(1, heads, N, width, device=device, generator=generator).requires_grad_() for heads in (4, 2, 2, 4)
+    )
+    found = []
+    try:
+        with torch.enable_grad():
+            for backend, kind in (("sdpa", torch.float32), ("flash", dtype)):
+                out = attend_packed(layout, q.to(kind), k.to(kind), v.to(kind), Rule(backend=backend)).float()
+                gradient = torch.autograd.grad((out * grad.transpose(1, 2)).sum(), (q, k, v))
+                used = torch.tensor([30, 1], dtype=torch.int32, device=device)
+                rows = [x[0, :, : layout.n_prefix].transpose(0, 1) for x in (q, k, v)]
+                part = _over_used(rows, layout, used, kind)
+                found.append([out, *gradient, part])
+    except (RuntimeError, NotImplementedError) as error:
+        warnings.warn(f"attention: flash kernels fail here ({error}); SDPA runs instead", stacklevel=2)
+        return False
+    worst = max(float((a - b).norm() / a.norm()) for a, b in zip(*found, strict=True))
+    if not worst < FLASH_TOLERANCE:
+        warnings.warn(f"attention: flash kernels are off by {worst:.1%} here; SDPA runs instead", stacklevel=2)
+    return worst < FLASH_TOLERANCE
+
+
+def _over_used(rows: list[Tensor], layout: Layout, used: Tensor, dtype: torch.dtype) -> Tensor:
+    """Prefixes' queries over the first `used` keys of each, as decoding asks; in float32 written out."""
+    q, k, v = rows
+    if dtype != torch.float32:
+        runs = layout.prefixes
+        return attention(q.to(dtype), k.to(dtype), v.to(dtype), runs, runs, used=used)[0].float()
+    starts, out = [0, *torch.tensor(layout.prefixes.lengths).cumsum(0).tolist()], []
+    for start, stop, n in zip(starts, starts[1:], used.tolist(), strict=False):
+        keys, values = (x[None, start : start + n].transpose(1, 2) for x in (k, v))
+        out.append(weigh(q[None, start:stop].transpose(1, 2), keys, values, None, Rule())[0].transpose(0, 1))
+    return torch.cat(out)
 
 
 def attend_prefix(
     layout: Layout, query: Tensor, key: Tensor, value: Tensor, rule: Rule
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of the prefixes: output `(N_prefix, H, d)`, and their padded keys and values `(P, h, L, d)`."""
-    q, k, v = (x[0].transpose(0, 1)[layout.prefix_index].transpose(1, 2) for x in (query, key, value))
+    rows = (x[0].transpose(0, 1)[: layout.n_prefix] for x in (query, key, value))
+    q, k, v = (pad(x, layout.prefix_index.shape, layout.prefix_unpad).transpose(1, 2) for x in rows)
     out = weigh(q, k, v, layout.prefix_mask(rule.window), rule, causal=True)
-    return out.transpose(1, 2).flatten(0, 1)[layout.prefix_unpad], k, v
+    return unpad(out.transpose(1, 2), layout.prefix_unpad), k, v
 
 
 def attend_branches(
@@ -109,11 +209,43 @@ def attend_branches(
 
     `prompt_k` and `prompt_v` are `(P, h, L, d)`, the output `(N_branch, H, d)`.
     """
-    q, k, v = (x[0].transpose(0, 1)[layout.branch_index].transpose(1, 2) for x in (query, key, value))
-    k = torch.cat([prompt_k[layout.tree_of_branch], k], 2)
-    v = torch.cat([prompt_v[layout.tree_of_branch], v], 2)
+    rows = (x[0].transpose(0, 1)[layout.n_prefix :] for x in (query, key, value))
+    q, k, v = (pad(x, layout.branch_index.shape, layout.branch_unpad).transpose(1, 2) for x in rows)
+    k = torch.cat([prompt_k.index_select(0, layout.tree_of_branch), k], 2)
+    v = torch.cat([prompt_v.index_select(0, layout.tree_of_branch), v], 2)
     out = weigh(q, k, v, layout.branch_mask(rule.window), rule)
-    return out.transpose(1, 2).flatten(0, 1)[layout.branch_unpad]
+    return unpad(out.transpose(1, 2), layout.branch_unpad)
+
+
+def pad(x: Tensor, shape: torch.Size, places: Tensor) -> Tensor:
+    """Runs that lie one behind another `(N, ...)`, each in a row of its own `(*shape, ...)`, zeros behind it.
+
+    `places` `(N,)` are where the tokens come to lie in the flattened result.
+    """
+    if len(places) < shape.numel():
+        x = x.new_zeros(shape.numel(), *x.shape[1:]).index_copy(0, places, x)
+    return x.unflatten(0, shape)
+
+
+def unpad(x: Tensor, places: Tensor) -> Tensor:
+    """The inverse of `pad`."""
+    x = x.flatten(0, 1)
+    return x if len(places) == len(x) else _Take.apply(x, places)  # type: ignore[no-any-return]
+
+
+class _Take(torch.autograd.Function):
+    """Rows of a tensor, each at most once: without the atomic sums that the gradient of an index has."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.rows = len(x)
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (places,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.rows, *grad.shape[1:]).index_copy_(0, places, grad), None
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
@@ -122,8 +254,9 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
 
 _PACKED = [False]
-AttentionInterface.register(NAME, attend)  # type: ignore[arg-type]
-AttentionMaskInterface.register(NAME, _mask)
+for _backend, _name in NAMES.items():
+    AttentionInterface.register(_name, partial(attend, backend=_backend))  # type: ignore[arg-type]
+    AttentionMaskInterface.register(_name, _mask)
 
 
 @contextmanager

@@ -16,20 +16,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
+
+from vlm_r1.models.cpu_layers import linear
+from vlm_r1.models.shared_prefix import flash_works
 
 NAME = "vlm_r1_batched_flash"
 """transformers takes the variable-length path for names that hold "flash"."""
+LENGTHS = "_vlm_r1_lengths"
+"""Attribute of a tensor of chunk beginnings that keeps their lengths on the host."""
 
 
 @lru_cache(maxsize=64)
-def _by_length(lengths: tuple[int, ...]) -> tuple[list[tuple[int, Tensor]], Tensor]:
+def _by_length(lengths: tuple[int, ...], device: torch.device) -> tuple[list[tuple[int, Tensor]], Tensor]:
     """Chunks grouped by length: for each length the row indices of its patches, and the way back to row order."""
     starts = torch.tensor((0, *lengths)).cumsum(0).tolist()
     groups: dict[int, list[Tensor]] = {}
     for start, length in zip(starts, lengths, strict=False):
         groups.setdefault(length, []).append(torch.arange(start, start + length))
-    indexed = [(length, torch.cat(chunks)) for length, chunks in sorted(groups.items())]
+    indexed = [(length, torch.cat(chunks).to(device)) for length, chunks in sorted(groups.items())]
     return indexed, torch.cat([index for _, index in indexed]).argsort()
 
 
@@ -44,18 +50,32 @@ def attend_chunks(
     max_length_q: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Bidirectional attention within chunks: query, key and value `(1, H, N, d)` -> `(1, N, H, d)`."""
+    """Bidirectional attention within chunks: query, key and value `(1, H, N, d)` -> `(1, N, H, d)`.
+
+    On a GPU in half precision it is torch's variable-length flash kernel, where that works.
+    """
     assert cu_seq_lens_q is not None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, H, d)
-    n_chunks = len(cu_seq_lens_q) - 1
-    if max_length_q is not None and n_chunks * int(max_length_q) == len(q):
-        return _attend(q, k, v, n_chunks, scaling)[None], None
-    groups, back = _by_length(tuple((cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).tolist()))
-    parts = []
-    for length, index in groups:
-        index = index.to(q.device)
-        parts.append(_attend(q[index], k[index], v[index], len(index) // max(1, length), scaling))
-    return torch.cat(parts)[back.to(q.device)][None], None
+    lengths = lengths_of(cu_seq_lens_q)
+    if q.is_cuda and flash_works(q):
+        starts = cu_seq_lens_q.to(torch.int32)
+        out = varlen_attn(q, k, v, starts, starts, max(lengths), max(lengths), scale=scaling)
+        assert isinstance(out, Tensor)
+        return out[None], None
+    if len(set(lengths)) == 1:
+        return _attend(q, k, v, len(lengths), scaling)[None], None
+    groups, back = _by_length(lengths, q.device)
+    parts = [_attend(q[i], k[i], v[i], len(i) // max(1, length), scaling) for length, i in groups]
+    return torch.cat(parts)[back][None], None
+
+
+def lengths_of(starts: Tensor) -> tuple[int, ...]:
+    """The lengths of chunks that begin at `starts` `(n + 1,)`: asked of the device once for all layers of a tower."""
+    found: tuple[int, ...] | None = getattr(starts, LENGTHS, None)
+    if found is None:
+        found = tuple((starts[1:] - starts[:-1]).tolist())
+        setattr(starts, LENGTHS, found)
+    return found
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, chunks: int, scaling: float | None) -> Tensor:
@@ -83,5 +103,5 @@ class _PatchForward:
     def __call__(self, patches: Tensor) -> Tensor:
         if tuple(patches.shape[2:]) != tuple(self.conv.kernel_size):
             return type(self.conv).forward(self.conv, patches)  # type: ignore[arg-type]
-        out = F.linear(patches.flatten(1), self.conv.weight.flatten(1), self.conv.bias)
+        out = linear(patches.flatten(1), self.conv.weight.flatten(1), self.conv.bias)
         return out.view(*out.shape, *(1 for _ in self.conv.kernel_size))

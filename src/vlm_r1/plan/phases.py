@@ -12,7 +12,7 @@ from vlm_r1.plan.skeleton import Skeleton
 from vlm_r1.plan.trace import GRADIENTS, OTHER, Bytes, Trace
 from vlm_r1.plan.units import GATHERED, Gathering, gathered_for_answers
 from vlm_r1.records import SamplingParams
-from vlm_r1.rollout.cache import DecodeCache, Prefill
+from vlm_r1.rollout.cache import DecodeCache, DenseCache, Prefill
 from vlm_r1.rollout.concurrency import Piece
 from vlm_r1.rollout.native import DROP_SHARE, Decoding
 
@@ -44,8 +44,9 @@ def _decode(skeleton: Skeleton, trace: Trace, prefill: Prefill, n: int, sampling
     decoding = Decoding(skeleton.policy, prefill, n, sampling)
     skipped = _name_cache(skeleton, trace, decoding.cache)
     chosen, _ = decoding.sample(u_B)
-    decoding.cache.length = limit - 1
-    decoding.run(torch.zeros_like(chosen, dtype=torch.long), limit - 1)
+    if isinstance(decoding.cache, DenseCache):
+        decoding.cache.length = limit - 1
+    decoding.run(torch.zeros_like(chosen, dtype=torch.long))
     decoding.sample(u_B)
     keys = sum(skeleton.repeats[layer] * key.nbytes for layer, key in decoding.cache.own_keys.items())
     kept = int(keys * (1 - DROP_SHARE))  # the keys of the rows that go on, beside those of all rows

@@ -2,8 +2,9 @@
 
 A recurrent layer has a state in their place: the prompt's once, then one for every answer.
 
-Both classes are layouts that `models.shared_prefix.attend` and `models.recurrent` hand their tensors to, so the model's
-own layers run unchanged.
+All classes are layouts that `models.shared_prefix.attend` and `models.recurrent` hand their tensors to, so the model's
+own layers run unchanged; `rollout.lean` hands over rows. `DenseCache` computes in float32 with matrix products over
+rectangles, `FlashCache` with variable-length kernels, without padding, and with nothing of a step on the host.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vlm_r1.models.flash import Runs, attention, merge
 from vlm_r1.models.layout import Rule, make_layout
 from vlm_r1.models.policy import Policy
 from vlm_r1.models.recurrent import State, recur_prefix, run
-from vlm_r1.models.shared_prefix import attend_prefix
+from vlm_r1.models.shared_prefix import attend_packed, flash_works, pad
 from vlm_r1.records import Prompt
 
 
 class Prefill:
-    """Prompts run through the model once: their keys and values per layer `(P, h, L, d)`, the states of recurrent
-    layers, and last hidden states `(P, D)`.
+    """Prompts run through the model once: per layer their keys and values `(N, h, d)`, prompts one behind another, and
+    the rule of its attention; the states of recurrent layers; and last hidden states `(P, D)`.
     """
 
     def __init__(self, policy: Policy, prompts: Sequence[Prompt]) -> None:
@@ -32,6 +34,7 @@ class Prefill:
         self.layout = make_layout(self.lengths, [], [], [p.blocks for p in prompts]).to(device)
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
+        self.rules: dict[int, Rule] = {}
         self.states: dict[int, State] = {}
         token_ids = torch.tensor([t for p in prompts for t in p.token_ids], device=device)
         positions = torch.cat([p.positions for p in prompts], 1).to(device)
@@ -42,8 +45,9 @@ class Prefill:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """Attention within each prompt; keeps the layer's keys and values."""
-        out, self.keys[layer], self.values[layer] = attend_prefix(self.layout, query, key, value, rule)
-        return out[None]
+        self.keys[layer], self.values[layer] = (x[0].transpose(0, 1).contiguous() for x in (key, value))
+        self.rules[layer] = rule
+        return attend_packed(self.layout, query, key, value, rule)
 
     def recur(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """A recurrent layer over each prompt; keeps its states at the prompts' ends."""
@@ -52,31 +56,72 @@ class Prefill:
 
 
 class DecodeCache:
-    """One decoded token for every live answer at a time, over a `Prefill`.
+    """One decoded token for every live answer at a time, over a `Prefill`, whose keys and values it takes over.
 
-    Answers are rows sorted by prompt. The queries of a prompt's answers meet its keys in one matrix product, their own
-    keys in another, and the two partial softmaxes are merged exactly by their maxima and sums.
+    Answers are rows sorted by prompt.
+    """
+
+    own_keys: dict[int, Tensor]
+    own_values: dict[int, Tensor]
+
+    def __init__(self, prefill: Prefill, group_size: int, max_tokens: int) -> None:
+        self.n_prompts, self.max_tokens = len(prefill.lengths), max_tokens
+        rows = torch.arange(self.n_prompts, device=prefill.layout.prefix_lengths.device)
+        self.prompt_of_row = rows.repeat_interleave(group_size)
+        self.states = {layer: s.take(self.prompt_of_row) for layer, s in prefill.states.items()}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """Query `(1, H, R, d)`, key and value `(1, h, R, d)` of one new token per row -> `(1, R, H, d)`."""
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return self.attend_rows(layer, q, k, v, rule)[None]
+
+    def attend_rows(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        """Query `(R, H, d)`, key and value `(R, h, d)` of one new token per row -> `(R, H, d)`."""
+        raise NotImplementedError
+
+    def recur(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """A recurrent layer for one new token per row, `(R, D)`."""
+        return run(layer, hidden[:, None], self.states[layer.layer_idx])[:, 0]  # type: ignore[index]
+
+    def advance(self) -> None:
+        """All layers have seen the token."""
+        raise NotImplementedError
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these (ascending)."""
+        self.prompt_of_row = self.prompt_of_row[rows]
+        self.states = {layer: state.take(rows) for layer, state in self.states.items()}
+
+
+class DenseCache(DecodeCache):
+    """Prompts' keys and values as `(P, h, L, d)`, answers' own as `(P, h, S, T, d)`: a rectangle of P prompts with S
+    places for answers each.
+
+    Scores over the prompt and over a row's own tokens lie beside each other and meet in one softmax. A prompt's keys
+    meet the queries of all its answers in one matrix product. Scores are float32 whatever the model computes in.
     """
 
     def __init__(self, prefill: Prefill, group_size: int, max_tokens: int) -> None:
-        self.keys = dict(prefill.keys)
-        self.values = dict(prefill.values)
-        self.last_layer = max(self.keys)
-        self.lengths = prefill.layout.prefix_lengths
-        self.padded = bool((self.lengths < self.keys[self.last_layer].shape[2]).any())
-        P = len(self.lengths)
-        self.prompt_of_row = torch.arange(P, device=self.lengths.device).repeat_interleave(group_size)
+        super().__init__(prefill, group_size, max_tokens)
+        layout = prefill.layout
+        shape, places = layout.prefix_index.shape, layout.prefix_unpad
+        self.keys, self.values = (
+            {i: pad(kept.pop(i), shape, places).transpose(1, 2).float().contiguous() for i in list(kept)}
+            for kept in (prefill.keys, prefill.values)
+        )
+        self.lengths = layout.prefix_lengths
+        self.padded = min(prefill.lengths) < layout.prefixes.longest
         self.own_keys, self.own_values = (
-            {layer: x.new_empty(P * group_size, x.shape[1], max_tokens, x.shape[3]) for layer, x in kept.items()}
+            {i: x.new_empty(*x.shape[:2], group_size, max_tokens, x.shape[3]) for i, x in kept.items()}
             for kept in (self.keys, self.values)
         )
-        self.states = {layer: s.take(self.prompt_of_row) for layer, s in prefill.states.items()}
         self.length = 0
         self._biases: dict[int | None, Tensor | None] = {}
         self._arrange()
+        self._look()
 
     def _arrange(self) -> None:
-        """Where each row's queries go in the `(P, S)` rectangle of queries per prompt."""
+        """Where each row lies in the `(P, S)` rectangle."""
         counts = torch.bincount(self.prompt_of_row, minlength=len(self.lengths))
         self.slots = int(counts.max())
         first = counts.cumsum(0) - counts
@@ -84,77 +129,164 @@ class DecodeCache:
         self.place = self.prompt_of_row * self.slots + place
         self.full = len(self.prompt_of_row) == len(self.lengths) * self.slots
 
+    def _look(self) -> None:
+        """As products want them: keys `(P h, d, L)`, `(P h S, d, T)`, values `(P h, L, d)`, `(P h S, T, d)`."""
+        self._views = {
+            i: (
+                self.keys[i].flatten(0, 1).transpose(1, 2),
+                self.values[i].flatten(0, 1),
+                self.own_keys[i].flatten(0, 2).transpose(1, 2),
+                self.own_values[i].flatten(0, 2),
+            )
+            for i in self.keys
+        }
+
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these (ascending); prompts without a row left are dropped too."""
-        self.prompt_of_row = self.prompt_of_row[rows]
-        self.own_keys = {layer: k[rows] for layer, k in self.own_keys.items()}
-        self.own_values = {layer: v[rows] for layer, v in self.own_values.items()}
-        self.states = {layer: state.take(rows) for layer, state in self.states.items()}
+        old = self.place[rows]
+        before = self.slots
+        super().keep(rows)
         alive, self.prompt_of_row = torch.unique(self.prompt_of_row, return_inverse=True)
         if len(alive) < len(self.lengths):
             self.lengths = self.lengths[alive]
             self.keys = {layer: k[alive] for layer, k in self.keys.items()}
             self.values = {layer: v[alive] for layer, v in self.values.items()}
-            self._biases = {}
+        self._biases = {}
         self._arrange()
+        prompts, slots = old // before, old % before
+        at, in_slot = self.place // self.slots, self.place % self.slots
+        for own in (self.own_keys, self.own_values):
+            for layer, x in own.items():
+                kept = x.new_zeros(len(self.lengths), x.shape[1], self.slots, *x.shape[3:])
+                kept[at, :, in_slot, : self.length] = x[prompts, :, slots, : self.length]
+                own[layer] = kept
+        self._look()
 
-    def recur(self, layer: nn.Module, hidden: Tensor) -> Tensor:
-        """A recurrent layer for one new token per row, `(R, D)`."""
-        return run(layer, hidden[:, None], self.states[layer.layer_idx])[:, 0]  # type: ignore[index]
+    def advance(self) -> None:
+        """All layers have seen the token."""
+        self.length += 1
+        self._biases = {window: b for window, b in self._biases.items() if window is None}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
-        """Query `(1, H, R, d)`, key and value `(1, h, R, d)` of one new token per row -> `(1, R, H, d)`."""
-        t = self.length
-        self.own_keys[layer][:, :, t] = key[0].transpose(0, 1)
-        self.own_values[layer][:, :, t] = value[0].transpose(0, 1)
-        bias = self._bias(rule.window)
-        if layer == self.last_layer:
-            self.length += 1
-            self._biases = {window: b for window, b in self._biases.items() if window is None}
+    def attend_rows(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        """Query `(R, H, d)`, key and value `(R, h, d)` of one new token per row -> `(R, H, d)`."""
+        keys, values, own_keys, own_values = self._views[layer]
+        n, d, L = keys.shape
+        P, S, t = len(self.lengths), self.slots, self.length
+        h, r = n // P, q.shape[1] * P // n
+        self.own_keys[layer].select(3, t).copy_(self._rectangle(k))
+        self.own_values[layer].select(3, t).copy_(self._rectangle(v))
         first = 0 if rule.window is None else max(0, t + 1 - rule.window)
-        own_k, own_v = self.own_keys[layer][:, :, first : t + 1], self.own_values[layer][:, :, first : t + 1]
-        R, heads, d = own_k.shape[0], own_k.shape[1], own_k.shape[3]
-        scale = d**-0.5 if rule.scaling is None else rule.scaling
-        q = query[0].transpose(0, 1).reshape(R, heads, -1, d) * scale
-        own = (q @ own_k.transpose(-1, -2)).float()
-        prompt = (self._stack(q) @ self.keys[layer].transpose(-1, -2)).float()
+        own_k, own_v = own_keys[..., first : t + 1], own_values[:, first : t + 1]
+        query = self._rectangle(q.unflatten(1, (h, r))) * (d**-0.5 if rule.scaling is None else rule.scaling)
+        query = query.reshape(n, S * r, d).to(keys.dtype)
+        scores = query.new_empty(n, S * r, L + t + 1 - first)
+        # Written into a part of the scores directly, the products of a batch would run one by one.
+        scores[..., :L] = torch.bmm(query, keys)
+        scores.view(n * S, r, -1)[..., L:] = torch.bmm(query.view(n * S, r, d), own_k)
         if rule.softcap is not None:
-            own, prompt = (torch.tanh(x / rule.softcap) * rule.softcap for x in (own, prompt))
+            scores = torch.tanh(scores / rule.softcap) * rule.softcap
+        bias = self._bias(rule.window)
         if bias is not None:
-            prompt = prompt + bias
-        top = torch.maximum(self._rows(prompt.amax(-1, keepdim=True)), own.amax(-1, keepdim=True))
-        own = (own - top).exp_()
-        prompt = prompt.sub_(self._stack(top)).exp_()
-        total = self._rows(prompt.sum(-1, keepdim=True)) + own.sum(-1, keepdim=True)
-        from_prompt = self._rows(prompt.to(own_v.dtype) @ self.values[layer])
-        out = (from_prompt + own.to(own_v.dtype) @ own_v) / total
-        return out.to(own_v.dtype).reshape(1, R, -1, own_v.shape[3])
+            scores.view(P, -1, scores.shape[-1])[..., :L] += bias
+        probs = scores.softmax(-1)
+        out = torch.bmm(probs[..., :L], values).view(n * S, r, d)
+        out = out.baddbmm_(probs.view(n * S, r, -1)[..., L:], own_v)
+        rows = out.view(P, h, S, r, d).transpose(1, 2).reshape(P * S, h * r, d)
+        return (rows if self.full else rows[self.place]).to(q.dtype)
 
     def _bias(self, window: int | None) -> Tensor | None:
-        """`(P, 1, 1, L)`, added to the scores of prompt tokens: hides padding and what lies before the window."""
+        """`(P, 1, L)`, added to the scores of prompt tokens: hides padding and what lies before the window."""
         if window not in self._biases:
-            at = torch.arange(self.keys[self.last_layer].shape[2], device=self.lengths.device)[None]
+            longest = next(iter(self.keys.values())).shape[2]
+            at = torch.arange(longest, device=self.lengths.device)[None]
             lengths = self.lengths[:, None]
             hidden = at >= lengths
             if window is not None:
                 hidden = hidden | (at <= lengths + self.length - window)
-            bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, -1e9)[:, None, None]
+            bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, -1e9)[:, None]
             self._biases[window] = bias if window is not None or self.padded else None
         return self._biases[window]
 
-    def _stack(self, x: Tensor) -> Tensor:
-        """Rows `(R, h, r, x)` to one block of queries per prompt `(P, h, S * r, x)`."""
+    def _rectangle(self, x: Tensor) -> Tensor:
+        """Rows `(R, h, ...)` as `(P, h, S, ...)`."""
         P, S = len(self.lengths), self.slots
         if not self.full:
-            padded = x.new_zeros(P * S, *x.shape[1:])
-            padded[self.place] = x
-            x = padded
-        h, r, d = x.shape[1:]
-        return x.view(P, S, h, r, d).transpose(1, 2).reshape(P, h, S * r, d)
+            x = x.new_zeros(P * S, *x.shape[1:]).index_copy_(0, self.place, x)
+        return x.unflatten(0, (P, S)).transpose(1, 2)
 
-    def _rows(self, x: Tensor) -> Tensor:
-        """The inverse of `_stack`."""
-        P, S = len(self.lengths), self.slots
-        h, d = x.shape[1], x.shape[3]
-        rows = x.view(P, h, S, -1, d).transpose(1, 2).reshape(P * S, h, -1, d)
-        return rows if self.full else rows[self.place]
+
+class FlashCache(DecodeCache):
+    """Prompts' keys and values one behind another, answers' own as `(R, T, h, d)`; every row is a run of its own.
+
+    How far the answers are is a tensor on the device, so that a step is the same work each time and can be recorded
+    (CUDA graphs).
+    """
+
+    def __init__(self, prefill: Prefill, group_size: int, max_tokens: int) -> None:
+        super().__init__(prefill, group_size, max_tokens)
+        self.prompts, self.keys, self.values = prefill.layout.prefixes, prefill.keys, prefill.values
+        rows = len(self.prompt_of_row)
+        self.own_keys, self.own_values = (
+            {layer: x.new_zeros(rows, max_tokens, *x.shape[1:]) for layer, x in kept.items()}
+            for kept in (self.keys, self.values)
+        )
+        device = self.prompt_of_row.device
+        self.at = torch.zeros(1, dtype=torch.long, device=device)
+        self.counts = [group_size] * self.n_prompts
+        self._arrange()
+
+    def _arrange(self) -> None:
+        device, rows = self.at.device, len(self.prompt_of_row)
+        self.used = (self.at + 1).to(torch.int32).repeat(rows)
+        self.own_runs = Runs.of([self.max_tokens] * rows).to(device)
+        self._queries: dict[int, tuple[Runs, Runs]] = {}
+
+    def _runs_of_queries(self, r: int) -> tuple[Runs, Runs]:
+        """The runs of queries of each prompt, and of each row, where `r` heads share a key."""
+        if r not in self._queries:
+            per_prompt, per_row = Runs.of([n * r for n in self.counts]), Runs.of([r] * len(self.prompt_of_row))
+            self._queries[r] = per_prompt.to(self.at.device), per_row.to(self.at.device)
+        return self._queries[r]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these (ascending)."""
+        super().keep(rows)
+        self.counts = torch.bincount(self.prompt_of_row, minlength=self.n_prompts).tolist()
+        self.own_keys = {layer: x[rows] for layer, x in self.own_keys.items()}
+        self.own_values = {layer: x[rows] for layer, x in self.own_values.items()}
+        self._arrange()
+
+    def advance(self, tokens: int = 1) -> None:
+        """All layers have seen the token (or, with -1, the last one counts as not seen)."""
+        self.at += tokens
+        self.used += tokens
+
+    def attend_rows(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        """Query `(R, H, d)`, key and value `(R, h, d)` of one new token per row -> `(R, H, d)`."""
+        self.own_keys[layer].index_copy_(1, self.at, k[:, None])
+        self.own_values[layer].index_copy_(1, self.at, v[:, None])
+        (R, H, d), h = q.shape, k.shape[1]
+        of_prompts, of_rows = self._runs_of_queries(H // h)
+        # Heads that share a key become queries of one run: the kernel then reads that key once for all of them.
+        query = q.view(R, h, -1, d).transpose(1, 2).reshape(-1, h, d)
+        own_k, own_v = (x[layer].flatten(0, 1) for x in (self.own_keys, self.own_values))
+        over = attention(query, self.keys[layer], self.values[layer], of_prompts, self.prompts, scale=rule.scaling)
+        beside = attention(query, own_k, own_v, of_rows, self.own_runs, scale=rule.scaling, used=self.used)
+        out, _ = merge(over, beside)
+        return out.view(R, -1, h, d).transpose(1, 2).reshape(R, H, d)
+
+
+def decode_cache(prefill: Prefill, group_size: int, max_tokens: int) -> DecodeCache:
+    """The cache that fits: kernels in half precision, where no layer has a window or a soft cap; else products."""
+    rules, longest = prefill.rules.values(), prefill.layout.prefixes.longest + max_tokens
+    plain = all(r.softcap is None and (r.window is None or r.window >= longest) for r in rules)
+    kind = FlashCache if plain and _kernels(prefill) else DenseCache
+    return kind(prefill, group_size, max_tokens)
+
+
+def _kernels(prefill: Prefill) -> bool:
+    keys, backends = next(iter(prefill.keys.values())), {rule.backend for rule in prefill.rules.values()}
+    half = keys.dtype in (torch.float16, torch.bfloat16)
+    if keys.is_cuda or half:
+        return "sdpa" not in backends and flash_works(keys)
+    return backends == {"flash"}  # in float32 on a CPU products are faster

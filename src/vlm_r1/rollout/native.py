@@ -16,13 +16,20 @@ from vlm_r1.distributed.sharding import by_layer, gathered
 from vlm_r1.models.load import LoadedPolicy
 from vlm_r1.models.policy import Policy, masked_logprobs
 from vlm_r1.records import Prompt, Rollout, RolloutGroup, SamplingParams
-from vlm_r1.rollout.cache import DecodeCache, Prefill
+from vlm_r1.rollout.cache import FlashCache, Prefill, decode_cache
 from vlm_r1.rollout.concurrency import Piece, cut, gathers_by_layer, limits_of
 from vlm_r1.rollout.engine import EngineState
-from vlm_r1.rollout.sampling import StopRule, choose, uniforms
+from vlm_r1.rollout.graphs import StepGraph
+from vlm_r1.rollout.lean import LeanLayers
+from vlm_r1.rollout.sampling import StoppingCriteria, choose, uniforms
 
 DROP_SHARE = 0.1
 """Finished rows are dropped once they are this share of the rows: dropping copies the other rows' keys and values."""
+LOOK_EVERY = 8
+"""Tokens between two looks at which answers have finished, on a GPU."""
+
+GPU_DROP_SHARE = 0.5
+"""The same on a GPU, where a step takes about as long with fewer rows, and is recorded again for them."""
 
 Watch = Callable[[Tensor, Tensor], None]
 """Called after each token: all tokens so far `(B, t)`, and how many of each row count `(B,)`. It may raise to stop."""
@@ -41,6 +48,7 @@ class NativeEngine:
         self.version = 0
         self.in_step = world.size > 1 and gathers_by_layer(loaded.policy, self.settings)
         self._awake: ExitStack | None = None
+        self._criteria: dict[tuple[int, ...], StoppingCriteria] = {}
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingParams, *, n: int, watch: Watch | None = None
@@ -79,8 +87,23 @@ class NativeEngine:
                 if self.world.maximum(own)[0] and not own and policy.vision_cache is None:
                     policy.features(self.loaded.family.filler(picture=True).pictures)
             prefill = Prefill(policy, piece.prompts)
-            rollouts = decode(self.loaded, piece, prefill, sampling, watch=watch, beat=self.world.beat, alive=alive)
+            stop = self.stopping(sampling.stop_at_answer)
+            graphs = self.settings.cuda_graphs and not self.in_step
+            beat = self.world.beat
+            rollouts = decode(
+                self.loaded, piece, prefill, sampling, stop, watch=watch, beat=beat, alive=alive, graphs=graphs
+            )
         return [replace(rollout, version=self.version) for rollout in rollouts]
+
+    def stopping(self, at_answer: bool) -> StoppingCriteria:
+        """When an answer is finished: built once per tokenizer and set of end-of-text tokens."""
+        policy, tokenizer = self.loaded.policy, self.loaded.tokenizer
+        ends = eos_token_ids(policy, tokenizer)
+        key = (at_answer, len(tokenizer), *sorted(ends))
+        if key not in self._criteria:
+            vocabulary = policy.model.get_output_embeddings().weight.shape[0]
+            self._criteria[key] = StoppingCriteria(tokenizer, ends, at_answer, vocabulary).to(policy.banned.device)
+        return self._criteria[key]
 
     def _any_alive(self, n_live: int) -> bool:
         return bool(self.world.maximum(n_live)[0])
@@ -112,14 +135,23 @@ class NativeEngine:
 
 
 class Decoding:
-    """The state of answers that are sampled over a prefill, one token of each at a time."""
+    """The state of answers that are sampled over a prefill, one token of each at a time.
 
-    def __init__(self, policy: Policy, prefill: Prefill, n: int, sampling: SamplingParams) -> None:
+    With `graphs`, steps are recorded where they can be.
+    """
+
+    def __init__(
+        self, policy: Policy, prefill: Prefill, n: int, sampling: SamplingParams, *, graphs: bool = False
+    ) -> None:
         self.policy, self.sampling = policy, sampling
         self.temperature = 1.0 if sampling.seed is None else sampling.temperature
-        self.cache = DecodeCache(prefill, n, sampling.max_new_tokens)
+        self.cache = decode_cache(prefill, n, sampling.max_new_tokens)
         self.position = prefill.next_positions.repeat_interleave(n)
         self.logits = policy.logits(prefill.last_hidden).repeat_interleave(n, 0)
+        self.lean = LeanLayers(policy, prefill.rules) if LeanLayers.fit(policy) else None
+        self.step: Callable[[Tensor], Tensor] = self._forward
+        if graphs and isinstance(self.cache, FlashCache) and not self.cache.states:
+            self.step = StepGraph(self._forward, self._rewind)
 
     def sample(self, u_R: Tensor | None) -> tuple[Tensor, Tensor]:
         """The next token of each row `(R,)` and its log-prob, from a random number in [0, 1) per row."""
@@ -132,10 +164,23 @@ class Decoding:
         self.cache.keep(rows)
         self.position = self.position[rows]
 
-    def run(self, tokens_R: Tensor, step: int) -> None:
-        """Run the tokens sampled at `step` through the model, for the logits of the next ones."""
-        positions = (self.position + step).expand(3, -1)
-        self.logits = self.policy.logits(self.policy.hidden(tokens_R, positions, {}, self.cache))
+    def run(self, tokens_R: Tensor) -> None:
+        """Run the tokens sampled last through the model, for the logits of the next ones."""
+        self.logits = self.step(tokens_R)
+
+    def _forward(self, tokens_R: Tensor) -> Tensor:
+        if self.lean is not None:
+            hidden = self.lean(tokens_R, self.position, self.cache)
+        else:
+            hidden = self.policy.hidden(tokens_R, self.position.expand(3, -1), {}, self.cache)
+        self.cache.advance()
+        self.position += 1
+        return self.policy.logits(hidden)
+
+    def _rewind(self) -> None:
+        assert isinstance(self.cache, FlashCache)
+        self.cache.advance(-1)
+        self.position -= 1
 
 
 @torch.no_grad()
@@ -144,49 +189,65 @@ def decode(
     piece: Piece,
     prefill: Prefill,
     sampling: SamplingParams,
+    stop: StoppingCriteria,
     *,
     watch: Watch | None = None,
     beat: Callable[[], None] = lambda: None,
     alive: Callable[[int], bool] = bool,
+    graphs: bool = False,
 ) -> list[Rollout]:
     """Sample the answers of a piece over its prefill; in order of prompts, then answers.
 
     Each token's log-prob is that of `softmax(logits / temperature)` without the suppressed placeholders. It goes on
-    while `alive` says so of the number of unfinished answers: other processes may need this one's company.
+    while `alive` says so of the number of unfinished answers: other processes may need this one's company. The host
+    asks the device for that number every `look_every` tokens, and for nothing else until the end.
     """
-    policy, tokenizer = loaded.policy, loaded.tokenizer
+    policy = loaded.policy
     device, limit = policy.banned.device, sampling.max_new_tokens
-    B = len(piece.prompts) * piece.count
-    u = uniforms(piece.prompts, piece.first, piece.count, sampling)
-    u_BT = None if u is None else u.to(device)
-    stop = StopRule(tokenizer, eos_token_ids(policy, tokenizer), sampling.stop_at_answer)
-    decoding = Decoding(policy, prefill, piece.count, sampling)
+    B, every = len(piece.prompts) * piece.count, look_every(device)
+    u_BT = uniforms(piece.prompts, piece.first, piece.count, sampling)
+    u_BT = None if u_BT is None else u_BT.to(device)
+    decoding = Decoding(policy, prefill, piece.count, sampling, graphs=graphs and device.type == "cuda")
+    drop_share = GPU_DROP_SHARE if device.type == "cuda" else DROP_SHARE
     tokens_BT = torch.zeros(B, limit, dtype=torch.long, device=device)
     logprobs_BT = torch.zeros(B, limit, device=device)
-    lengths_B = torch.full((B,), limit, device=device)
-    stopped_B = torch.zeros(B, dtype=torch.bool, device=device)
-    rows = torch.arange(B, device=device)  # the answers that the cache's rows belong to
-    live = torch.ones(B, dtype=torch.bool, device=device)
+    lengths_B = torch.zeros(B, dtype=torch.long, device=device)
+    states_B = torch.zeros(B, dtype=torch.uint8, device=device)
+    unfinished_B = torch.ones(B, dtype=torch.bool, device=device)
+    rows: Tensor | None = None  # the answers that the cache's rows belong to, once some were dropped
     for step in range(limit):
         beat()
-        chosen, logprobs = decoding.sample(None if u_BT is None else u_BT[rows, step])
-        tokens_BT[rows, step] = chosen  # what a finished row goes on writing lies beyond its length
-        logprobs_BT[rows, step] = logprobs
-        done = live & stop.finished(chosen, tokens_BT[:, : step + 1], rows)
-        lengths_B[rows[done]] = step + 1
-        stopped_B[rows[done]] = True
+        u_R = None if u_BT is None else u_BT[:, step] if rows is None else u_BT[rows, step]
+        chosen, logprobs = decoding.sample(u_R)
+        if rows is None:
+            tokens_BT[:, step], logprobs_BT[:, step] = chosen, logprobs
+            states_B = stop.follow(states_B, chosen)
+        else:  # what a finished row goes on writing lies beyond its length
+            tokens_BT[rows, step], logprobs_BT[rows, step] = chosen, logprobs
+            states_B[rows] = stop.follow(states_B[rows], chosen)
+        lengths_B += unfinished_B
+        unfinished_B = states_B != stop.done
         if watch is not None:
-            watch(tokens_BT[:, : step + 1], lengths_B.clamp(max=step + 1))
-        live = live & ~done
-        n_live = int(live.sum())
-        if step + 1 == limit or not alive(n_live):
+            watch(tokens_BT[:, : step + 1], lengths_B)
+        if step + 1 == limit:
             break
-        if n_live and len(live) - n_live >= max(1, DROP_SHARE * len(live)):
-            kept = live.nonzero()[:, 0]
-            decoding.keep(kept)
-            rows, chosen, live = rows[kept], chosen[kept], live[kept]
-        decoding.run(chosen, step)
-    return _rollouts(tokenizer, tokens_BT, logprobs_BT, lengths_B, stopped_B)
+        if (step + 1) % every == 0:
+            n_live = int(unfinished_B.sum())
+            if not alive(n_live):
+                break
+            n_rows = B if rows is None else len(rows)
+            if n_live and n_rows - n_live >= max(1, drop_share * n_rows):
+                live = unfinished_B if rows is None else unfinished_B[rows]
+                kept = live.nonzero()[:, 0]
+                decoding.keep(kept)
+                rows, chosen = kept if rows is None else rows[kept], chosen[kept]
+        decoding.run(chosen)
+    return _rollouts(loaded.tokenizer, tokens_BT, logprobs_BT, lengths_B, states_B == stop.done)
+
+
+def look_every(device: torch.device) -> int:
+    """After how many tokens it is looked who has finished: on a GPU that makes the host wait for the device."""
+    return 1 if device.type == "cpu" else LOOK_EVERY
 
 
 def _rollouts(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from vlm_r1.records import Prompt, SamplingParams
 
 END_OF_ANSWER = "</answer>"
+BYTE = re.compile("<0x([0-9A-F]{2})>")
+"""How vocabularies spell a byte that is no part of a longer token."""
 
 
 def uniforms(prompts: Sequence[Prompt], first: int, count: int, sampling: SamplingParams) -> Tensor | None:
@@ -65,32 +68,64 @@ def filtered(logprobs_BV: Tensor, settings: SamplingParams) -> Tensor:
     return kept
 
 
-class StopRule:
-    """When a row is finished: the end-of-text token, or the text `</answer>`, however it is cut into tokens."""
+class StoppingCriteria:
+    """When an answer is finished: the end-of-text token, or the text `</answer>`, however it is cut into tokens.
 
-    def __init__(self, tokenizer: Any, eos_token_ids: list[int], stop_at_answer: bool) -> None:
-        self.tokenizer = tokenizer
-        stops = list(eos_token_ids)
-        self._tail = 0
-        self._may_end: set[int] = set()
-        if stop_at_answer:
-            ids = tokenizer(END_OF_ANSWER, add_special_tokens=False)["input_ids"]
-            if len(ids) == 1:
-                stops += ids
-            else:
-                self._tail = len(END_OF_ANSWER)
-                self._may_end = {i for i in range(len(tokenizer)) if ">" in tokenizer.decode([i])}
-        self.stops = torch.tensor(sorted(set(stops)))
+    `table` `(states + 1, V)` says which state follows a state and a token; a state counts the characters of the text
+    that stand at the end of what is written, and the last one, `done`, is final. So it runs on the device, for all rows
+    at once, and nothing is decoded.
+    """
 
-    def finished(self, last_R: Tensor, tokens_BT: Tensor, rows: Tensor) -> Tensor:
-        """Bool `(R,)`: which rows end with their last token `(R,)`.
+    def __init__(self, tokenizer: Any, eos_token_ids: Sequence[int], stop_at_answer: bool, vocabulary: int) -> None:
+        ending = END_OF_ANSWER if stop_at_answer else ""
+        self.done = max(1, len(ending))
+        table = torch.zeros(self.done + 1, vocabulary, dtype=torch.uint8)
+        if ending:
+            found = dict(_strings(tokenizer, ending))
+            follows = [_follows(ending, text) for text in found.values()]
+            table[: self.done, list(found)] = torch.tensor(follows, dtype=torch.uint8).t()
+        table[:, list(eos_token_ids)] = self.done
+        table[self.done] = self.done
+        self.table = table
 
-        The tokens of row r, the last one included, are `tokens_BT[rows[r]]`.
-        """
-        done = torch.isin(last_R, self.stops.to(last_R.device))
-        if self._tail:
-            for row, token in enumerate(last_R.tolist()):
-                if token in self._may_end:
-                    tail = tokens_BT[rows[row], -self._tail :].tolist()
-                    done[row] = done[row] | (END_OF_ANSWER in self.tokenizer.decode(tail))
-        return done
+    def to(self, device: torch.device) -> StoppingCriteria:
+        """The same on a device, in place."""
+        self.table = self.table.to(device)
+        return self
+
+    def follow(self, states_R: Tensor, tokens_R: Tensor) -> Tensor:
+        """The states `(R,)` uint8 after one more token of each row."""
+        return self.table[states_R.long(), tokens_R]
+
+
+def _strings(tokenizer: Any, ending: str) -> Iterator[tuple[int, str]]:
+    """Tokens that can hold a part of a text of ASCII characters, as they are spelled.
+
+    Tokenizers spell these characters as themselves, in byte-level vocabularies too; only a byte that stands for itself
+    (`<0x3C>`) is spelled otherwise.
+    """
+    inside = {ending[i:j] for i in range(len(ending)) for j in range(i + 1, len(ending) + 1)}
+    first, last = ending[0], ending[-1]
+    spell = tokenizer.backend_tokenizer.id_to_token if tokenizer.is_fast else tokenizer.convert_ids_to_tokens
+    for token, spelled in enumerate(map(spell, range(len(tokenizer)))):
+        if spelled and (first in spelled or last in spelled or spelled in inside):
+            byte = BYTE.fullmatch(spelled)
+            yield token, chr(int(byte[1], 16)) if byte else spelled
+
+
+def _follows(ending: str, text: str) -> list[int]:
+    """How much of `ending` stands at the end after `text`, where its first 0, 1, 2 ... characters stood before.
+
+    Its first character comes only once in it, so that a part that does not go on begins anew within `text`.
+    """
+    start = text.rfind(ending[0])
+    begun = len(text) - start if start >= 0 and ending.startswith(text[start:]) else 0
+    found = [len(ending) if ending in text else begun] * len(ending)
+    for state, character in enumerate(ending):
+        if character == text[0]:
+            rest = ending[state:]
+            if text.startswith(rest):
+                found[state] = len(ending)
+            elif rest.startswith(text):
+                found[state] = state + len(text)
+    return found
