@@ -17,6 +17,7 @@ from vlm_r1.models.packing import Tree, cut_by_budget, pack
 from vlm_r1.records import Sample
 from vlm_r1.runtime.clock import Clock
 from vlm_r1.runtime.optim import learning_rate, set_learning_rate
+from vlm_r1.runtime.prefetch import Prefetcher
 from vlm_r1.runtime.progress import Progress
 from vlm_r1.runtime.session import Session, open_session
 from vlm_r1.runtime.tally import Tally, cache_tally, merged
@@ -41,12 +42,14 @@ def run(session: Session) -> Path:
         stream.load_state_dict(session.state["stream"])
     else:
         evaluate_splits(session, "before")
-    with Progress(recipe.run.steps, session.start, world.is_main, recipe.run.dir) as progress:
+    progress = Progress(recipe.run.steps, session.start, world.is_main, recipe.run.dir)
+    with progress, tree_batches(session, stream) as batches:
         for step in range(session.start, recipe.run.steps):
             clock = Clock(world)
             with clock("data"):
-                shown = deal(session, stream.take(recipe.sft.pictures_per_step))
-                trees = [tree for samples in shown for tree in make_trees(samples, session.loaded.family)]
+                trees = [tree for _, made in batches.take(recipe.sft.pictures_per_step) for tree in made]
+            if step + 1 < recipe.run.steps:
+                batches.prefetch(recipe.sft.pictures_per_step)
             with clock("update"):
                 tally = sft_step(session, trees, step)
             tally.add(clock.tally())
@@ -57,18 +60,23 @@ def run(session: Session) -> Path:
             if evaluation_due(recipe, step + 1):
                 evaluate_splits(session, f"step-{step + 1}")
             if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
-                session.save(step + 1, {"stream": stream.state_dict()})
+                session.save(step + 1, {"stream": batches.state_dict()})
     final = session.finish()
     evaluate_splits(session, "after")
     return final
 
 
-def deal(session: Session, pictures: list[tuple[Sample, ...]]) -> list[tuple[Sample, ...]]:
-    """The pictures of this process, so that all have about as many tokens."""
-    world, family = session.world, session.loaded.family
-    if world.size == 1:
-        return pictures
-    return world.mine(pictures, [sum(family.expected_tokens(s) for s in samples) for samples in pictures])
+def tree_batches(
+    session: Session, stream: SampleStream[tuple[Sample, ...]]
+) -> Prefetcher[tuple[Sample, ...], list[Tree]]:
+    """The trees of a stream of images with their samples, batch by batch."""
+    policy, family = session.policy, session.loaded.family
+    return Prefetcher(
+        stream,
+        session.world,
+        lambda samples: sum(map(family.expected_tokens, samples)),
+        lambda samples: [policy.stage(tree) for tree in make_trees(samples, family)],
+    )
 
 
 def sft_step(session: Session, trees: Sequence[Tree], step: int) -> Tally:
