@@ -22,6 +22,7 @@ from vlm_r1.rl.step import Trainer
 from vlm_r1.rollout.engine import RolloutEngine, awake
 from vlm_r1.runtime.clock import Clock
 from vlm_r1.runtime.session import Session, open_session
+from vlm_r1.runtime.throughput import Throughput
 
 
 def train(recipe: Recipe) -> Path:
@@ -43,7 +44,7 @@ def run(session: Session, engine: RolloutEngine, trainer: Trainer) -> None:
     rounds = RESAMPLE_ROUNDS if algorithm.dynamic_sampling else 1
     sources = [(s.weight, load_source(s, seed=recipe.run.seed)) for s in recipe.data.train]
     stream = SampleStream(sources, seed=recipe.run.seed)
-    rubric = build_rubric(recipe.rewards, world.beat)
+    rubric, throughput = build_rubric(recipe.rewards, world.beat), Throughput(session.loaded, world)
     if session.state:
         stream.load_state_dict(session.state["stream"])
     else:
@@ -73,7 +74,7 @@ def run(session: Session, engine: RolloutEngine, trainer: Trainer) -> None:
                 update = trainer.step(batch, step)
             with clock("sync"):
                 engine.sync(trainer.weights(), version=step + 1)
-            journal.write(step + 1, step_metrics(world, found, batch, rubric, update, clock), found)
+            journal.write(step + 1, step_metrics(trainer, throughput, found, batch, rubric, update, clock), found)
             if evaluation_due(recipe, step + 1):
                 evaluate_splits(session, f"step-{step + 1}")
             if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:

@@ -21,8 +21,12 @@ from vlm_r1.runtime.prefetch import Prefetcher
 from vlm_r1.runtime.progress import Progress
 from vlm_r1.runtime.session import Session, open_session
 from vlm_r1.runtime.tally import Tally, cache_tally, merged
+from vlm_r1.runtime.throughput import Throughput
 from vlm_r1.runtime.together import fill_rows
 from vlm_r1.sft.batch import ByPicture, make_trees
+
+SHOWN = ("loss", "grad_norm", "lr", "perf/trained_tokens_per_s", "perf/mfu")
+"""What the panel and the lines of a run show, where it is known."""
 
 
 def train(recipe: Recipe) -> Path:
@@ -42,6 +46,7 @@ def run(session: Session) -> Path:
         stream.load_state_dict(session.state["stream"])
     else:
         evaluate_splits(session, "before")
+    throughput = Throughput(session.loaded, world)
     progress = Progress(recipe.run.steps, session.start, world.is_main, recipe.run.dir)
     with progress, tree_batches(session, stream) as batches:
         for step in range(session.start, recipe.run.steps):
@@ -54,9 +59,11 @@ def run(session: Session) -> Path:
                 tally = sft_step(session, trees, step)
             tally.add(clock.tally())
             tally.add(cache_tally(session.policy.vision_cache))
+            throughput.count(tally, trees, trees, rollout=False)
             metrics = merged(world.gather(tally)).values()
+            metrics |= throughput.rates(metrics)
             session.track(step + 1, metrics)
-            progress.show(step + 1, metrics, ("loss", "grad_norm", "lr"))
+            progress.show(step + 1, metrics, SHOWN)
             if evaluation_due(recipe, step + 1):
                 evaluate_splits(session, f"step-{step + 1}")
             if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
@@ -109,5 +116,6 @@ def sft_step(session: Session, trees: Sequence[Tree], step: int) -> Tally:
     tally.total("loss", float(loss_sum))
     tally.maximum("grad_norm", norm)
     tally.maximum("lr", lr)
+    tally.total("tokens/prompt", sum(tree.n_tokens for tree in trees) - sum(real))
     tally.total("tokens/answer", sum(real))
     return tally
