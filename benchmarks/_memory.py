@@ -30,7 +30,7 @@ from vlm_r1.distributed.sharding import local_bytes
 from vlm_r1.eval.run import evaluate, load_splits
 from vlm_r1.rl.algorithms import ALGORITHMS
 from vlm_r1.rl.batch import make_batch
-from vlm_r1.rl.experience import deal
+from vlm_r1.rl.experience import deal, prompt_batches
 from vlm_r1.rl.loop import sampling_of
 from vlm_r1.rl.reference import load_reference
 from vlm_r1.rl.step import Trainer
@@ -38,7 +38,7 @@ from vlm_r1.rollout.engine import awake
 from vlm_r1.rollout.sampling import StoppingCriteria
 from vlm_r1.runtime.session import Session, open_session
 from vlm_r1.sft import train as sft
-from vlm_r1.sft.batch import ByPicture, make_trees
+from vlm_r1.sft.batch import ByPicture
 
 
 def measure(recipe: Recipe, processes: int = 1) -> dict[str, int]:
@@ -72,7 +72,8 @@ def _measure(session: Session) -> dict[str, int]:
     reference = load_reference(session)
     trainer = Trainer(session, ALGORITHMS[recipe.rl.algorithm], reference)
     samples = load_source(recipe.data.train[0], seed=recipe.run.seed)
-    prompts = deal(_InOrder(samples), recipe.rl.prompts_per_step, family, world, 0, 0.0)  # type: ignore[arg-type]
+    with prompt_batches(session, _InOrder(samples)) as batches:  # type: ignore[arg-type]
+        prompts = deal(batches, recipe.rl.prompts_per_step, world, 0, 0.0)
     shape = len(prompts), recipe.rl.group_size
 
     def answer(step: int) -> Any:
@@ -94,8 +95,9 @@ def _measure(session: Session) -> dict[str, int]:
 
 def _measure_sft(session: Session) -> dict[str, int]:
     recipe = session.recipe
-    pictures = ByPicture(load_source(recipe.data.train[0], seed=recipe.run.seed))[: recipe.sft.pictures_per_step]
-    trees = [tree for samples in sft.deal(session, pictures) for tree in make_trees(samples, session.loaded.family)]
+    pictures = ByPicture(load_source(recipe.data.train[0], seed=recipe.run.seed))
+    with sft.tree_batches(session, _InOrder(pictures)) as batches:  # type: ignore[arg-type]
+        trees = [tree for _, made in batches.take(recipe.sft.pictures_per_step) for tree in made]
     sft.sft_step(session, trees, 0)
     meter = Meter(session, None)
     meter.run("update", lambda: sft.sft_step(session, trees, 1))
@@ -133,6 +135,9 @@ class _InOrder:
 
     def take(self, n: int) -> list[Any]:
         return [self.samples[i] for i in range(n)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
 
 @contextmanager

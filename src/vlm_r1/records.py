@@ -64,8 +64,7 @@ class Picture:
             return self.image.size
         try:
             with Image.open(self._file()) as opened:
-                turned = opened.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 lie on their side
-                return opened.size[::-1] if turned else opened.size
+                return shown_size(opened)
         except (OSError, SyntaxError, Image.DecompressionBombError):
             return self.open().size
 
@@ -77,6 +76,16 @@ class Picture:
             return hashlib.sha256(head + self.image.tobytes()).hexdigest()[:32]
         data = self.data if self.data is not None else Path(self.path).read_bytes()  # type: ignore[arg-type]
         return hashlib.sha256(data).hexdigest()[:32]
+
+
+def shown_size(opened: Image.Image) -> tuple[int, int]:
+    """(width, height) of a file that Pillow has opened and not decoded, as it will be shown: orientations 5 to 8 lie on
+    their side."""
+    from PIL import Image
+
+    # A PNG's own `getexif` decodes the whole file where the header has none, to look behind the pixels.
+    turned = Image.Image.getexif(opened).get(0x0112, 1) >= 5
+    return opened.size[::-1] if turned else opened.size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

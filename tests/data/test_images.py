@@ -1,5 +1,5 @@
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from vlm_r1.data.images import PictureFinder
 from vlm_r1.errors import RowError
@@ -66,13 +66,18 @@ def test_values_that_are_no_picture(finder, value, kind):
     assert kind_of(finder, value) == kind
 
 
-def test_size_comes_from_the_header_and_follows_the_orientation(tmp_path):
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize(("orientation", "size"), [(None, (30, 20)), (3, (30, 20)), (6, (20, 30))])
+def test_size_comes_from_the_header_and_follows_the_orientation(tmp_path, monkeypatch, suffix, orientation, size):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    if orientation:
+        exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(tmp_path / f"turned.{suffix}", exif=exif)
     finder = PictureFinder(tmp_path)
-    picture = finder.find("turned.jpg")
-    assert finder.size(picture) == picture.open().size == (20, 30)
+    picture = finder.find(f"turned.{suffix}")
+    assert picture.open().size == size
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("the whole file was decoded"))
+    assert finder.size(picture) == picture.size == size
 
 
 def test_bytes_that_are_no_picture(finder):

@@ -13,7 +13,7 @@ from vlm_r1.config_file import resolved_yaml
 from vlm_r1.runtime.runlog import read_metrics, read_rollouts, rollout_steps
 
 SCRIPTS = Path(__file__).parent
-LOCAL = ("time/", "vision_cache/")
+LOCAL = ("time/", "perf/", "vision_cache/")
 """Metrics of a clock, or of caches that every process has for itself."""
 
 
@@ -32,8 +32,10 @@ def with_folder(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"dir": str(folder)})})
 
 
-def run_all(recipes: Mapping[str, Recipe], processes: int, folder: Path, **steps: int) -> dict[str, Path]:
-    """Run every recipe on so many processes, in one start; name -> run folder."""
+def run_all(
+    recipes: Mapping[str, Recipe], processes: int, folder: Path, *options: str, **steps: int
+) -> dict[str, Path]:
+    """Run every recipe on so many processes, in one start; name -> run folder. `options` are `run_recipes.py`'s."""
     files, folders = [], {}
     for name, recipe in recipes.items():
         folders[name] = folder / name
@@ -43,7 +45,7 @@ def run_all(recipes: Mapping[str, Recipe], processes: int, folder: Path, **steps
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(resolved_yaml(chosen))
         files.append(str(file))
-    torchrun(processes, "run_recipes.py", *files)
+    torchrun(processes, "run_recipes.py", *options, *files)
     return folders
 
 

@@ -14,6 +14,7 @@ from vlm_r1.records import SamplingParams
 from vlm_r1.rewards.rubric import build_rubric
 from vlm_r1.rl.algorithms import ALGORITHMS
 from vlm_r1.rl.experience import deal, judge
+from vlm_r1.runtime.prefetch import Prefetcher
 
 PIECES = ["<think>", "</think>", "<answer>", "</answer>", "[", "]", "[10, 20, 300, 400]", "[1, 2, 3]", '{"bbox_2d": ']
 PIECES += ["[5.5, 6, 900, 950]", "}", "```json", "```", "None", "the red circle", " ", "\n", "[400, 300, 10, 20]", "-1"]
@@ -35,7 +36,8 @@ def test_the_reward_and_the_evaluation_of_a_thousand_texts_agree():
     loaded = tiny()
     settings = Recipe(rewards=RewardConfig(parts={"iou": 1.0}), eval=EvalConfig(batch_size=100))
     stream = SampleStream([(1.0, samples)], seed=0)
-    prompts = deal(stream, 500, loaded.family, ALONE, 0, 0.0)
+    with Prefetcher(stream, ALONE, loaded.family.expected_tokens, loaded.family.encode) as batches:
+        prompts = deal(batches, 500, ALONE, 0, 0.0)
     engine = Scripted(lambda prompt, answer: written[2 * prompt.number + answer])
     groups = list(engine.generate(prompts, SamplingParams(max_new_tokens=2, seed=(0,)), n=2))
     answers = [run.read_rollouts(group) for group in groups]

@@ -1,5 +1,7 @@
 """What a family states, against the processor's own call and the published meaning of its coordinates."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given
@@ -180,3 +182,38 @@ def test_grey_and_transparent_pictures_become_rgb():
 
 def test_the_registry_names_both_families():
     assert set(FAMILIES) <= set(REGISTRY)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_staged_images_give_the_same_features(precision):
+    policy, family = tiny().policy.to(precision), tiny().family
+    policy.compute_dtype = precision
+    prompt = family.encode(cases()[2])
+    staged = policy.stage(prompt)
+    for before, after in zip(prompt.pictures, staged.pictures, strict=True):
+        assert after.key == before.key and before.tensors["pixel_values"].dtype == torch.float32
+        assert after.tensors["pixel_values"].dtype == precision
+        assert torch.equal(after.tensors["image_grid_thw"], before.tensors["image_grid_thw"])
+    with torch.no_grad():
+        expected, found = (policy.encode_pictures(p.pictures).pooler_output for p in (prompt, staged))
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.gpu
+def test_staged_images_are_pinned_and_give_the_same_features_on_a_gpu():
+    policy, family = tiny().policy.cuda(), tiny().family
+    prompt = family.encode(cases()[2])
+    staged = policy.stage(prompt)
+    assert all(tensor.is_pinned() for picture in staged.pictures for tensor in picture.tensors.values())
+    with torch.no_grad():
+        expected, found = (policy.encode_pictures(p.pictures).pooler_output for p in (prompt, staged))
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_two_threads_may_encode():
+    family = another(tiny())
+    samples = [sample(f"number {n}", picture(32 + 8 * n, 40, n)) for n in range(6)]
+    expected = [family.encode(s).token_ids for s in samples]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda s: family.encode(s).token_ids, samples * 20))
+    assert found == expected * 20

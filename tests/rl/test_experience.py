@@ -17,6 +17,7 @@ from vlm_r1.rewards.rubric import build_rubric
 from vlm_r1.rl.advantage import mean_std
 from vlm_r1.rl.algorithms import ALGORITHMS
 from vlm_r1.rl.experience import Experience, batch_of, deal, judge
+from vlm_r1.runtime.prefetch import Prefetcher
 
 LOADED = tiny()
 RUBRIC = build_rubric(RewardConfig(parts={"format": 1.0}, shadow=["repetition"]))
@@ -40,16 +41,21 @@ def stream(samples=None) -> SampleStream:
     return SampleStream([(1.0, samples or load_scenes(ScenesSource(n=40)))], seed=0)
 
 
+def dealt(source: SampleStream, count: int, world: World, drawn: int = 0, held: float = 0.0):
+    with Prefetcher(source, world, LOADED.family.expected_tokens, LOADED.family.encode) as batches:
+        return deal(batches, count, world, drawn, held)
+
+
 @settings(deadline=None, max_examples=15)
-@given(st.integers(1, 5), st.integers(0, 7), st.integers(0, 9), st.data())
+@given(st.integers(1, 5), st.integers(0, 7), st.integers(1, 9), st.data())
 def test_every_prompt_falls_to_one_process_under_its_number_in_the_step(size, count, drawn, data):
     held = tuple(float(v) for v in data.draw(st.lists(st.integers(0, 500), min_size=size, max_size=size)))
-    alone = deal(stream(), count, LOADED.family, ALONE, drawn, 0.0)
+    alone = dealt(stream(), count, ALONE, drawn)
     assert [prompt.number for prompt in alone] == list(range(drawn, drawn + count))
     shares = []
     for rank in range(size):
         world = OneOf(rank=rank, size=size, others=held)
-        mine = deal(stream(), count, LOADED.family, world, drawn, held[rank])
+        mine = dealt(stream(), count, world, drawn, held[rank])
         assert [p.number for p in mine] == sorted(p.number for p in mine)
         shares += mine
     assert sorted((p.number, p.sample.id) for p in shares) == [(p.number, p.sample.id) for p in alone]
@@ -58,21 +64,20 @@ def test_every_prompt_falls_to_one_process_under_its_number_in_the_step(size, co
 def test_work_is_dealt_by_the_size_of_pictures_and_by_what_a_process_holds():
     large = sample("q", picture(640, 640), id="large")
     small = [sample("q", picture(64, 64), id=str(i)) for i in range(3)]
-    family = LOADED.family
     shares = []
     for rank in (0, 1):
         world = OneOf(rank=rank, size=2, others=(0.0, 0.0))
-        shares.append({p.sample.id for p in deal(stream([large, *small]), 4, family, world, 0, 0.0)})
+        shares.append({p.sample.id for p in dealt(stream([large, *small]), 4, world)})
     assert sorted(shares, key=len) == [{"large"}, {"0", "1", "2"}]
     world = OneOf(rank=0, size=2, others=(1e6, 0.0))
-    assert deal(stream(small), 3, family, world, 0, 1e6) == []
+    assert dealt(stream(small), 3, world, 4, 1e6) == []
 
 
 def test_every_process_draws_the_same_samples_from_the_stream():
     states = []
     for rank in (0, 1, 2):
         source = stream()
-        deal(source, 5, LOADED.family, OneOf(rank=rank, size=3, others=(0.0,) * 3), 0, 0.0)
+        dealt(source, 5, OneOf(rank=rank, size=3, others=(0.0,) * 3))
         states.append(source.state_dict())
     assert states[0] == states[1] == states[2] and states[0]["drawn"] == 5
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from vlm_r1.runtime.panel import ASCII, RunPanel, sparkline
 
-NAMES = ("reward", "completions/mean_length", "time/rollout_s")
+NAMES = ("reward", "completions/mean_length", "time/rollout_s", "perf/completion_tokens_per_s", "perf/mfu")
 WARNING = "shadow metric iou fell from 0.31 to 0.28 while the reward rose"
 
 
@@ -21,6 +21,7 @@ def run():
     for step in range(1, 9):
         now[0] += 2.0
         times = {"time/rollout_s": 1.25, "time/reward_s": 0.25, "time/update_s": 0.5, "time/step_s": 2.0}
+        times |= {"time/rollout_share": 0.625, "perf/completion_tokens_per_s": 1234.5}
         metrics = {"reward": step - 1.0, "completions/mean_length": 23.5, **times}
         panel.update(step, metrics, NAMES, [WARNING] if step == 5 else [])
     now[0] += 0.5
@@ -41,6 +42,7 @@ def test_the_panel_says_where_the_run_is(run):
         assert part in text, part
     assert "rollout 1.25  reward 0.25  update 0.50  step 2.00" in text
     assert "completions/mean_length 23.5" in text
+    assert "perf/completion_tokens_per_s 1234" in text and "mfu" not in text and "share" not in text
     assert f"step 5: {WARNING[:40]}" in text
 
 

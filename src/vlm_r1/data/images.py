@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vlm_r1.errors import Fault, RowError, shown
-from vlm_r1.records import MAX_PIXELS, Picture
+from vlm_r1.records import MAX_PIXELS, Picture, shown_size
 
 _DATA_URL = re.compile(r"^data:[\w/+.-]*;base64,", re.IGNORECASE)
 # The first bytes of PNG, JPEG, GIF, WebP and BMP files as base64 shows them.
 _BASE64_HEADS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk")
-
-
-_ORIENTATION = 0x0112
 
 
 class PictureFinder:
@@ -110,14 +107,9 @@ def _header_size(picture: Picture) -> tuple[int, int] | Fault:
     name = shown(str(picture.path)) if picture.path is not None else "of bytes"
     try:
         with Image.open(picture.path if picture.data is None else io.BytesIO(picture.data)) as opened:  # type: ignore[arg-type]
-            width, height = opened.size
-            # Orientations 5 to 8 turn the picture by a quarter when it is opened. Asked for one that its header does
-            # not hold, Pillow decodes a whole PNG to look behind the pixels.
-            look = opened.format != "PNG" or "exif" in opened.info
-            turned = look and opened.getexif().get(_ORIENTATION, 1) >= 5
+            width, height = shown_size(opened)
     except Image.DecompressionBombError:
         width = height = MAX_PIXELS
-        turned = False
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         return Fault(
             kind="image_unreadable",
@@ -127,4 +119,4 @@ def _header_size(picture: Picture) -> tuple[int, int] | Fault:
     if width * height > MAX_PIXELS:
         what = f"image {name} is over the limit of {MAX_PIXELS} pixels"
         return Fault(kind="image_too_large", what=what, remedy="Make it smaller (boxes too), or drop the row")
-    return (height, width) if turned else (width, height)
+    return width, height

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -30,6 +32,19 @@ CACHED_PICTURES = 128
 FILLER_SIDE = 64
 """Pixels of the side of a filler's picture; families enlarge it to the smallest they take."""
 Part = Literal["vision", "connector", "language"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processed:
+    """Pictures that were processed together: their tensors, and the text that replaces each one's placeholder.
+
+    `size` is the first one's original (width, height). The pictures are held so that their ids stay their own.
+    """
+
+    vision: VisionInput
+    texts: list[str]
+    size: tuple[int, int]
+    pictures: Sequence[Picture]
 
 
 class Family:
@@ -52,7 +67,8 @@ class Family:
         self._picture_kwargs = self.picture_kwargs(min_pixels, max_pixels)
         self._settings_key = f"{processor.image_processor.to_dict()}{self._picture_kwargs}"
         self._vision_names = set(inspect.signature(model.model.get_image_features).parameters)
-        self._pictures: OrderedDict[Any, tuple[VisionInput, list[str], Sequence[Picture]]] = OrderedDict()
+        self._encoding = threading.Lock()  # a processor need not bear two threads; training and evaluation are two
+        self._pictures: OrderedDict[Any, Processed] = OrderedDict()
 
     # -- what a family states -------------------------------------------------------------------------------------
 
@@ -132,20 +148,27 @@ class Family:
     # -- what all families share ----------------------------------------------------------------------------------
 
     def encode(self, sample: Sample) -> Prompt:
-        """The prompt of a sample. Raises `DataError` naming the sample for a picture that cannot be read."""
+        """The prompt of a sample; one thread at a time.
+
+        Raises `DataError` naming the sample for a picture that cannot be read.
+        """
+        with self._encoding:
+            return self._encode(sample)
+
+    def _encode(self, sample: Sample) -> Prompt:
         try:
             processed = [self.process(pictures) for pictures in self.group_pictures(sample.images)]
         except DataError as error:
             raise DataError(f"sample {sample.id}: {error}") from None
         pieces = self.text(sample).split(self.placeholder())
-        replacements = [text for _, texts in processed for text in texts]
+        replacements = [text for entry in processed for text in entry.texts]
         if len(pieces) != len(replacements) + 1:
             raise DataError(
                 f"sample {sample.id}: the text holds a picture placeholder ({self.placeholder()}); remove it"
             )
         filled = pieces[0] + "".join(t + piece for t, piece in zip(replacements, pieces[1:], strict=True))
         token_ids = torch.tensor(self.tokenizer(filled, add_special_tokens=False)["input_ids"])
-        pictures = tuple(vision for vision, _ in processed)
+        pictures = tuple(entry.vision for entry in processed)
         positions = self.positions(token_ids, merge_pictures(pictures))
         return Prompt(
             sample=sample,
@@ -153,7 +176,7 @@ class Family:
             positions=positions,
             next_position=int(positions.max()) + 1,
             pictures=pictures,
-            box_map=self.prompt_box_map(sample, pictures),
+            box_map=self.prompt_box_map(processed[0].size, pictures[0]) if processed else BoxMap(),
             blocks=self.blocks(token_ids),
         )
 
@@ -196,34 +219,29 @@ class Family:
                     return int(token)
         return int(self.tokenizer.eos_token_id)
 
-    def prompt_box_map(self, sample: Sample, pictures: Sequence[VisionInput]) -> BoxMap:
-        """The box map that the recipe asks for; boxes are about the first picture."""
-        if not pictures or self.settings.coordinates == "original_pixels":
+    def prompt_box_map(self, original: tuple[int, int], vision: VisionInput) -> BoxMap:
+        """The box map that the recipe asks for, of the first picture: boxes are about it."""
+        if self.settings.coordinates == "original_pixels":
             return BoxMap()
-        width, height = sample.images[0].size
         if self.settings.coordinates == "relative_1000":
-            return BoxMap(x=width / 1000, y=height / 1000)
-        return self.box_map((width, height), pictures[0])
+            return BoxMap(x=original[0] / 1000, y=original[1] / 1000)
+        return self.box_map(original, vision)
 
-    def process(self, pictures: Sequence[Picture]) -> tuple[VisionInput, list[str]]:
-        """The tensors of pictures that go together, and the text that replaces each one's placeholder.
-
-        Decoded and resized once while they stay cached.
-        """
+    def process(self, pictures: Sequence[Picture]) -> Processed:
+        """Pictures that go together, decoded and resized once while they stay cached."""
         key = tuple(id(p) if p.path is None else str(p.path) for p in pictures)
         if key in self._pictures:
             self._pictures.move_to_end(key)
-            return self._pictures[key][:2]
-        found = self.processor.image_processor(
-            images=[[picture.open() for picture in pictures]], return_tensors="pt", **self._picture_kwargs
-        )
+            return self._pictures[key]
+        images = [picture.open() for picture in pictures]
+        found = self.processor.image_processor(images=[images], return_tensors="pt", **self._picture_kwargs)
         texts = [self.processor.replace_image_token(found, i) for i in range(len(pictures))]
         content = "".join(picture.key for picture in pictures) + self._settings_key
         vision = VisionInput(
             key=hashlib.sha256(content.encode()).hexdigest()[:32],
             tensors=self.tensors({name: value for name, value in found.items() if name in self._vision_names}),
         )
-        self._pictures[key] = (vision, texts, pictures)  # holding the pictures keeps their ids their own
+        self._pictures[key] = Processed(vision=vision, texts=texts, size=images[0].size, pictures=pictures)
         if len(self._pictures) > CACHED_PICTURES:
             self._pictures.popitem(last=False)
-        return vision, texts
+        return self._pictures[key]

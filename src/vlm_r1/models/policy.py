@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlm_r1.models.packing import PackedRow
+from vlm_r1.models.packing import PackedRow, Tree
 from vlm_r1.models.shared_prefix import packed
 from vlm_r1.models.vision_cache import VisionCache, WeightsVersion
-from vlm_r1.records import VisionInput
+from vlm_r1.records import Prompt, VisionInput
 
 LOGIT_CHUNK = 1 << 25
 """Most logits (tokens x vocabulary) that exist at once in float32 while log-probs are taken: 128 MiB."""
 MASKED = -1e9
 """Logit of a banned token."""
+Staged = TypeVar("Staged", Prompt, Tree)
+"""What holds the images of a prompt."""
 
 
 class Policy(nn.Module):
@@ -69,12 +72,24 @@ class Policy(nn.Module):
 
     def encode_pictures(self, pictures: Sequence[VisionInput]) -> Any:
         """The model's own `get_image_features` on these pictures."""
-        device, dtype = self.banned.device, self.compute_dtype
-        tensors = {
-            name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-            for name, value in merge_pictures(pictures).items()
-        }
+        tensors = merge_pictures([self._moved(picture, self.banned.device) for picture in pictures])
         return self.model.model.get_image_features(**tensors, return_dict=True)
+
+    def stage(self, made: Staged) -> Staged:
+        """The same with images as `encode_pictures` takes them, so that it need only copy them.
+
+        They stay in host memory: pinned where the model is on a GPU, which then copies them while the host goes on.
+        """
+        staged = [self._moved(picture, torch.device("cpu")) for picture in made.pictures]
+        if self.banned.is_cuda:
+            staged = [replace(p, tensors={n: t.pin_memory() for n, t in p.tensors.items()}) for p in staged]
+        return replace(made, pictures=tuple(staged))
+
+    def _moved(self, picture: VisionInput, device: torch.device) -> VisionInput:
+        """On a device, numbers in the precision of the forward pass."""
+        dtypes = {n: self.compute_dtype if t.is_floating_point() else t.dtype for n, t in picture.tensors.items()}
+        moved = {n: t.to(device, dtypes[n], non_blocking=True) for n, t in picture.tensors.items()}
+        return replace(picture, tensors=moved)
 
     def hidden(self, token_ids: Tensor, positions: Tensor, features: Mapping[str, Any], layout: Any) -> Tensor:
         """Last hidden states `(N, D)` of a row: token ids `(N,)`, positions `(3, N)`."""

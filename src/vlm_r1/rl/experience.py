@@ -10,12 +10,13 @@ from torch import Tensor
 
 from vlm_r1.data.mixture import SampleStream
 from vlm_r1.distributed.processes import World
-from vlm_r1.models.family import Family
 from vlm_r1.records import Answer, Prompt, RolloutGroup, Sample, Score
 from vlm_r1.rewards.rubric import Rubric
 from vlm_r1.rl.advantage import overlong_penalty
 from vlm_r1.rl.algorithms import Algorithm
 from vlm_r1.rl.batch import TrainBatch, make_batch
+from vlm_r1.runtime.prefetch import Prefetcher
+from vlm_r1.runtime.session import Session
 
 RESAMPLE_ROUNDS = 3
 """Dynamic sampling asks for prompts at most so many times in a step."""
@@ -67,21 +68,19 @@ class Experience:
         )
 
 
-def deal(stream: SampleStream, count: int, family: Family, world: World, drawn: int, held: float) -> list[Prompt]:
+def prompt_batches(session: Session, stream: SampleStream[Sample]) -> Prefetcher[Sample, Prompt]:
+    """The prompts of a stream, batch by batch."""
+    policy, family = session.policy, session.loaded.family
+    return Prefetcher(stream, session.world, family.expected_tokens, lambda sample: policy.stage(family.encode(sample)))
+
+
+def deal(batches: Prefetcher[Sample, Prompt], count: int, world: World, drawn: int, held: float) -> list[Prompt]:
     """The prompts of this process of the next `count` samples, in order, with their numbers in the step.
 
-    Whole groups are dealt, so that all processes have about as many tokens; `drawn` samples were dealt before in this
-    step, `held` tokens are already here. What a prompt's number is does not depend on the processes.
+    `drawn` samples were dealt before in this step; with the answers that were kept, `held` tokens are already here.
     """
-    numbered: list[tuple[int, Sample]] = list(enumerate(stream.take(count), start=drawn))
-    if world.size > 1:
-        costs = [family.expected_tokens(sample) for _, sample in numbered]
-        numbered = world.mine(numbered, costs, world.gather(held))
-    prompts = []
-    for number, sample in numbered:
-        world.beat("reading samples")
-        prompts.append(replace(family.encode(sample), number=number))
-    return prompts
+    loads = world.gather(held) if drawn else None
+    return [replace(prompt, number=number) for number, prompt in batches.take(count, drawn, loads)]
 
 
 def judge(

@@ -15,7 +15,11 @@ from vlm_r1.runtime.rows import rollout_rows
 from vlm_r1.runtime.session import Session
 from vlm_r1.runtime.trackers import track_pictures
 
-SHOWN = ("reward", "completions/mean_length", "frac_reward_zero_std", "time/rollout_s", "time/update_s")
+SHOWN = (
+    *("reward", "completions/mean_length", "frac_reward_zero_std", "time/rollout_s", "time/update_s"),
+    *("perf/completion_tokens_per_s", "perf/mfu"),
+)
+"""What the panel and the lines of a run show, where it is known."""
 
 
 class Journal:

@@ -14,7 +14,7 @@ from vlm_r1.records import SamplingParams
 from vlm_r1.rewards.rubric import build_rubric
 from vlm_r1.rl.algorithms import ALGORITHMS
 from vlm_r1.rl.engines import correction, open_engine
-from vlm_r1.rl.experience import RESAMPLE_ROUNDS, Experience, batch_of, deal, judge
+from vlm_r1.rl.experience import RESAMPLE_ROUNDS, Experience, batch_of, deal, judge, prompt_batches
 from vlm_r1.rl.journal import Journal
 from vlm_r1.rl.metrics import step_metrics
 from vlm_r1.rl.reference import load_reference
@@ -22,6 +22,7 @@ from vlm_r1.rl.step import Trainer
 from vlm_r1.rollout.engine import RolloutEngine, awake
 from vlm_r1.runtime.clock import Clock
 from vlm_r1.runtime.session import Session, open_session
+from vlm_r1.runtime.throughput import Throughput
 
 
 def train(recipe: Recipe) -> Path:
@@ -38,24 +39,24 @@ def train(recipe: Recipe) -> Path:
 
 def run(session: Session, engine: RolloutEngine, trainer: Trainer) -> None:
     """Evaluate, train, and evaluate again."""
-    recipe, world, family = session.recipe, session.world, session.loaded.family
+    recipe, world = session.recipe, session.world
     algorithm, P, G = trainer.algorithm, recipe.rl.prompts_per_step, recipe.rl.group_size
     rounds = RESAMPLE_ROUNDS if algorithm.dynamic_sampling else 1
     sources = [(s.weight, load_source(s, seed=recipe.run.seed)) for s in recipe.data.train]
     stream = SampleStream(sources, seed=recipe.run.seed)
-    rubric = build_rubric(recipe.rewards, world.beat)
+    rubric, throughput = build_rubric(recipe.rewards, world.beat), Throughput(session.loaded, world)
     if session.state:
         stream.load_state_dict(session.state["stream"])
     else:
         evaluate_splits(session, "before")
 
-    with Journal(session) as journal:
+    with Journal(session) as journal, prompt_batches(session, stream) as batches:
         for step in range(session.start, recipe.run.steps):
             clock, found, drawn, kept = Clock(world), Experience.empty(G), 0, 0
             sampling = sampling_of(recipe, step)
             for attempt in range(1, rounds + 1):
                 with clock("data"):
-                    prompts = deal(stream, P - kept, family, world, drawn, float(found.lengths_PG.sum()))
+                    prompts = deal(batches, P - kept, world, drawn, float(found.lengths_PG.sum()))
                 with clock("rollout"), awake(engine):
                     groups = sorted(engine.generate(prompts, sampling, n=G), key=lambda group: group.prompt.number)
                 with clock("reward"):
@@ -65,17 +66,19 @@ def run(session: Session, engine: RolloutEngine, trainer: Trainer) -> None:
                 drawn, kept = drawn + P - kept, int(world.sum(len(found.groups))[0])
                 if kept >= P:
                     break
+            if step + 1 < recipe.run.steps:  # only here: the rounds of this step draw before the next step
+                batches.prefetch(P)
             with clock("update"):
                 limit = recipe.rollout.max_new_tokens
                 batch = batch_of(found, algorithm, world, limit, keep_all=trainer.reference is not None)
                 update = trainer.step(batch, step)
             with clock("sync"):
                 engine.sync(trainer.weights(), version=step + 1)
-            journal.write(step + 1, step_metrics(world, found, batch, rubric, update, clock), found)
+            journal.write(step + 1, step_metrics(trainer, throughput, found, batch, rubric, update, clock), found)
             if evaluation_due(recipe, step + 1):
                 evaluate_splits(session, f"step-{step + 1}")
             if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
-                session.save(step + 1, {"stream": stream.state_dict(), "monitor": journal.state()})
+                session.save(step + 1, {"stream": batches.state_dict(), "monitor": journal.state()})
     session.finish()
     evaluate_splits(session, "after")
 

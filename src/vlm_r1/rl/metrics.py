@@ -8,14 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from vlm_r1.config import Recipe
-from vlm_r1.distributed.processes import World
 from vlm_r1.rewards.diagnostics import ShadowWatch, Trend, diagnostic_sums, kinds_that_occur
 from vlm_r1.rewards.rubric import Rubric
 from vlm_r1.rl.advantage import mean_only
-from vlm_r1.rl.batch import TrainBatch
+from vlm_r1.rl.batch import TrainBatch, group_tree
 from vlm_r1.rl.experience import Experience
+from vlm_r1.rl.step import Trainer
 from vlm_r1.runtime.clock import Clock
 from vlm_r1.runtime.tally import Tally, merged
+from vlm_r1.runtime.throughput import Throughput
 
 
 class Monitor:
@@ -42,17 +43,25 @@ class Monitor:
 
 
 def step_metrics(
-    world: World, experience: Experience, batch: TrainBatch, rubric: Rubric, update: Tally, clock: Clock
+    trainer: Trainer,
+    throughput: Throughput,
+    experience: Experience,
+    batch: TrainBatch,
+    rubric: Rubric,
+    update: Tally,
+    clock: Clock,
 ) -> dict[str, float]:
     """The metrics of a step, over all processes, the same on each."""
+    rl, world = trainer.rl, trainer.session.world
     tally = experience_tally(experience, batch, rubric)
     tally.add(update)
     tally.add(clock.tally())
+    trees = [group_tree(group) for group in experience.groups]
+    sampled, forwards = trainer.rollout.engine != "replay", int(trainer.reference is not None)
+    throughput.count(tally, trees, batch.trees, rollout=sampled, steps=rl.iterations, forwards=forwards)
     values = kinds_that_occur(merged(world.gather(tally)).values())
     values.setdefault("reward", float("nan"))
-    if "time/collectives_s" in values:
-        values["time/collectives_share"] = values["time/collectives_s"] / values["time/step_s"]
-    return values
+    return values | throughput.rates(values, rl.group_size)
 
 
 def experience_tally(experience: Experience, batch: TrainBatch, rubric: Rubric) -> Tally:

@@ -109,7 +109,7 @@ class RunPanel:
     def _phases(self) -> Iterable[tuple[str, str]]:
         """Seconds of the last step's phases, and of a step on the whole."""
         for name, value in self.metrics.items():
-            if name.startswith("time/") and name != "time/step_s":
+            if name.startswith("time/") and name.endswith("_s") and name != "time/step_s":
                 yield name.removeprefix("time/").removesuffix("_s"), f"{value:.2f}"
         if self.metrics:
             yield "step", f"{self.per_step:.2f}"

@@ -17,11 +17,16 @@ from vlm_r1.models.packing import Tree, cut_by_budget, pack
 from vlm_r1.records import Sample
 from vlm_r1.runtime.clock import Clock
 from vlm_r1.runtime.optim import learning_rate, set_learning_rate
+from vlm_r1.runtime.prefetch import Prefetcher
 from vlm_r1.runtime.progress import Progress
 from vlm_r1.runtime.session import Session, open_session
 from vlm_r1.runtime.tally import Tally, cache_tally, merged
+from vlm_r1.runtime.throughput import Throughput
 from vlm_r1.runtime.together import fill_rows
 from vlm_r1.sft.batch import ByPicture, make_trees
+
+SHOWN = ("loss", "grad_norm", "lr", "perf/trained_tokens_per_s", "perf/mfu")
+"""What the panel and the lines of a run show, where it is known."""
 
 
 def train(recipe: Recipe) -> Path:
@@ -41,34 +46,44 @@ def run(session: Session) -> Path:
         stream.load_state_dict(session.state["stream"])
     else:
         evaluate_splits(session, "before")
-    with Progress(recipe.run.steps, session.start, world.is_main, recipe.run.dir) as progress:
+    throughput = Throughput(session.loaded, world)
+    progress = Progress(recipe.run.steps, session.start, world.is_main, recipe.run.dir)
+    with progress, tree_batches(session, stream) as batches:
         for step in range(session.start, recipe.run.steps):
             clock = Clock(world)
             with clock("data"):
-                shown = deal(session, stream.take(recipe.sft.pictures_per_step))
-                trees = [tree for samples in shown for tree in make_trees(samples, session.loaded.family)]
+                trees = [tree for _, made in batches.take(recipe.sft.pictures_per_step) for tree in made]
+            if step + 1 < recipe.run.steps:
+                batches.prefetch(recipe.sft.pictures_per_step)
             with clock("update"):
                 tally = sft_step(session, trees, step)
             tally.add(clock.tally())
             tally.add(cache_tally(session.policy.vision_cache))
+            throughput.count(tally, trees, trees, rollout=False)
             metrics = merged(world.gather(tally)).values()
+            metrics |= throughput.rates(metrics)
             session.track(step + 1, metrics)
-            progress.show(step + 1, metrics, ("loss", "grad_norm", "lr"))
+            progress.show(step + 1, metrics, SHOWN)
             if evaluation_due(recipe, step + 1):
                 evaluate_splits(session, f"step-{step + 1}")
             if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
-                session.save(step + 1, {"stream": stream.state_dict()})
+                session.save(step + 1, {"stream": batches.state_dict()})
     final = session.finish()
     evaluate_splits(session, "after")
     return final
 
 
-def deal(session: Session, pictures: list[tuple[Sample, ...]]) -> list[tuple[Sample, ...]]:
-    """The pictures of this process, so that all have about as many tokens."""
-    world, family = session.world, session.loaded.family
-    if world.size == 1:
-        return pictures
-    return world.mine(pictures, [sum(family.expected_tokens(s) for s in samples) for samples in pictures])
+def tree_batches(
+    session: Session, stream: SampleStream[tuple[Sample, ...]]
+) -> Prefetcher[tuple[Sample, ...], list[Tree]]:
+    """The trees of a stream of images with their samples, batch by batch."""
+    policy, family = session.policy, session.loaded.family
+    return Prefetcher(
+        stream,
+        session.world,
+        lambda samples: sum(map(family.expected_tokens, samples)),
+        lambda samples: [policy.stage(tree) for tree in make_trees(samples, family)],
+    )
 
 
 def sft_step(session: Session, trees: Sequence[Tree], step: int) -> Tally:
@@ -101,5 +116,6 @@ def sft_step(session: Session, trees: Sequence[Tree], step: int) -> Tally:
     tally.total("loss", float(loss_sum))
     tally.maximum("grad_norm", norm)
     tally.maximum("lr", lr)
+    tally.total("tokens/prompt", sum(tree.n_tokens for tree in trees) - sum(real))
     tally.total("tokens/answer", sum(real))
     return tally
