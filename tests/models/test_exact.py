@@ -105,14 +105,19 @@ def test_no_more_logits_than_the_chunk_exist_at_once(monkeypatch):
     assert max(seen) <= 5 * 400
 
 
+@pytest.mark.parametrize("lengths", [[1], [1, 1, 1], [1, 2, 1]], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_prompt_with_one_answer_of_one_token(family):
-    loaded = tiny(family)
-    for prompt in mixed_prompts(loaded):
-        groups = [made_up(loaded, prompt, [1])]
-        logprobs, _ = loaded.policy(pack([group_tree(groups[0])]), 1.0)
-        expected = plain_logprobs(plain_model(loaded), groups, loaded.policy.banned, 1.0)
+def test_answers_of_one_token_have_none_in_the_row(family, lengths):
+    loaded, model = tiny(family), plain_model(tiny(family))
+    groups = [made_up(loaded, prompt, lengths) for prompt in mixed_prompts(loaded)]
+    for answered in [*([group] for group in groups), groups]:
+        row = pack([group_tree(group) for group in answered])
+        logprobs, _ = loaded.policy(row, 1.0)
+        expected = plain_logprobs(model, answered, loaded.policy.banned, 1.0)
         torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+        (logprobs * weights(len(expected))).sum().backward()
+        (expected * weights(len(expected))).sum().backward()
+        assert_same_gradients(gradients(loaded.policy), gradients(model))
 
 
 def test_a_banned_token_has_no_probability_and_entropy_is_that_of_the_rest():

@@ -234,7 +234,7 @@ def test_4_bit_weights_by_hand(tmp_path):
 def test_the_step_is_the_recipes_own(planned):
     plan = make_plan(planned())
     assert len(plan.prompts) == 4 and plan.questions == "the first 12 of data.train"
-    assert sum(plan.rows) == sum(plan.prompts) + 4 * 6 * 40 and max(plan.rows) <= 800
+    assert sum(plan.rows) == sum(plan.prompts) + 4 * 6 * 39 and max(plan.rows) <= 800
     assert set(plan.images) == {36}  # 96 x 96 pixels in patches of 8, merged 2 x 2
 
 
