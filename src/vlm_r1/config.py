@@ -101,10 +101,10 @@ class ModelConfig(Section):
     vision_cache_mb: int = Field(
         2048,
         ge=0,
-        description="CPU memory for features of pictures, in MiB; used where tower and connector are frozen; 0: none",
+        description="CPU memory for what a frozen tower makes of pictures, in MiB; 0: none",
     )
     vision_cache_dir: str | None = Field(
-        None, description="also keep those features in this folder (safetensors), for later runs and larger data"
+        None, description="also keep that in this folder (safetensors), for later runs and larger data"
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model; only if you read it")
 

@@ -100,9 +100,22 @@ SLOW = pytest.mark.slow
         ("qwen3_vl", "sft", {"train": {"vision": "last_2", "connector": "frozen", "language": "last_3"}}),
         pytest.param("qwen3_vl", "grpo", {"data": EVALUATED, "eval": EVALUATION}, marks=SLOW),
         pytest.param("qwen2_5_vl", "grpo", {"train": {"vision": "frozen", "connector": "frozen"}}, marks=SLOW),
+        pytest.param("qwen3_vl", "grpo", {"train": {"vision": "frozen"}}, marks=SLOW),
+        pytest.param(
+            "qwen3_vl", "sft", {"train": {"vision": "frozen"}, "model": {"precision": "bfloat16"}}, marks=SLOW
+        ),
         ("qwen3_vl", "sft", {"model": {"precision": "bfloat16", **CHECKPOINTING}}),
     ],
-    ids=["bf16", "reference-checkpointing", "sft-last-blocks", "evaluation", "frozen-tower", "sft-bf16-checkpointing"],
+    ids=[
+        "bf16",
+        "reference-checkpointing",
+        "sft-last-blocks",
+        "evaluation",
+        "frozen-tower",
+        "frozen-tower-alone",
+        "sft-frozen-tower-bf16",
+        "sft-bf16-checkpointing",
+    ],
 )
 def test_the_planned_peaks_are_those_of_a_real_step(planned, family, method, sections):
     assert_planned(planned(family, method, **sections))

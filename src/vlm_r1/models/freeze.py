@@ -8,7 +8,9 @@ from torch import nn
 
 from vlm_r1.config import TrainConfig
 from vlm_r1.errors import ConfigError
+from vlm_r1.models.families import FAMILIES
 from vlm_r1.models.family import Family, Part
+from vlm_r1.models.tower_output import TowerOutput
 
 
 def freeze(family: Family, train: TrainConfig) -> dict[Part, int]:
@@ -40,6 +42,29 @@ def blocks_of(family: Family, part: Part) -> list[nn.Module]:
     mine = {id(p) for p in family.parameters()[part].values()}
     lists = [m for module in family.modules()[part] for m in module.modules() if isinstance(m, nn.ModuleList)]
     return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters() if id(p) in mine), default=()))
+
+
+def frozen_features(family: Family) -> tuple[list[str], TowerOutput | None] | None:
+    """What can be kept of pictures, as `Policy.cache_features` takes it.
+
+    These are the names of the frozen weights that it depends on, and, where the connector is trained, the way to record
+    the tower's output. None where the tower is trained, and for a trained connector of a model without a family of its
+    own: the tests hold families alone to it.
+    """
+    parts = family.parameters()
+    frozen = [n for part in ("vision", "connector") for n, p in parts[part].items() if not p.requires_grad]  # type: ignore[index]
+    if any(p.requires_grad for p in parts["vision"].values()):
+        return None
+    if not any(p.requires_grad for p in parts["connector"].values()):
+        return frozen, None
+    if family.model.config.model_type not in FAMILIES:
+        return None
+    return frozen, tower_output(family)
+
+
+def tower_output(family: Family) -> TowerOutput:
+    """The way to record and replay what a family's tower hands to its connector."""
+    return TowerOutput(family.modules()["connector"], blocks_of(family, "vision"))
 
 
 def learning_rate_scales(family: Family, rates: Mapping[Part, float | None], base: float) -> dict[int, float]:

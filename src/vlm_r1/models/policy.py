@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlm_r1.models.packing import PackedRow
 from vlm_r1.models.shared_prefix import packed
+from vlm_r1.models.tower_output import TowerOutput
 from vlm_r1.models.vision_cache import VisionCache, WeightsVersion
 from vlm_r1.records import VisionInput
 
@@ -38,32 +39,48 @@ class Policy(nn.Module):
         self.vision_cache: VisionCache | None = None
         self._frozen: tuple[str, ...] = ()
         self._weights_version = WeightsVersion()
+        self.tower_output: TowerOutput | None = None
         self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self.register_buffer("banned", banned, persistent=False)
 
     def features(self, pictures: Sequence[VisionInput]) -> dict[str, Any]:
         """The vision tower's output for the pictures, in the form `hidden` takes; empty without pictures.
 
-        With a cache (tower and connector are frozen) only pictures that it does not hold are encoded.
+        With a cache (the tower is frozen) it runs only on pictures that the cache does not hold; a connector that is
+        trained runs on all.
         """
         if not pictures:
             return {}
         if self.vision_cache is None:
             return {"image": self.encode_pictures(pictures)}
-        device = self.banned.device
-        weights = self._weights_version(self.model.get_parameter(name) for name in self._frozen)
-        return {"image": self.vision_cache.lookup(pictures, weights, self._encode_frozen, device)}
+        if self.tower_output is None:
+            return {"image": self.kept(pictures)}
+        return {"image": self.tower_output.replay(self.encode_pictures, pictures, self.kept(pictures))}
 
-    def cache_features(self, cache: VisionCache, frozen: Iterable[str]) -> None:
-        """Keep the features of pictures in `cache`; `frozen` names the model's parameters that make them."""
+    def kept(self, pictures: Sequence[VisionInput]) -> Any:
+        """What the cache keeps of pictures, and the tower makes of those that it does not hold."""
+        assert self.vision_cache is not None
+        weights = self._weights_version(self.model.get_parameter(name) for name in self._frozen)
+        return self.vision_cache.lookup(pictures, weights, self._encode_frozen, self.banned.device)
+
+    def cache_features(
+        self, cache: VisionCache, frozen: Iterable[str], tower_output: TowerOutput | None = None
+    ) -> None:
+        """Keep in `cache` the features of pictures, or what their tower puts out where its connector is trained.
+
+        `frozen` names the model's parameters that what is kept depends on.
+        """
         self.vision_cache, self._frozen, self._weights_version = cache, tuple(frozen), WeightsVersion()
+        self.tower_output = tower_output
 
     @torch.no_grad()
-    def _encode_frozen(self, picture: VisionInput) -> Any:
+    def _encode_frozen(self, pictures: Sequence[VisionInput]) -> Any:
         training = self.model.training
         self.model.eval()  # what is kept must not depend on a draw of dropout
         try:
-            return self.encode_pictures([picture])
+            if self.tower_output is None:
+                return self.encode_pictures(pictures)
+            return self.tower_output.record(self.encode_pictures, pictures)
         finally:
             self.model.train(training)
 
