@@ -100,7 +100,6 @@ SLOW = pytest.mark.slow
         ("qwen3_vl", "sft", {"train": {"vision": "last_2", "connector": "frozen", "language": "last_3"}}),
         pytest.param("qwen3_vl", "grpo", {"data": EVALUATED, "eval": EVALUATION}, marks=SLOW),
         pytest.param("qwen2_5_vl", "grpo", {"train": {"vision": "frozen", "connector": "frozen"}}, marks=SLOW),
-        pytest.param("qwen3_vl", "grpo", {"train": {"vision": "frozen"}}, marks=SLOW),
         pytest.param(
             "qwen3_vl", "sft", {"train": {"vision": "frozen"}, "model": {"precision": "bfloat16"}}, marks=SLOW
         ),

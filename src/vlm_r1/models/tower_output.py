@@ -26,23 +26,32 @@ class TowerOutput:
 
     def __init__(self, connector: Sequence[nn.Module], blocks: Sequence[nn.Module]) -> None:
         self.connector, self.blocks = connector, blocks
+        self._calls: set[str] | None = None
 
     def record(self, encode: Encode, pictures: Sequence[VisionInput]) -> dict[str, list[Tensor]]:
         """Number of the connector's call -> what it was given for each picture.
 
         Left out are calls whose input depends on trained weights: those of a module behind another one.
         """
-        found: dict[str, list[Tensor]] = {}
+        if self._calls is None:  # a graph of one picture tells which they are
+            with torch.enable_grad():
+                given = self._given(encode, pictures[:1])
+            self._calls = {call for call, value in given.items() if not value.requires_grad}
+        given = self._given(encode, pictures)
         patches = [len(picture.tensors["pixel_values"]) for picture in pictures]
-        calls = count()
+        found: dict[str, list[Tensor]] = {}
+        for call in sorted(self._calls, key=int):
+            rows = len(given[call])
+            found[call] = list(given[call].split([rows * n // sum(patches) for n in patches]))
+        return found
+
+    def _given(self, encode: Encode, pictures: Sequence[VisionInput]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
 
         def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-            call = next(calls)
-            if not args[0].requires_grad:
-                sizes = [len(args[0]) * n // sum(patches) for n in patches]
-                found[str(call)] = list(args[0].detach().split(sizes))
+            found[str(len(found))] = args[0]
 
-        with torch.enable_grad(), self._hooked(keep):
+        with self._hooked(keep):
             encode(pictures)
         return found
 
