@@ -111,7 +111,6 @@ SLOW = pytest.mark.slow
         "sft-last-blocks",
         "evaluation",
         "frozen-tower",
-        "frozen-tower-alone",
         "sft-frozen-tower-bf16",
         "sft-bf16-checkpointing",
     ],
