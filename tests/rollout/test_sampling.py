@@ -4,7 +4,7 @@ import pytest
 import torch
 from support import bytes_tokenizer, tiny
 
-from vlm_r1.models.policy import masked_logprobs
+from vlm_r1.models.logprobs import masked_logprobs
 from vlm_r1.records import SamplingParams
 from vlm_r1.rollout.sampling import StopRule, choose, filtered
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from vlm_r1.models.logprobs import capped, token_logprobs
 from vlm_r1.models.packing import PackedRow
 from vlm_r1.models.shared_prefix import packed
 from vlm_r1.models.tower_output import TowerOutput
 from vlm_r1.models.vision_cache import VisionCache, WeightsVersion
 from vlm_r1.records import VisionInput
-
-LOGIT_CHUNK = 1 << 25
-"""Most logits (tokens x vocabulary) that exist at once in float32 while log-probs are taken: 128 MiB."""
-MASKED = -1e9
-"""Logit of a banned token."""
 
 
 class Policy(nn.Module):
@@ -107,8 +101,7 @@ class Policy(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `(..., V)` of hidden states `(..., D)`."""
-        logits = self.model.get_output_embeddings()(hidden)
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+        return capped(self.model.get_output_embeddings(), self.softcap)(hidden)
 
     def forward(self, row: PackedRow, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy `(S,)` of every scored token of the row."""
@@ -117,48 +110,11 @@ class Policy(nn.Module):
 
     def score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy `(S,)` of the tokens `(S,)` that hidden states `(S, D)` predict."""
-        vocabulary = self.model.get_output_embeddings().weight.shape[0]
-        return token_logprobs(hidden, self.logits, vocabulary, targets, self.banned, temperature)
+        head = self.model.get_output_embeddings()
+        return token_logprobs(hidden, head, targets, self.banned, temperature, self.softcap)
 
 
 def merge_pictures(pictures: Sequence[VisionInput]) -> dict[str, Tensor]:
     """The tensors of several pictures, one after the other."""
     names = dict.fromkeys(name for picture in pictures for name in picture.tensors)
     return {name: torch.cat([p.tensors[name] for p in pictures if name in p.tensors]) for name in names}
-
-
-def token_logprobs(
-    hidden: Tensor,
-    head: Callable[[Tensor], Tensor],
-    vocabulary: int,
-    targets: Tensor,
-    banned: Tensor,
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Log-probs of `targets` `(S,)` and the entropy at each place, in float32, from hidden states `(S, D)`.
-
-    The distribution is `softmax(logits / temperature)` with banned tokens masked: the one that rollouts sample from.
-    Only `LOGIT_CHUNK` logits exist at a time; with more, each chunk is computed again in the backward pass.
-    """
-    rows = max(1, LOGIT_CHUNK // vocabulary)
-    if len(targets) <= rows:
-        return _score(hidden, targets, head, banned, temperature)
-    parts = [
-        checkpoint(_score, h, t, head, banned, temperature, use_reentrant=False)
-        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
-    ]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-
-def masked_logprobs(logits: Tensor, banned: Tensor, temperature: float) -> Tensor:
-    """`log_softmax(logits / temperature)` in float32 with banned tokens masked; any leading shape."""
-    return F.log_softmax(logits.float().index_fill(-1, banned, MASKED) / temperature, -1)
-
-
-def _score(
-    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], banned: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    logprobs = masked_logprobs(head(hidden), banned, temperature)
-    with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return logprobs.gather(-1, targets[:, None]).sum(-1), entropy  # no view: sharding hooks into the output
