@@ -175,6 +175,7 @@ def test_a_second_epoch_makes_no_tower_call(monkeypatch, tmp_path, method, conne
         tmp_path / "run",
         method,
         train={"vision": "frozen", "connector": connector, "language": "lora" if connector == "lora" else "full"},
+        model={"path": str(tmp_path / "model"), "precision": "bfloat16" if connector == "lora" else "float32"},
         run={"steps": 12, "save_every": 100},
         **({"rl": {"beta": 0.1, "iterations": 2}} if method == "grpo" else {}),
     )

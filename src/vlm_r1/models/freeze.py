@@ -47,19 +47,18 @@ def blocks_of(family: Family, part: Part) -> list[nn.Module]:
 def frozen_features(family: Family) -> tuple[list[str], TowerOutput | None] | None:
     """What can be kept of pictures, as `Policy.cache_features` takes it.
 
-    These are the names of the frozen weights that it depends on, and, where the connector is trained, the way to record
-    the tower's output. None where the tower is trained, and for a trained connector of a model without a family of its
-    own: the tests hold families alone to it.
+    These are the names of the weights that it depends on, and, where the connector is trained, the way to record the
+    tower's output. None where the tower is trained, and for a trained connector of a model without a family of its own:
+    the tests hold families alone to it.
     """
-    parts = family.parameters()
-    frozen = [n for part in ("vision", "connector") for n, p in parts[part].items() if not p.requires_grad]  # type: ignore[index]
-    if any(p.requires_grad for p in parts["vision"].values()):
+    vision, connector = (family.parameters()[part] for part in ("vision", "connector"))  # type: ignore[index]
+    if any(p.requires_grad for p in vision.values()):
         return None
-    if not any(p.requires_grad for p in parts["connector"].values()):
-        return frozen, None
+    if not any(p.requires_grad for p in connector.values()):
+        return [*vision, *connector], None
     if family.model.config.model_type not in FAMILIES:
         return None
-    return frozen, tower_output(family)
+    return [*vision], tower_output(family)
 
 
 def tower_output(family: Family) -> TowerOutput:

@@ -31,12 +31,10 @@ class TowerOutput:
     def record(self, encode: Encode, pictures: Sequence[VisionInput]) -> dict[str, list[Tensor]]:
         """Number of the connector's call -> what it was given for each picture.
 
-        Left out are calls whose input depends on trained weights: those of a module behind another one.
+        Left out are calls of a module behind another one, whose input depends on weights of the connector.
         """
-        if self._calls is None:  # a graph of one picture tells which they are
-            with torch.enable_grad():
-                given = self._given(encode, pictures[:1])
-            self._calls = {call for call, value in given.items() if not value.requires_grad}
+        if self._calls is None:
+            self._calls = self._first_calls(encode, pictures[:1])
         given = self._given(encode, pictures)
         patches = [len(picture.tensors["pixel_values"]) for picture in pictures]
         found: dict[str, list[Tensor]] = {}
@@ -44,6 +42,15 @@ class TowerOutput:
             rows = len(given[call])
             found[call] = list(given[call].split([rows * n // sum(patches) for n in patches]))
         return found
+
+    def _first_calls(self, encode: Encode, pictures: Sequence[VisionInput]) -> set[str]:
+        """The calls whose input comes from the tower alone, told by a graph that begins where a module ends."""
+        with torch.enable_grad(), ExitStack() as stack:
+            for module in self.connector:
+                hook = module.register_forward_hook(lambda _, args, out: out.detach().requires_grad_())
+                stack.callback(hook.remove)
+            given = self._given(encode, pictures)
+        return {call for call, value in given.items() if not value.requires_grad}
 
     def _given(self, encode: Encode, pictures: Sequence[VisionInput]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

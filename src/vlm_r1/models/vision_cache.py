@@ -1,9 +1,10 @@
 """Features of a frozen vision tower, computed once per picture and kept: in memory, and on disk where asked.
 
-An entry is found by what made the picture's tensors (its content and the processor's settings) and by the frozen
-weights of tower and connector; it is what `get_image_features` returns for that picture, without the parts that the
-language model does not read, or, under a connector that is trained, what the tower hands to it (`tower_output.py`).
-Pictures that are missing are encoded together: their features equal those of each alone up to the order of summation.
+An entry is found by what made the picture's tensors (its content and the processor's settings) and by the weights of
+tower and connector; it is what `get_image_features` returns for that picture, without the parts that the language
+model does not read. Under a connector that is trained it is what the tower hands to it (`tower_output.py`), and is
+found by the tower's weights alone. Pictures that are missing are encoded together: their features equal those of each
+alone up to the order of summation.
 """
 
 from __future__ import annotations
