@@ -98,6 +98,9 @@ class ModelConfig(Section):
     quantize: Literal["none", "nf4", "int8"] = Field(
         "none", description="load the language model's linear layers in 4 or 8 bits (bitsandbytes); trained with lora"
     )
+    logprob_kernel: Literal["torch", "liger"] = Field(
+        "torch", description="what computes log-probs of a vocabulary in an update; liger: liger-kernel (extra `liger`)"
+    )
     vision_cache_mb: int = Field(
         2048,
         ge=0,

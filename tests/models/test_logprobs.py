@@ -1,11 +1,16 @@
 """Log-probs and entropies of a head against a float64 one, whatever the chunks; in bfloat16 as good as autograd."""
 
+import sys
+
 import pytest
 import torch
-from support import assert_same_gradients
+from support import PLAIN, assert_same_gradients, scratch
 from torch import nn
 
+from vlm_r1.config import ModelConfig
+from vlm_r1.errors import ModelError
 from vlm_r1.models import logprobs as scoring
+from vlm_r1.models.load import load_policy
 from vlm_r1.models.logprobs import masked_logprobs, token_logprobs
 
 S, D, V = 23, 16, 301
@@ -76,6 +81,43 @@ def test_bfloat16_is_as_close_to_float64_as_plain_autograd(monkeypatch, rows):
         found = torch.autograd.grad((values * weights).sum(), [hidden, head.weight])
         errors[name] = [float((f.double() - w).norm() / w.norm()) for f, w in zip(found, wanted.values(), strict=True)]
     assert all(ours < 1.5 * plain + 1e-3 for ours, plain in zip(errors["ours"], errors["plain"], strict=True)), errors
+
+
+@pytest.fixture
+def liger():
+    """Its own kernels are for GPUs of the Hopper kind; elsewhere it runs a plain version of the same call."""
+    pytest.importorskip("liger_kernel", reason="pip install vlm-r1[liger]")
+
+
+@pytest.mark.usefixtures("liger")
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("banned", [[], BANNED.tolist()], ids=["all", "banned"])
+def test_liger_gives_the_values_and_gradients_of_the_same_distribution(banned, temperature):
+    hidden, head, targets, weights = made()
+    found = {}
+    for kernel in ("torch", "liger"):
+        scores = token_logprobs(hidden, head, targets, torch.tensor(banned).long(), temperature, kernel=kernel)
+        gradients = torch.autograd.grad((scores[0] * weights).sum(), [hidden, head.weight])
+        found[kernel] = scores[0].detach(), scores[1], *gradients
+        assert not scores[1].requires_grad
+    for ours, theirs in zip(found["torch"], found["liger"], strict=True):
+        torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bias", "softcap"), [(Wrapped, False, None), (nn.Linear, True, None), (nn.Linear, False, 2.0)]
+)
+def test_liger_refuses_heads_that_it_does_not_take(kind, bias, softcap):
+    hidden, head, targets, _ = made(kind, bias)
+    with pytest.raises(ModelError, match="without bias, soft cap or adapter"):
+        token_logprobs(hidden, head, targets, BANNED, 1.0, softcap, kernel="liger")
+
+
+def test_liger_that_is_not_installed_is_named_before_a_run(monkeypatch):
+    for name in ("liger_kernel", "liger_kernel.ops.fused_linear_scaled_cross_entropy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModelError, match=r"pip install vlm-r1\[liger\]"):
+        load_policy(ModelConfig(init="scratch", scratch=scratch(), logprob_kernel="liger"), PLAIN)
 
 
 def test_only_what_is_trained_gets_a_gradient(monkeypatch):

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from vlm_r1.errors import ModelError
+
 LOGIT_CHUNK = 1 << 25
 """Most logits (tokens x vocabulary) that exist at once on a CPU: 128 MiB in float32, and as much again twice while they
 become log-probs and entropies."""
@@ -34,12 +36,21 @@ def token_logprobs(
     banned: Tensor,
     temperature: float,
     softcap: float | None = None,
+    kernel: str = "torch",
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of `targets` `(S,)` and the entropy at each place, in float32, from hidden states `(S, D)`.
 
     The distribution is `softmax(logits / temperature)` with banned tokens masked: the one that rollouts sample from.
-    `softcap` c bounds logits by `c * tanh(logit / c)`. Entropies have no gradient.
+    `softcap` c bounds logits by `c * tanh(logit / c)`. Entropies have no gradient. Raises `ModelError` for a head that
+    `kernel` "liger" does not take.
     """
+    if kernel == "liger" and len(targets):
+        if type(head) is not nn.Linear or head.bias is not None or softcap is not None:
+            raise ModelError(
+                "model.logprob_kernel: liger takes an output head that is a plain matrix, without bias, soft cap or "
+                "adapter; use torch"
+            )
+        return _liger(hidden, head.weight, targets, banned, temperature)
     rows = max(1, logits_at_once(hidden.device) // head.weight.shape[0])
     if type(head) is nn.Linear:
         return _LinearHead.apply(hidden, head.weight, head.bias, targets, banned, head, temperature, softcap, rows)  # type: ignore
@@ -51,6 +62,32 @@ def token_logprobs(
         for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
     ]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _liger(
+    hidden: Tensor, weight: Tensor, targets: Tensor, banned: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """By liger-kernel, whose distribution has all tokens: what it gives the banned ones is taken out of it here.
+
+    With q their share, a log-prob rises by `-log(1 - q)`, and the entropy is that of the rest over `1 - q`.
+    """
+    nll, entropy, logprobs = liger_kernel()(
+        hidden, weight, targets, temperature, return_entropy=True, selected_token_ids=banned
+    )
+    left = torch.log1p(-logprobs.exp().sum(-1))
+    with torch.no_grad():
+        rest = entropy.float() + (logprobs.exp() * logprobs).sum(-1)
+        entropy = rest / left.exp() + left
+    return -nll - left, entropy
+
+
+def liger_kernel() -> Callable[..., Any]:
+    """liger-kernel's fused projection and cross-entropy. Raises `ModelError` where it is not installed."""
+    try:
+        from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
+    except ImportError:
+        raise ModelError("model.logprob_kernel: liger needs liger-kernel; run: pip install vlm-r1[liger]") from None
+    return LigerFusedLinearScaledCrossEntropyFunction.apply  # type: ignore[no-any-return]
 
 
 def logits_at_once(device: torch.device) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_r1.models.logprobs import capped, token_logprobs
+from vlm_r1.models.logprobs import capped, liger_kernel, token_logprobs
 from vlm_r1.models.packing import PackedRow
 from vlm_r1.models.shared_prefix import packed
 from vlm_r1.models.tower_output import TowerOutput
@@ -21,15 +21,25 @@ class Policy(nn.Module):
 
     `model` is the transformers model; `banned` `(K,)` are the token ids it may not write (picture placeholders);
     `mrope` says that it takes positions per axis (time, row, column). `compute_dtype` is the precision of its forward
-    pass, whatever that of its weights.
+    pass, whatever that of its weights. `logprob_kernel` computes log-probs: "torch" or "liger".
     """
 
     banned: Tensor
 
-    def __init__(self, model: Any, banned: Tensor, *, mrope: bool, compute_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: Any,
+        banned: Tensor,
+        *,
+        mrope: bool,
+        compute_dtype: torch.dtype = torch.float32,
+        logprob_kernel: str = "torch",
+    ) -> None:
         super().__init__()
+        if logprob_kernel == "liger":
+            liger_kernel()  # where it is not installed, say so before a run has begun
         self.model = model
-        self.mrope, self.compute_dtype = mrope, compute_dtype
+        self.mrope, self.compute_dtype, self.logprob_kernel = mrope, compute_dtype, logprob_kernel
         self.vision_cache: VisionCache | None = None
         self._frozen: tuple[str, ...] = ()
         self._weights_version = WeightsVersion()
@@ -111,7 +121,7 @@ class Policy(nn.Module):
     def score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy `(S,)` of the tokens `(S,)` that hidden states `(S, D)` predict."""
         head = self.model.get_output_embeddings()
-        return token_logprobs(hidden, head, targets, self.banned, temperature, self.softcap)
+        return token_logprobs(hidden, head, targets, self.banned, temperature, self.softcap, self.logprob_kernel)
 
 
 def merge_pictures(pictures: Sequence[VisionInput]) -> dict[str, Tensor]:

@@ -78,7 +78,8 @@ def build_skeleton(recipe: Recipe, machine: Machine) -> Skeleton:
     Raises `ModelError` and `ConfigError` as loading it would.
     """
     precision = "bfloat16" if recipe.model.precision == "auto" else recipe.model.precision
-    config = recipe.model.model_copy(update={"precision": precision})
+    # Kernels of other libraries do not run on shapes alone.
+    config = recipe.model.model_copy(update={"precision": precision, "logprob_kernel": "torch"})
     with torch.device("meta"):
         model, processor = _build_model(config, recipe.run.seed)
     loaded = make_policy(model, processor, config, recipe.prompt)

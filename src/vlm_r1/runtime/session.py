@@ -186,7 +186,7 @@ MAY_CHANGE = {
     *("run.track_pictures_every", "run.shard_size", "run.hang_timeout_s"),
     *("rl.token_budget", "sft.token_budget", "rl.reference_offload", "rollout.max_sequences", "rollout.kv_cache_gb"),
     "rollout.gather",
-    *("model.gradient_checkpointing", "model.vision_cache_mb", "model.vision_cache_dir"),
+    *("model.gradient_checkpointing", "model.logprob_kernel", "model.vision_cache_mb", "model.vision_cache_dir"),
     *("eval.batch_size", "eval.max_new_tokens", "eval.every", "eval.suites", "eval.resamples", "data.eval"),
 }
 """Settings that a run may be continued with another value of: they change speed, memory, or what is measured."""
