@@ -28,6 +28,7 @@ from vlm_r1.config_file import load_config, resolved_yaml
 from vlm_r1.data.source import load_source
 from vlm_r1.distributed.sharding import local_bytes
 from vlm_r1.eval.run import evaluate, load_splits
+from vlm_r1.models.vision_cache import VisionCache
 from vlm_r1.rl.algorithms import ALGORITHMS
 from vlm_r1.rl.batch import make_batch
 from vlm_r1.rl.experience import deal, prompt_batches
@@ -84,6 +85,7 @@ def _measure(session: Session) -> dict[str, int]:
         trainer.step(make_batch(groups, torch.randn(shape), torch.full(shape, 1e-3), keep_all=True), step)
 
     update(answer(0), 0)
+    forget(session)
     meter = Meter(session, reference)
     rolled = [meter.run("rollout", lambda: answer(1))]
     meter.run("update", lambda: update(rolled.pop(), 1))
@@ -99,9 +101,17 @@ def _measure_sft(session: Session) -> dict[str, int]:
     with sft.tree_batches(session, _InOrder(pictures)) as batches:  # type: ignore[arg-type]
         trees = [tree for _, made in batches.take(recipe.sft.pictures_per_step) for tree in made]
     sft.sft_step(session, trees, 0)
+    forget(session)
     meter = Meter(session, None)
     meter.run("update", lambda: sft.sft_step(session, trees, 1))
     return meter.peaks
+
+
+def forget(session: Session) -> None:
+    """Empty the cache of what a frozen tower makes: a plan is of a step whose images it has not seen."""
+    policy = session.policy
+    if (cache := policy.vision_cache) is not None:
+        policy.vision_cache = VisionCache(cache.capacity, cache.folder)
 
 
 class Meter:

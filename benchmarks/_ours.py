@@ -106,7 +106,8 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
             "update_s": lines[i]["time/update_s"],
             "prompt_tokens": lines[i]["tokens/prompt"],
             "answer_tokens": lines[i]["tokens/answer"],
-            "updated_answer_tokens": lines[i]["tokens/update_answer"],
+            # each answer's last token is scored and not run
+            "updated_answer_tokens": int(lines[i]["tokens/update_answer"]) + setting.prompts * setting.group,
         }
         for i in range(setting.warmup, setting.steps - 1)
     ]

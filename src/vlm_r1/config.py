@@ -92,24 +92,25 @@ class ModelConfig(Section):
     max_pixels: int | None = Field(None, gt=0, description="largest picture the model is shown, in pixels")
     gradient_checkpointing: bool | Literal["auto"] = Field(
         "auto",
-        description="compute activations again in the backward pass: less memory, more time; auto: on a GPU where the "
-        "plan does not fit without",
+        description="compute activations again in the backward pass; auto: on a GPU where the plan does not fit without",
     )
     attention: Literal["auto", "flash", "sdpa"] = Field(
         "auto",
-        description="kernels of the language model's attention; flash: torch's flash kernels, without masks or copies "
-        "of keys; sdpa: padded; auto: flash on a CPU, and on a GPU in bfloat16 where it works there",
+        description="attention of the language model; auto: flash where it works (CPU; GPU in bfloat16), else sdpa",
     )
     quantize: Literal["none", "nf4", "int8"] = Field(
         "none", description="load the language model's linear layers in 4 or 8 bits (bitsandbytes); trained with lora"
     )
+    logprob_kernel: Literal["torch", "liger"] = Field(
+        "torch", description="what computes log-probs of a vocabulary in an update; liger: liger-kernel (extra `liger`)"
+    )
     vision_cache_mb: int = Field(
         2048,
         ge=0,
-        description="CPU memory for features of pictures, in MiB; used where tower and connector are frozen; 0: none",
+        description="CPU memory for what a frozen tower makes of pictures, in MiB; 0: none",
     )
     vision_cache_dir: str | None = Field(
-        None, description="also keep those features in this folder (safetensors), for later runs and larger data"
+        None, description="also keep that in this folder (safetensors), for later runs and larger data"
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model; only if you read it")
 

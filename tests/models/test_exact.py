@@ -18,8 +18,10 @@ from support import (
     plain_model,
     tiny,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from vlm_r1.models import policy as policy_module
+from vlm_r1.models import logprobs as scoring
 from vlm_r1.models.packing import cut_by_budget, pack
 from vlm_r1.rl.batch import group_tree
 
@@ -90,7 +92,7 @@ def test_the_gradient_does_not_depend_on_the_token_budget(budget):
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 17])
 def test_chunked_logprobs_equal_the_padded_forward(monkeypatch, rows_at_once):
-    monkeypatch.setattr(policy_module, "LOGIT_CHUNK", rows_at_once * 400)
+    monkeypatch.setattr(scoring, "LOGIT_CHUNK", rows_at_once * 400)
     loaded = tiny()
     logprobs, found, _ = packed(loaded, mixed_groups(loaded), 100_000)
     expected_logprobs, expected = reference("qwen3_vl")
@@ -99,23 +101,36 @@ def test_chunked_logprobs_equal_the_padded_forward(monkeypatch, rows_at_once):
 
 
 def test_no_more_logits_than_the_chunk_exist_at_once(monkeypatch):
-    monkeypatch.setattr(policy_module, "LOGIT_CHUNK", 5 * 400)
-    loaded = tiny()
+    monkeypatch.setattr(scoring, "LOGIT_CHUNK", 5 * 400)
     seen = []
-    loaded.policy.model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.numel()))
-    packed(loaded, mixed_groups(loaded), 100_000)
-    assert max(seen) <= 5 * 400
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **kwargs or {})
+            tensors = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.shape[-1:] == (400,)]
+            seen.extend(t.numel() for t in tensors if t.shape != (32, 400))  # the head's weight, turned
+            return out
+
+    loaded = tiny()
+    with Watch():
+        packed(loaded, mixed_groups(loaded), 100_000)
+    assert len(seen) > 50 and max(seen) <= 5 * 400
 
 
+@pytest.mark.parametrize("lengths", [[1], [1, 1, 1], [1, 2, 1]], ids=str)
 @pytest.mark.parametrize("backend", ["sdpa", "flash"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_prompt_with_one_answer_of_one_token(family, backend):
-    loaded = attending(tiny(family), backend)
-    for prompt in mixed_prompts(loaded):
-        groups = [made_up(loaded, prompt, [1])]
-        logprobs, _ = loaded.policy(pack([group_tree(groups[0])]), 1.0)
-        expected = plain_logprobs(plain_model(loaded), groups, loaded.policy.banned, 1.0)
+def test_answers_of_one_token_have_none_in_the_row(family, backend, lengths):
+    loaded, model = attending(tiny(family), backend), plain_model(tiny(family))
+    groups = [made_up(loaded, prompt, lengths) for prompt in mixed_prompts(loaded)]
+    for answered in [*([group] for group in groups), groups]:
+        row = pack([group_tree(group) for group in answered])
+        logprobs, _ = loaded.policy(row, 1.0)
+        expected = plain_logprobs(model, answered, loaded.policy.banned, 1.0)
         torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+        (logprobs * weights(len(expected))).sum().backward()
+        (expected * weights(len(expected))).sum().backward()
+        assert_same_gradients(gradients(loaded.policy), gradients(model))
 
 
 def test_a_banned_token_has_no_probability_and_entropy_is_that_of_the_rest():
@@ -128,7 +143,7 @@ def test_a_banned_token_has_no_probability_and_entropy_is_that_of_the_rest():
     allowed = [i for i in range(logits.shape[1]) if i not in loaded.policy.banned.tolist()]
     probs = logits[:, allowed].softmax(-1)
     torch.testing.assert_close(entropy.double(), -(probs * probs.log()).sum(-1), atol=1e-4, rtol=0)
-    logprobs = policy_module.masked_logprobs(logits, loaded.policy.banned, 1.0)
+    logprobs = scoring.masked_logprobs(logits, loaded.policy.banned, 1.0)
     assert (logprobs[:, loaded.policy.banned].exp() == 0).all()
 
 

@@ -27,20 +27,28 @@ def tree(start: int, prefix: int, *branches: int, context: int = 0) -> Tree:
 
 def test_a_row_by_hand():
     row = pack([tree(1, 3, 2, 1), tree(10, 2, 3)])
-    assert row.token_ids.tolist() == [1, 2, 3, 10, 11, 4, 5, 6, 12, 13, 14]
-    assert row.positions[0].tolist() == [0, 1, 2, 0, 1, 3, 4, 3, 2, 3, 4]
+    assert row.token_ids.tolist() == [1, 2, 3, 10, 11, 4, 12, 13]  # without 5, 6 and 14, which predict nothing scored
+    assert row.positions[0].tolist() == [0, 1, 2, 0, 1, 3, 2, 3]
     assert row.targets.tolist() == [4, 5, 6, 12, 13, 14]
-    assert row.predictors.tolist() == [2, 5, 2, 4, 8, 9]  # the prompt's end, then the token before
+    assert row.predictors.tolist() == [2, 5, 2, 4, 6, 7]  # the prompt's end, then the token before
     assert row.branch_of_target.tolist() == [0, 0, 1, 2, 2, 2]
-    assert row.layout.n_prefix == 5 and row.layout.tree_of_branch.tolist() == [0, 0, 1]
+    assert row.layout.n_prefix == 5 and row.layout.tree_of_branch.tolist() == [0, 1]
     assert row.layout.prefix_index.tolist() == [[0, 1, 2], [3, 4, 4]]
-    assert row.layout.branch_index.tolist() == [[5, 6, 6], [7, 7, 7], [8, 9, 10]]
+    assert row.layout.branch_index.tolist() == [[5, 5], [6, 7]]
     assert [picture.key for picture in row.pictures] == ["1"]
 
 
 def test_context_is_read_and_not_scored():
     row = pack([tree(1, 2, 4, context=2)])
     assert row.targets.tolist() == [5, 6] and row.predictors.tolist() == [3, 4]
+    assert row.token_ids.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_answers_of_one_token_leave_prompts_alone_in_the_row():
+    row = pack([tree(1, 3, 1, 1), tree(10, 2, 1)])
+    assert row.token_ids.tolist() == [1, 2, 3, 10, 11] and row.layout.tree_of_branch.tolist() == []
+    assert row.targets.tolist() == [4, 5, 12] and row.predictors.tolist() == [2, 2, 4]
+    assert row.branch_of_target.tolist() == [0, 1, 2]
 
 
 def test_a_branch_sees_its_prefix_and_itself_up_to_here():
@@ -107,14 +115,14 @@ def test_cutting_keeps_every_branch_in_order_and_the_budget(sizes, budget):
         assert piece.branches
         assert all(prefix_of[b.token_ids[0].item()] == piece.token_ids.tolist() for b in piece.branches)
     for row in rows:
-        tokens = sum(len(t.token_ids) + sum(len(b.token_ids) for b in t.branches) for t in row)
+        tokens = len(pack(row).token_ids)
         assert tokens <= budget or (len(row) == 1 and len(row[0].branches) == 1)
 
 
 def test_a_tree_that_fits_is_not_split():
     whole = tree(0, 5, 3, 3, 3)
-    assert cut_by_budget([whole], 14) == [[whole]]
-    assert [[len(piece.branches) for piece in row] for row in cut_by_budget([whole], 13)] == [[2], [1]]
+    assert cut_by_budget([whole], 11) == [[whole]]  # 5 tokens, and 2 of each branch
+    assert [[len(piece.branches) for piece in row] for row in cut_by_budget([whole], 10)] == [[2], [1]]
 
 
 def test_rows_without_trees_are_refused_by_nobody():

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 from support import assert_same_gradients, gradients, mixed_groups, mixed_prompts, recipe, save_tiny, tiny
 
+from vlm_r1.models import vision_cache
 from vlm_r1.models.packing import pack
 from vlm_r1.models.vision_cache import VisionCache, WeightsVersion
 from vlm_r1.records import VisionInput
@@ -47,7 +48,7 @@ def test_cached_features_give_the_same_log_probs_and_gradients(family):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
         found.square().sum().backward()
         assert_same_gradients(gradients(loaded.policy), wanted)
-    assert len(calls) == 6  # the six pictures, one by one, once
+    assert len(calls) == 1  # the six pictures together, once
 
 
 def test_other_weights_are_other_features():
@@ -60,7 +61,7 @@ def test_other_weights_are_other_features():
     loaded.policy.vision_cache = None
     assert torch.equal(after, after.detach()) and (before - after).abs().max() > 1e-3
     torch.testing.assert_close(after, loaded.policy(rows(loaded))[0], atol=1e-5, rtol=0)
-    assert len(calls) == 6 + 6 + 1
+    assert len(calls) == 1 + 1 + 1
 
 
 def test_weights_that_are_written_or_replaced_have_another_hash():
@@ -81,8 +82,8 @@ def test_memory_is_bounded_and_the_least_recently_used_go_first():
     class Output(dict):
         pass
 
-    def encode(picture):
-        made.append(picture.key)
+    def encode(pictures):
+        made.extend(picture.key for picture in pictures)
         return Output(pooler_output=torch.zeros(1, 10), last_hidden_state=torch.zeros(1000))
 
     cache = VisionCache(capacity=2 * 40)
@@ -98,7 +99,7 @@ def test_features_come_back_from_disk_and_a_damaged_file_is_made_again(tmp_path)
     first, calls = cached(folder=tmp_path)
     expected = first.policy(rows(first))[0]
     files = sorted(tmp_path.glob("*.safetensors"))
-    assert len(files) == len(calls) == 6 and sorted(tmp_path.iterdir()) == files
+    assert (len(files), len(calls)) == (6, 1) and sorted(tmp_path.iterdir()) == files
     second, calls = cached(folder=tmp_path)
     torch.testing.assert_close(second.policy(rows(second))[0], expected, atol=1e-5, rtol=0)
     assert calls == []
@@ -115,29 +116,74 @@ def test_two_questions_about_one_picture_encode_it_once():
     assert len(calls) == 1
 
 
+def test_pictures_are_encoded_together_up_to_a_bound(monkeypatch):
+    """Sizes 30, 30, 50, 100 and 20 under a bound of 80: what does not fit begins a batch, a larger one is alone."""
+    monkeypatch.setattr(vision_cache, "ENCODED_AT_ONCE", 80)
+    seen = []
+
+    def encode(pictures):
+        seen.append([picture.key for picture in pictures])
+        return {"pooler_output": torch.cat([p.tensors["x"] for p in pictures])}
+
+    pictures = [
+        VisionInput(key=k, tensors={"x": torch.rand(n, 10)}) for k, n in zip("abcde", (3, 3, 5, 10, 2), strict=True)
+    ]
+    cache = VisionCache(1 << 20)
+    cache.lookup([pictures[1]], "w", encode, torch.device("cpu"))
+    found = cache.lookup([*pictures, pictures[0]], "w", encode, torch.device("cpu"))
+    assert seen == [["b"], ["a", "c"], ["d"], ["e"]]
+    expected = torch.cat([p.tensors["x"] for p in [*pictures, pictures[0]]])
+    assert torch.equal(found.pooler_output, expected) and cache.take_counts() == (2, 7)
+
+
+def test_an_output_that_cannot_be_divided_is_made_picture_by_picture():
+    seen = []
+
+    def encode(pictures):
+        seen.append(len(pictures))
+        return {"pooler_output": torch.cat([p.tensors["x"][:-1] for p in pictures])}  # neither pictures nor rows
+
+    pictures = [VisionInput(key=str(n), tensors={"x": torch.rand(n, 3)}) for n in (4, 5, 7)]
+    cache = VisionCache(1 << 20)
+    found = cache.lookup(pictures[:2], "w", encode, torch.device("cpu"))
+    cache.lookup([pictures[2], VisionInput(key="more", tensors=pictures[0].tensors)], "w", encode, torch.device("cpu"))
+    assert torch.equal(found.pooler_output, torch.cat([p.tensors["x"][:-1] for p in pictures[:2]]))
+    assert seen == [2, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("method", ["grpo", "sft"])
-def test_a_second_epoch_makes_no_tower_call(monkeypatch, tmp_path, method):
-    """12 pictures, 2 a step: six steps see each once. Rollout, update, reference and later epochs share features."""
+@pytest.mark.parametrize("connector", ["frozen", "full", "lora"])
+def test_a_second_epoch_makes_no_tower_call(monkeypatch, tmp_path, method, connector):
+    """12 pictures, 2 a step: six steps see each once. Rollout, update, reference and later epochs share it."""
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionBlock
+
     from vlm_r1.models.policy import Policy
 
-    calls: list[str] = []
-    encode = Policy.encode_pictures
+    batches, blocks = [], []
+    encode, forward = Policy._encode_frozen, Qwen3VLVisionBlock.forward
+
+    def counted(self, pictures):
+        batches.append([picture.key for picture in pictures])
+        return encode(self, pictures)
+
+    monkeypatch.setattr(Policy, "_encode_frozen", counted)
     monkeypatch.setattr(
-        Policy,
-        "encode_pictures",
-        lambda self, pictures: calls.extend(p.key for p in pictures) or encode(self, pictures),
+        Qwen3VLVisionBlock, "forward", lambda self, *args, **kwargs: blocks.append(1) or forward(self, *args, **kwargs)
     )
     settings = recipe(
         save_tiny(tmp_path / "model"),
         tmp_path / "run",
         method,
-        train={"vision": "frozen", "connector": "frozen"},
+        train={"vision": "frozen", "connector": connector, "language": "lora" if connector == "lora" else "full"},
+        model={"path": str(tmp_path / "model"), "precision": "bfloat16" if connector == "lora" else "float32"},
         run={"steps": 12, "save_every": 100},
         **({"rl": {"beta": 0.1, "iterations": 2}} if method == "grpo" else {}),
     )
     (loop.train if method == "grpo" else sft)(settings)
+    calls = [key for batch in batches for key in batch]
     n_pictures = 12
     assert len(calls) == len(set(calls)) == n_pictures
+    assert len(blocks) == 2 * (len(batches) + (connector != "frozen"))  # once for the graph of one picture
     metrics = read_metrics(tmp_path / "run")
     assert [m["vision_cache/hit_rate"] for m in metrics[6:]] == [1.0] * 6
     assert metrics[0]["vision_cache/hit_rate"] < 1
@@ -147,6 +193,6 @@ def test_a_trained_tower_has_no_cache(tmp_path):
     from vlm_r1.runtime.session import open_session
 
     folder = save_tiny(tmp_path / "model")
-    for number, train in enumerate([{}, {"vision": "frozen"}, {"connector": "frozen"}, {"vision": "last_1"}]):
+    for number, train in enumerate([{}, {"connector": "frozen"}, {"vision": "last_1"}]):
         with open_session(recipe(folder, tmp_path / f"run-{number}", train=train)) as session:
             assert session.loaded.policy.vision_cache is None

@@ -6,10 +6,11 @@ import zoo
 from support import answered, assert_same_gradients, attending, gradients, picture, sample
 
 from vlm_r1.config import TrainConfig
-from vlm_r1.models.freeze import freeze
+from vlm_r1.models.families import FAMILIES
+from vlm_r1.models.freeze import blocks_of, freeze, frozen_features
 from vlm_r1.models.packing import cut_by_budget, pack
 from vlm_r1.models.policy import merge_pictures
-from vlm_r1.models.vision_cache import VisionCache
+from vlm_r1.models.vision_cache import VisionCache, _tensors
 from vlm_r1.records import Rollout, RolloutGroup
 from vlm_r1.rl.batch import group_tree
 from vlm_r1.runtime.model_folder import save_model
@@ -131,18 +132,79 @@ def test_every_parameter_belongs_to_one_part(folder, entry):
     assert all(parts.values()), {part: len(found) for part, found in parts.items()}
 
 
-def test_features_of_a_frozen_tower_are_made_once(monkeypatch, folder, entry):
+@pytest.fixture
+def kept(monkeypatch):
+    """`kept(loaded, connector)`: a policy with a frozen tower keeps what it makes; the batches that it is asked for."""
+
+    def _kept(loaded, connector: str) -> list[int]:
+        counts = freeze(loaded.family, TrainConfig(vision="frozen", connector=connector))
+        assert counts["vision"] == 0 < counts["language"] and (counts["connector"] > 0) == (connector == "full")
+        if (frozen := frozen_features(loaded.family)) is None:
+            return []
+        loaded.policy.cache_features(VisionCache(1 << 30), *frozen)
+        calls, encode = [], loaded.policy._encode_frozen
+        monkeypatch.setattr(loaded.policy, "_encode_frozen", lambda p: calls.append(len(p)) or encode(p))
+        return calls
+
+    return _kept
+
+
+def test_features_of_a_frozen_tower_are_made_once(kept, folder, entry):
     loaded = zoo.load(folder)
-    counts = freeze(loaded.family, TrainConfig(vision="frozen", connector="frozen"))
-    assert counts["vision"] == counts["connector"] == 0 < counts["language"]
-    parts = loaded.family.parameters()
-    loaded.policy.cache_features(VisionCache(1 << 30), [*parts["vision"], *parts["connector"]])
-    calls, encode = [], loaded.policy.encode_pictures
-    monkeypatch.setattr(loaded.policy, "encode_pictures", lambda pictures: calls.append(1) or encode(pictures))
+    calls = kept(loaded, "frozen")
     groups = zoo.groups(loaded, entry)
     row = pack([group_tree(g) for g in groups])
     with torch.no_grad():
         expected = zoo.plain_logprobs(zoo.plain(folder, entry), loaded, groups, TEMPERATURE)
         for _ in range(2):
             torch.testing.assert_close(loaded.policy(row, TEMPERATURE)[0], expected, atol=2e-5, rtol=0)
-    assert len(calls) == len({picture.key for picture in row.pictures})
+    assert calls == [len({picture.key for picture in row.pictures})]  # all together
+
+
+@pytest.mark.parametrize("connector", ["frozen", "full"])
+def test_what_is_kept_of_pictures_encoded_together_is_that_of_each_alone(kept, folder, entry, connector):
+    """Up to the order of summation: float32, 1e-6 of the largest value of a tensor."""
+    entries = []
+    for together in (True, False):
+        loaded = zoo.load(folder)
+        kept(loaded, connector)
+        if loaded.policy.vision_cache is None:
+            return
+        pictures = [p for one in zoo.samples(entry) for p in loaded.family.encode(one).pictures]
+        for batch in [pictures] if together else [[p] for p in pictures]:
+            loaded.policy.features(batch)
+        entries.append([_tensors(kept) for kept in loaded.policy.vision_cache._entries.values()])
+    assert len(entries[0]) == len(pictures) > 1
+    for ours, alone in zip(*entries, strict=True):
+        assert ours.keys() == alone.keys()
+        for name, value in alone.items():
+            torch.testing.assert_close(ours[name], value, atol=1e-6 * float(value.abs().max()), rtol=0)
+
+
+def test_under_a_trained_connector_the_towers_output_is_kept(kept, folder, entry):
+    """Features and the connector's gradients are those of the model without a cache; the tower's blocks run once."""
+    plain, loaded = zoo.load(folder), zoo.load(folder)
+    calls = kept(loaded, "full")
+    freeze(plain.family, TrainConfig(vision="frozen"))
+    if plain.policy.model.config.model_type not in FAMILIES:
+        assert loaded.policy.vision_cache is None
+        return
+    blocks = []
+    blocks_of(loaded.family, "vision")[0].register_forward_hook(lambda module, args, out: blocks.append(module.forward))
+    row = pack([group_tree(g) for g in zoo.groups(loaded, entry)])
+    expected = plain.policy(row, TEMPERATURE)[0]
+    (expected * weights(len(expected))).sum().backward()
+    wanted = gradients(plain.policy)
+    moved = [bool(wanted[f"model.{n}"].any()) for n in loaded.family.parameters()["connector"]]
+    assert 2 * sum(moved) > len(moved)  # what Qwen3-VL adds behind the tiny model's last layer, no token reads
+    for _ in range(2):
+        found = loaded.policy(row, TEMPERATURE)[0]
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+        (found * weights(len(expected))).sum().backward()
+        assert_same_gradients(gradients(loaded.policy), wanted)
+        with torch.no_grad():
+            loaded.policy.features(row.pictures)
+    assert calls == [len({picture.key for picture in row.pictures})]
+    assert [forward.__name__ for forward in blocks] == ["forward"] * 2 + [
+        "_hand_on"
+    ] * 4  # once for one picture's graph

@@ -100,9 +100,20 @@ SLOW = pytest.mark.slow
         ("qwen3_vl", "sft", {"train": {"vision": "last_2", "connector": "frozen", "language": "last_3"}}),
         pytest.param("qwen3_vl", "grpo", {"data": EVALUATED, "eval": EVALUATION}, marks=SLOW),
         pytest.param("qwen2_5_vl", "grpo", {"train": {"vision": "frozen", "connector": "frozen"}}, marks=SLOW),
+        pytest.param(
+            "qwen3_vl", "sft", {"train": {"vision": "frozen"}, "model": {"precision": "bfloat16"}}, marks=SLOW
+        ),
         ("qwen3_vl", "sft", {"model": {"precision": "bfloat16", **CHECKPOINTING}}),
     ],
-    ids=["bf16", "reference-checkpointing", "sft-last-blocks", "evaluation", "frozen-tower", "sft-bf16-checkpointing"],
+    ids=[
+        "bf16",
+        "reference-checkpointing",
+        "sft-last-blocks",
+        "evaluation",
+        "frozen-tower",
+        "sft-frozen-tower-bf16",
+        "sft-bf16-checkpointing",
+    ],
 )
 def test_the_planned_peaks_are_those_of_a_real_step(planned, family, method, sections):
     assert_planned(planned(family, method, **sections))
@@ -234,7 +245,7 @@ def test_4_bit_weights_by_hand(tmp_path):
 def test_the_step_is_the_recipes_own(planned):
     plan = make_plan(planned())
     assert len(plan.prompts) == 4 and plan.questions == "the first 12 of data.train"
-    assert sum(plan.rows) == sum(plan.prompts) + 4 * 6 * 40 and max(plan.rows) <= 800
+    assert sum(plan.rows) == sum(plan.prompts) + 4 * 6 * 39 and max(plan.rows) <= 800
     assert set(plan.images) == {36}  # 96 x 96 pixels in patches of 8, merged 2 x 2
 
 

@@ -14,7 +14,10 @@ def scored(policy, loaded):
         return policy(pack([group_tree(g) for g in mixed_groups(loaded)]), 1.0)[0]
 
 
-@pytest.mark.parametrize("train", [{}, {"vision": "frozen", "connector": "frozen"}], ids=["trained", "frozen"])
+FROZEN = {"vision": "frozen", "connector": "frozen"}
+
+
+@pytest.mark.parametrize("train", [{}, {"vision": "frozen"}, FROZEN], ids=["trained", "frozen-tower", "frozen"])
 @pytest.mark.parametrize("offload", [False, True], ids=["here", "offloaded"])
 def test_the_reference_is_the_model_the_run_started_from(session, offload, train):
     run = session(rl={"group_size": 3, "prompts_per_step": 2, "beta": 0.1, "reference_offload": offload}, train=train)
@@ -31,12 +34,23 @@ def test_the_reference_is_the_model_the_run_started_from(session, offload, train
 
 
 def test_a_frozen_tower_is_run_by_the_policy_alone(session):
-    run = session(
-        rl={"group_size": 3, "prompts_per_step": 2, "beta": 0.1}, train={"vision": "frozen", "connector": "frozen"}
-    )
+    run = session(rl={"group_size": 3, "prompts_per_step": 2, "beta": 0.1}, train=FROZEN)
     reference, policy = reference_of(run)
     policy.model.model.visual.register_forward_hook(lambda *_: pytest.fail("the reference ran a tower of its own"))
     scored(run.loaded.policy, run.loaded)
     run.loaded.policy.vision_cache.take_counts()
     scored(reference, run.loaded)
     assert run.loaded.policy.vision_cache.take_counts() == (6, 6)  # the six pictures of the mixed prompts
+
+
+def test_a_frozen_tower_under_a_trained_connector_is_run_by_the_policy_alone(session):
+    run = session(rl={"group_size": 3, "prompts_per_step": 2, "beta": 0.1}, train={"vision": "frozen"})
+    reference, policy = reference_of(run)
+    expected = scored(run.loaded.policy, run.loaded)
+    with torch.no_grad():
+        run.loaded.policy.model.model.visual.merger.linear_fc2.weight.mul_(1.5)
+    assert (scored(run.loaded.policy, run.loaded) - expected).abs().max() > 1e-3
+    ran = []
+    policy.model.model.visual.blocks[0].attn.register_forward_hook(lambda *_: ran.append(1))
+    torch.testing.assert_close(scored(reference, run.loaded), expected, atol=1e-6, rtol=0)
+    assert not ran and run.loaded.policy.vision_cache.take_counts() == (12, 18)

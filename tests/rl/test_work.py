@@ -113,7 +113,8 @@ def test_a_step_runs_pictures_prompts_and_answers_once(monkeypatch, model_folder
         assert rollout.tokens == prompt + answer - P * G
         assert rollout.projected == P + answer - P * G
         assert (update.calls, update.pictures) == (1, P)
-        assert update.tokens == prompt + answer
+        assert update.tokens == prompt + answer - P * G
+        assert update.tokens == line["tokens/update_prompt"] + line["tokens/update_answer"]
         assert update.projected == answer  # no pass for old log-probs, none over prompt positions
     assert everything["loads"] == 1  # no reference model
 
@@ -127,7 +128,7 @@ def test_a_rollout_in_pieces_runs_a_prompt_again_only_where_its_group_is_split(
     for work, line in zip(steps, metrics, strict=True):
         assert (work["rollout"].calls, work["rollout"].pictures) == (pieces, prompts * P)
         assert work["rollout"].tokens == prompts * line["tokens/prompt"] + line["tokens/answer"] - P * G
-        assert work["update"].tokens == line["tokens/prompt"] + line["tokens/answer"]
+        assert work["update"].tokens == line["tokens/prompt"] + line["tokens/answer"] - P * G
 
 
 def test_groups_that_teach_nothing_are_not_run_again(monkeypatch, model_folder, tmp_path, reward):
@@ -153,7 +154,7 @@ def test_a_second_iteration_costs_one_more_pass_and_no_old_logprobs(monkeypatch,
     steps, metrics, _ = trained(monkeypatch, model_folder, tmp_path, parts, iterations=2)
     for work, line in zip(steps, metrics, strict=True):
         prompt, answer = line["tokens/prompt"], line["tokens/answer"]
-        assert work["update"].tokens == 2 * (prompt + answer)
+        assert work["update"].tokens == 2 * (prompt + answer - P * G)
         assert (work["update"].calls, work["update"].projected) == (2, 2 * answer)
 
 
@@ -163,7 +164,7 @@ def test_a_reference_costs_one_pass_and_only_with_beta(monkeypatch, model_folder
     assert everything["loads"] == 2
     for work, line in zip(steps, metrics, strict=True):
         prompt, answer = line["tokens/prompt"], line["tokens/answer"]
-        assert work["update"].tokens == 2 * (prompt + answer)
+        assert work["update"].tokens == 2 * (prompt + answer - P * G)
         assert work["update"].projected == 2 * answer and "kl" in line
     assert metrics[0]["kl"] == pytest.approx(0, abs=1e-9) and metrics[-1]["kl"] > 0
 
@@ -173,7 +174,7 @@ def test_a_budget_smaller_than_a_group_repeats_its_prompt_alone(monkeypatch, mod
     steps, metrics, _ = trained(monkeypatch, model_folder, tmp_path, parts, token_budget=1)
     for work, line in zip(steps, metrics, strict=True):
         assert work["rollout"].tokens == line["tokens/prompt"] + line["tokens/answer"] - P * G
-        assert work["update"].tokens == G * line["tokens/prompt"] + line["tokens/answer"]
+        assert work["update"].tokens == G * line["tokens/prompt"] + line["tokens/answer"] - P * G
 
 
 def test_a_picture_is_decoded_and_resized_once(monkeypatch, model_folder, tmp_path, reward):

@@ -10,7 +10,7 @@ from support import bytes_tokenizer, tiny
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from vlm_r1.models.policy import masked_logprobs
+from vlm_r1.models.logprobs import masked_logprobs
 from vlm_r1.records import SamplingParams
 from vlm_r1.rollout.sampling import END_OF_ANSWER, StoppingCriteria, choose, filtered
 

@@ -40,9 +40,9 @@ def shard(
 ) -> None:
     """Shard a policy in place; its parameters may still be on the meta device.
 
-    Unless `everything` is sharded, a tower and connector that are frozen together stay whole on every process: then
-    features can be kept, and a process that finds them in its cache waits for nobody. With `offload` the shards lie in
-    CPU memory.
+    Unless `everything` is sharded, a frozen tower stays whole on every process, and so does a connector that is frozen
+    with it: then what they make of images can be kept, and a process that finds it in its cache waits for nobody. With
+    `offload` the shards lie in CPU memory.
     """
     whole = set() if everything else whole_parameters(family)
     settings: dict[str, Any] = {
@@ -76,10 +76,12 @@ def reshard(policy: nn.Module) -> None:
 
 
 def whole_parameters(family: Family) -> set[nn.Parameter]:
-    """Parameters that every process holds in full: tower and connector where both are frozen."""
+    """Parameters that every process holds in full: those of a frozen tower, and of a connector frozen with it."""
     parts = family.parameters()
-    found = {p for part in ("vision", "connector") for p in parts[part].values()}  # type: ignore[index]
-    return set() if any(p.requires_grad for p in found) else found
+    tower, connector = (set(parts[part].values()) for part in ("vision", "connector"))  # type: ignore[index]
+    if any(p.requires_grad for p in tower):
+        return set()
+    return tower if any(p.requires_grad for p in connector) else tower | connector
 
 
 def shards_of(policy: nn.Module) -> list[FSDPModule]:

@@ -26,7 +26,7 @@ def speed_up(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear and HAS_ONEDNN:
             module.__class__ = Linear
-        elif type(module).__name__.endswith("RMSNorm") and _is_usual(type(module)):
+        elif type(module).__name__.endswith("RMSNorm") and _is_usual(type(module)):  # type: ignore[arg-type]
             module.__class__ = _norm_class(type(module))
 
 
@@ -36,6 +36,11 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """`x W^T + b`, `(..., in)` to `(..., out)`."""
         return linear(x, self.weight, self.bias)
+
+
+def is_plain(module: Any) -> bool:
+    """Whether a module is a linear layer and nothing else (no adapter, no quantised one)."""
+    return type(module) in (nn.Linear, Linear)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

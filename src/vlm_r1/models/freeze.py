@@ -8,7 +8,9 @@ from torch import nn
 
 from vlm_r1.config import TrainConfig
 from vlm_r1.errors import ConfigError
+from vlm_r1.models.families import FAMILIES
 from vlm_r1.models.family import Family, Part
+from vlm_r1.models.tower_output import TowerOutput
 
 
 def freeze(family: Family, train: TrainConfig) -> dict[Part, int]:
@@ -40,6 +42,28 @@ def blocks_of(family: Family, part: Part) -> list[nn.Module]:
     mine = {id(p) for p in family.parameters()[part].values()}
     lists = [m for module in family.modules()[part] for m in module.modules() if isinstance(m, nn.ModuleList)]
     return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters() if id(p) in mine), default=()))
+
+
+def frozen_features(family: Family) -> tuple[list[str], TowerOutput | None] | None:
+    """What can be kept of pictures, as `Policy.cache_features` takes it.
+
+    These are the names of the weights that it depends on, and, where the connector is trained, the way to record the
+    tower's output. None where the tower is trained, and for a trained connector of a model without a family of its own:
+    the tests hold families alone to it.
+    """
+    vision, connector = (family.parameters()[part] for part in ("vision", "connector"))  # type: ignore[index]
+    if any(p.requires_grad for p in vision.values()):
+        return None
+    if not any(p.requires_grad for p in connector.values()):
+        return [*vision, *connector], None
+    if family.model.config.model_type not in FAMILIES:
+        return None
+    return [*vision], tower_output(family)
+
+
+def tower_output(family: Family) -> TowerOutput:
+    """The way to record and replay what a family's tower hands to its connector."""
+    return TowerOutput(family.modules()["connector"], blocks_of(family, "vision"))
 
 
 def learning_rate_scales(family: Family, rates: Mapping[Part, float | None], base: float) -> dict[int, float]:

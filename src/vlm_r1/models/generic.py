@@ -24,8 +24,9 @@ from vlm_r1.models import shared_prefix
 from vlm_r1.models.families import FAMILIES
 from vlm_r1.models.family import Family
 from vlm_r1.models.layout import Layout, Rule
+from vlm_r1.models.logprobs import masked_logprobs
 from vlm_r1.models.packing import Branch, Tree, pack
-from vlm_r1.models.policy import Policy, masked_logprobs
+from vlm_r1.models.policy import Policy
 from vlm_r1.prompts.templates import chat_messages
 from vlm_r1.records import Picture, Prompt, Sample, Truth
 

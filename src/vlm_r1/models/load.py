@@ -100,7 +100,13 @@ def make_policy(model: Any, processor: Any, config: ModelConfig, prompt: PromptC
     prompt = prompt or PromptConfig()
     family = chosen(model, processor, prompt, config.min_pixels, config.max_pixels)
     banned = torch.tensor(family.banned_token_ids())
-    policy = Policy(model, banned, mrope=family.mrope, compute_dtype=compute_dtype(config))
+    policy = Policy(
+        model,
+        banned,
+        mrope=family.mrope,
+        compute_dtype=compute_dtype(config),
+        logprob_kernel=config.logprob_kernel,
+    )
     return LoadedPolicy(policy=policy, family=family, processor=processor)
 
 

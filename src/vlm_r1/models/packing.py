@@ -3,7 +3,8 @@
 A `Tree` is one prefix and its branches: a prompt and its G answers, or a picture and its many questions with their
 answers. Several trees become one row of `N` tokens: `[prefix 1 | ... | prefix P | branch 1 | ... | branch B]`. A
 branch's positions go on where its prefix ends, and attention (see `shared_prefix.py`) lets it see its prefix and
-itself.
+itself. The last token of a branch predicts nothing that is scored, so it is a target and not in the row: a branch of
+one token has none there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ class Branch:
     positions: Tensor
     context: int = 0
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that run through the model: all but the last."""
+        return len(self.token_ids) - 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
@@ -39,8 +45,8 @@ class Tree:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the prefix and all branches."""
-        return len(self.token_ids) + sum(len(b.token_ids) for b in self.branches)
+        """Tokens of the prefix and all branches that run through the model."""
+        return len(self.token_ids) + sum(b.n_tokens for b in self.branches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +54,7 @@ class PackedRow:
     """A row of `N` tokens ready for the model, and which of its hidden states predict which scored tokens.
 
     `predictors` and `targets` are `(S,)`: the hidden state at `predictors[i]` predicts token `targets[i]`, which
-    belongs to branch `branch_of_target[i]` of the row.
+    belongs to branch `branch_of_target[i]` of the trees' branches. `layout` knows only those with tokens in the row.
     """
 
     token_ids: Tensor
@@ -78,8 +84,9 @@ def pack(trees: Sequence[Tree]) -> PackedRow:
     """One row from several trees."""
     branches = [(number, branch) for number, tree in enumerate(trees) for branch in tree.branches]
     prefix_lengths = [len(tree.token_ids) for tree in trees]
-    branch_lengths = [len(branch.token_ids) for _, branch in branches]
-    layout = make_layout(prefix_lengths, branch_lengths, [number for number, _ in branches], [t.blocks for t in trees])
+    run = [(number, branch) for number, branch in branches if branch.n_tokens]
+    blocks = [tree.blocks for tree in trees]
+    layout = make_layout(prefix_lengths, [branch.n_tokens for _, branch in run], [number for number, _ in run], blocks)
     prefix_ends = torch.tensor(prefix_lengths).cumsum(0) - 1
     predictors, targets, owners = [], [], []
     start = layout.n_prefix
@@ -90,10 +97,10 @@ def pack(trees: Sequence[Tree]) -> PackedRow:
         predictors.append(before[branch.context :])
         targets.append(branch.token_ids[branch.context :])
         owners.append(torch.full((length - branch.context,), b))
-        start += length
+        start += branch.n_tokens
     return PackedRow(
-        token_ids=torch.cat([t.token_ids for t in trees] + [b.token_ids for _, b in branches]),
-        positions=torch.cat([t.positions for t in trees] + [b.positions for _, b in branches], 1),
+        token_ids=torch.cat([t.token_ids for t in trees] + [b.token_ids[:-1] for _, b in run]),
+        positions=torch.cat([t.positions for t in trees] + [b.positions[:, :-1] for _, b in run], 1),
         pictures=tuple(picture for tree in trees for picture in tree.pictures),
         layout=layout,
         predictors=_cat(predictors),
@@ -130,10 +137,9 @@ def _split(tree: Tree, budget: int) -> list[Tree]:
     pieces: list[list[Branch]] = []
     used = 0
     for branch in tree.branches:
-        length = len(branch.token_ids)
-        if not pieces or len(tree.token_ids) + used + length > budget:
+        if not pieces or len(tree.token_ids) + used + branch.n_tokens > budget:
             pieces.append([])
             used = 0
         pieces[-1].append(branch)
-        used += length
+        used += branch.n_tokens
     return [replace(tree, branches=tuple(piece)) for piece in pieces]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from vlm_r1.models.logprobs import capped, liger_kernel, token_logprobs
 from vlm_r1.models.packing import PackedRow, Tree
 from vlm_r1.models.shared_prefix import packed
+from vlm_r1.models.tower_output import TowerOutput
 from vlm_r1.models.vision_cache import VisionCache, WeightsVersion
 from vlm_r1.records import Prompt, VisionInput
 
-LOGIT_CHUNK = 1 << 25
-"""Most logits (tokens x vocabulary) that exist at once in float32 while log-probs are taken: 128 MiB."""
-MASKED = -1e9
-"""Logit of a banned token."""
 Staged = TypeVar("Staged", Prompt, Tree)
 """What holds the images of a prompt."""
 
@@ -29,44 +25,70 @@ class Policy(nn.Module):
 
     `model` is the transformers model; `banned` `(K,)` are the token ids it may not write (picture placeholders);
     `mrope` says that it takes positions per axis (time, row, column). `compute_dtype` is the precision of its forward
-    pass, whatever that of its weights.
+    pass, whatever that of its weights. `logprob_kernel` computes log-probs: "torch" or "liger".
     """
 
     banned: Tensor
 
-    def __init__(self, model: Any, banned: Tensor, *, mrope: bool, compute_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: Any,
+        banned: Tensor,
+        *,
+        mrope: bool,
+        compute_dtype: torch.dtype = torch.float32,
+        logprob_kernel: str = "torch",
+    ) -> None:
         super().__init__()
+        if logprob_kernel == "liger":
+            liger_kernel()  # where it is not installed, say so before a run has begun
         self.model = model
-        self.mrope, self.compute_dtype = mrope, compute_dtype
+        self.mrope, self.compute_dtype, self.logprob_kernel = mrope, compute_dtype, logprob_kernel
         self.vision_cache: VisionCache | None = None
         self._frozen: tuple[str, ...] = ()
         self._weights_version = WeightsVersion()
+        self.tower_output: TowerOutput | None = None
         self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self.register_buffer("banned", banned, persistent=False)
 
     def features(self, pictures: Sequence[VisionInput]) -> dict[str, Any]:
         """The vision tower's output for the pictures, in the form `hidden` takes; empty without pictures.
 
-        With a cache (tower and connector are frozen) only pictures that it does not hold are encoded.
+        With a cache (the tower is frozen) it runs only on pictures that the cache does not hold; a connector that is
+        trained runs on all.
         """
         if not pictures:
             return {}
         if self.vision_cache is None:
             return {"image": self.encode_pictures(pictures)}
-        device = self.banned.device
-        weights = self._weights_version(self.model.get_parameter(name) for name in self._frozen)
-        return {"image": self.vision_cache.lookup(pictures, weights, self._encode_frozen, device)}
+        if self.tower_output is None:
+            return {"image": self.kept(pictures)}
+        return {"image": self.tower_output.replay(self.encode_pictures, pictures, self.kept(pictures))}
 
-    def cache_features(self, cache: VisionCache, frozen: Iterable[str]) -> None:
-        """Keep the features of pictures in `cache`; `frozen` names the model's parameters that make them."""
+    def kept(self, pictures: Sequence[VisionInput]) -> Any:
+        """What the cache keeps of pictures, and the tower makes of those that it does not hold."""
+        assert self.vision_cache is not None
+        weights = self._weights_version(self.model.get_parameter(name) for name in self._frozen)
+        return self.vision_cache.lookup(pictures, weights, self._encode_frozen, self.banned.device)
+
+    def cache_features(
+        self, cache: VisionCache, frozen: Iterable[str], tower_output: TowerOutput | None = None
+    ) -> None:
+        """Keep in `cache` the features of pictures, or what their tower puts out where its connector is trained.
+
+        `frozen` names the model's parameters that what is kept depends on.
+        """
         self.vision_cache, self._frozen, self._weights_version = cache, tuple(frozen), WeightsVersion()
+        self.tower_output = tower_output
 
     @torch.no_grad()
-    def _encode_frozen(self, picture: VisionInput) -> Any:
+    def _encode_frozen(self, pictures: Sequence[VisionInput]) -> Any:
         training = self.model.training
         self.model.eval()  # what is kept must not depend on a draw of dropout
         try:
-            return self.encode_pictures([picture])
+            if self.tower_output is None:
+                return self.encode_pictures(pictures)
+            return self.tower_output.record(self.encode_pictures, pictures)
         finally:
             self.model.train(training)
 
@@ -105,8 +127,7 @@ class Policy(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `(..., V)` of hidden states `(..., D)`."""
-        logits = self.model.get_output_embeddings()(hidden)
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+        return capped(self.model.get_output_embeddings(), self.softcap)(hidden)
 
     def forward(self, row: PackedRow, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy `(S,)` of every scored token of the row."""
@@ -115,48 +136,11 @@ class Policy(nn.Module):
 
     def score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy `(S,)` of the tokens `(S,)` that hidden states `(S, D)` predict."""
-        vocabulary = self.model.get_output_embeddings().weight.shape[0]
-        return token_logprobs(hidden, self.logits, vocabulary, targets, self.banned, temperature)
+        head = self.model.get_output_embeddings()
+        return token_logprobs(hidden, head, targets, self.banned, temperature, self.softcap, self.logprob_kernel)
 
 
 def merge_pictures(pictures: Sequence[VisionInput]) -> dict[str, Tensor]:
     """The tensors of several pictures, one after the other."""
     names = dict.fromkeys(name for picture in pictures for name in picture.tensors)
     return {name: torch.cat([p.tensors[name] for p in pictures if name in p.tensors]) for name in names}
-
-
-def token_logprobs(
-    hidden: Tensor,
-    head: Callable[[Tensor], Tensor],
-    vocabulary: int,
-    targets: Tensor,
-    banned: Tensor,
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Log-probs of `targets` `(S,)` and the entropy at each place, in float32, from hidden states `(S, D)`.
-
-    The distribution is `softmax(logits / temperature)` with banned tokens masked: the one that rollouts sample from.
-    Only `LOGIT_CHUNK` logits exist at a time; with more, each chunk is computed again in the backward pass.
-    """
-    rows = max(1, LOGIT_CHUNK // vocabulary)
-    if len(targets) <= rows:
-        return _score(hidden, targets, head, banned, temperature)
-    parts = [
-        checkpoint(_score, h, t, head, banned, temperature, use_reentrant=False)
-        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
-    ]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-
-def masked_logprobs(logits: Tensor, banned: Tensor, temperature: float) -> Tensor:
-    """`log_softmax(logits / temperature)` in float32 with banned tokens masked; any leading shape."""
-    return F.log_softmax(logits.float().index_fill(-1, banned, MASKED) / temperature, -1)
-
-
-def _score(
-    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], banned: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    logprobs = masked_logprobs(head(hidden), banned, temperature)
-    with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return logprobs.gather(-1, targets[:, None]).sum(-1), entropy  # no view: sharding hooks into the output

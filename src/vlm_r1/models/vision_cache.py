@@ -2,7 +2,9 @@
 
 An entry is found by what made the picture's tensors (its content and the processor's settings) and by the weights of
 tower and connector; it is what `get_image_features` returns for that picture, without the parts that the language
-model does not read.
+model does not read. Under a connector that is trained it is what the tower hands to it (`tower_output.py`), and is
+found by the tower's weights alone. Pictures that are missing are encoded together: their features equal those of each
+alone up to the order of summation.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +29,10 @@ UNREAD = {"last_hidden_state", "hidden_states", "attentions"}
 """Fields of a tower's output that no language model reads when `pooler_output` is there."""
 PER_LEVEL = {"deepstack_features"}
 """Fields that hold one tensor a level (of all pictures), not one a picture."""
+ENCODED_AT_ONCE = 1 << 25
+"""Most numbers that the tensors of pictures encoded together have: about five pictures of a million pixels in Qwen's
+patches, which hold every pixel twice. It bounds the memory of a tower's pass; one larger picture is encoded by itself.
+"""
 Nested = Any
 """A tensor, or lists of them as the model returns them."""
 Entry = dict[str, Nested]
@@ -40,28 +47,40 @@ class VisionCache:
     def __init__(self, capacity: int, folder: Path | None = None) -> None:
         self.capacity, self.folder = capacity, folder
         self.hits = self.misses = self.size = 0
+        self._one_by_one = False
         self._entries: OrderedDict[str, Entry] = OrderedDict()
 
     def lookup(
-        self, pictures: Sequence[VisionInput], weights: str, encode: Callable[[VisionInput], Any], device: torch.device
+        self,
+        pictures: Sequence[VisionInput],
+        weights: str,
+        encode: Callable[[Sequence[VisionInput]], Mapping[str, Nested]],
+        device: torch.device,
     ) -> SimpleNamespace:
         """The features of the pictures in order, as the model takes them; `encode` computes those that are missing."""
-        found: dict[str, Entry] = {}
-        for picture in pictures:
-            if picture.key in found:
-                self.hits += 1
-                continue
-            name = hashlib.sha256(f"{weights}{picture.key}".encode()).hexdigest()[:40]
-            entry = self._get(name)
-            if entry is None:
-                self.misses += 1
-                entry = _fields(encode(picture))
-                self._write(name, entry)
-                self._keep(name, entry)
-            else:
-                self.hits += 1
-            found[picture.key] = entry
+        wanted = {picture.key: picture for picture in pictures}
+        names = {key: hashlib.sha256(f"{weights}{key}".encode()).hexdigest()[:40] for key in wanted}
+        found = {key: entry for key, name in names.items() if (entry := self._get(name)) is not None}
+        missing = [picture for key, picture in wanted.items() if key not in found]
+        self.misses += len(missing)
+        self.hits += len(pictures) - len(missing)
+        for batch in _batches(missing):
+            for picture, entry in zip(batch, self._encode(batch, encode), strict=True):
+                self._write(names[picture.key], entry)
+                self._keep(names[picture.key], entry)
+                found[picture.key] = entry
         return _join([found[picture.key] for picture in pictures], device)
+
+    def _encode(
+        self, batch: Sequence[VisionInput], encode: Callable[[Sequence[VisionInput]], Mapping[str, Nested]]
+    ) -> list[Entry]:
+        """An entry a picture; of a model whose output does not say what is whose, each is encoded by itself."""
+        if len(batch) > 1 and not self._one_by_one:
+            try:
+                return _split(encode(batch), batch)
+            except _Unsplittable:
+                self._one_by_one = True
+        return [_kept(encode([picture])) for picture in batch]
 
     def take_counts(self) -> tuple[int, int]:
         """Lookups that were answered since the last call, and all lookups."""
@@ -98,7 +117,26 @@ class VisionCache:
         os.replace(aside, self.folder / f"{name}.safetensors")
 
 
-def _fields(output: Any) -> Entry:
+class _Unsplittable(Exception):
+    """Nothing says which part of an output belongs to which picture."""
+
+
+def _batches(pictures: Sequence[VisionInput]) -> Iterator[list[VisionInput]]:
+    """Pictures in order, as many at a time as `ENCODED_AT_ONCE` allows."""
+    batch: list[VisionInput] = []
+    held = 0
+    for picture in pictures:
+        size = sum(tensor.numel() for tensor in picture.tensors.values())
+        if batch and held + size > ENCODED_AT_ONCE:
+            yield batch
+            batch, held = [], 0
+        batch.append(picture)
+        held += size
+    if batch:
+        yield batch
+
+
+def _kept(output: Mapping[str, Nested]) -> Entry:
     """The fields that the language model reads, in CPU memory."""
 
     def keep(value: Nested) -> Nested:
@@ -107,6 +145,29 @@ def _fields(output: Any) -> Entry:
         return value.detach().to("cpu", copy=value._base is not None)  # a view would keep its whole base alive
 
     return {name: keep(value) for name, value in output.items() if name not in UNREAD and value is not None}
+
+
+def _split(output: Mapping[str, Nested], batch: Sequence[VisionInput]) -> list[Entry]:
+    """The entries of pictures that were encoded together."""
+    entries: list[Entry] = [{} for _ in batch]
+    for name, value in output.items():
+        if name in UNREAD or value is None:
+            continue
+        levels = [_shares(level, batch) for level in (value if name in PER_LEVEL else [value])]
+        for i, entry in enumerate(entries):
+            entry[name] = [level[i] for level in levels] if name in PER_LEVEL else levels[0][i]
+    return [_kept(entry) for entry in entries]
+
+
+def _shares(value: Nested, batch: Sequence[VisionInput]) -> list[Nested]:
+    """A list's items, or a tensor's rows, by picture: one each, or as many as one of the picture's tensors has rows."""
+    names = dict.fromkeys(name for picture in batch for name in picture.tensors)
+    counts = [[len(p.tensors[name]) if name in p.tensors else 0 for p in batch] for name in names]
+    for sizes in ([1] * len(batch), *counts):
+        if sum(sizes) == len(value):
+            ends = list(accumulate(sizes))
+            return [value[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    raise _Unsplittable
 
 
 def _flat(value: Nested, at: str) -> dict[str, Tensor]:

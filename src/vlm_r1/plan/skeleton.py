@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 from vlm_r1.config import ModelConfig, Recipe
 from vlm_r1.models.adapters import NAME, adapt, linear_layers
 from vlm_r1.models.family import Family, Part
-from vlm_r1.models.freeze import blocks_of, freeze
+from vlm_r1.models.freeze import blocks_of, freeze, frozen_features
 from vlm_r1.models.load import LoadedPolicy, make_policy, read_pretrained, resolve_path
 from vlm_r1.models.scratch import build_scratch
 from vlm_r1.models.vision_cache import VisionCache
@@ -78,7 +78,8 @@ def build_skeleton(recipe: Recipe, machine: Machine) -> Skeleton:
     Raises `ModelError` and `ConfigError` as loading it would.
     """
     precision = "bfloat16" if recipe.model.precision == "auto" else recipe.model.precision
-    config = recipe.model.model_copy(update={"precision": precision})
+    # Kernels of other libraries do not run on shapes alone.
+    config = recipe.model.model_copy(update={"precision": precision, "logprob_kernel": "torch"})
     with torch.device("meta"):
         model, processor = _build_model(config, recipe.run.seed)
     loaded = make_policy(model, processor, config, recipe.prompt)
@@ -90,10 +91,9 @@ def build_skeleton(recipe: Recipe, machine: Machine) -> Skeleton:
     sharded = config.quantize == "none" and (machine.processes > 1 or dtype != torch.float32)
     skeleton = Skeleton(loaded=loaded, fake=fake, shards=shards if sharded else 1)
     _give_device(model, fake, lambda p: dtype if sharded or not p.requires_grad else torch.float32)
-    how = recipe.train.how()
-    caches = config.vision_cache_mb or config.vision_cache_dir
-    if how["vision"] == how["connector"] == "frozen" and caches:
-        loaded.policy.cache_features(VisionCache(0), [])  # one image at a time, kept in CPU memory
+    frozen = frozen_features(loaded.family)
+    if frozen is not None and (config.vision_cache_mb or config.vision_cache_dir):
+        loaded.policy.cache_features(VisionCache(0), [], frozen[1])  # a few images at a time, kept in CPU memory
     if sharded:
         skeleton.units = find_units(loaded.policy, loaded.family, shards)
     _count(skeleton, config)

@@ -32,8 +32,8 @@ class TrainBatch:
 
     @property
     def n_answer_tokens(self) -> int:
-        """Answer tokens that the update runs through the model."""
-        return sum(len(branch.token_ids) for tree in self.trees for branch in tree.branches)
+        """Answer tokens that the update runs through the model: all but each answer's last."""
+        return sum(branch.n_tokens for tree in self.trees for branch in tree.branches)
 
     def cut(self, budget: int) -> list[TrainBatch]:
         """The batch in rows of at most `budget` tokens, in order."""

@@ -6,15 +6,18 @@ without the adapter, or with the one it started from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from vlm_r1.distributed.loading import open_policy
-from vlm_r1.distributed.sharding import reshard
+from vlm_r1.distributed.sharding import is_sharded, reshard
 from vlm_r1.models.adapters import REFERENCE, base_of_adapter, switched
+from vlm_r1.models.freeze import tower_output
 from vlm_r1.models.load import resolve_path
 from vlm_r1.models.packing import PackedRow
+from vlm_r1.records import VisionInput
 from vlm_r1.runtime.session import Session
 
 Reference = Callable[[PackedRow, float], tuple[Tensor, Tensor]]
@@ -28,7 +31,7 @@ def load_reference(session: Session) -> Reference | None:
         return None
     if "lora" in recipe.train.how().values():
         return _switched_policy(session)
-    policy = open_policy(
+    loaded = open_policy(
         recipe.model,
         recipe.prompt,
         session.world,
@@ -36,11 +39,23 @@ def load_reference(session: Session) -> Reference | None:
         everything=True,
         offload=recipe.rl.reference_offload,
         **session.sharing,
-    ).policy
+    )
+    policy = loaded.policy
     policy.eval()
     how = recipe.train.how()
     if how["vision"] == how["connector"] == "frozen":  # then the reference's is the same
         policy.features = session.policy.features  # type: ignore[method-assign]
+    elif session.policy.vision_cache is not None and not is_sharded(session.policy):
+        # The same tower, under the connector that the run began with. Recording its output runs the policy's connector,
+        # whose shards are not together here.
+        replay = tower_output(loaded.family).replay
+
+        def features(pictures: Sequence[VisionInput]) -> dict[str, Any]:
+            if not pictures:
+                return {}
+            return {"image": replay(policy.encode_pictures, pictures, session.policy.kept(pictures))}
+
+        policy.features = features  # type: ignore[method-assign]
 
     def reference(row: PackedRow, temperature: float) -> tuple[Tensor, Tensor]:
         out: tuple[Tensor, Tensor] = policy(row, temperature)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm_r1.models.cpu_layers import Linear
+from vlm_r1.models.cpu_layers import is_plain
 from vlm_r1.models.layout import Rule
 from vlm_r1.models.policy import Policy
 from vlm_r1.rollout.cache import DecodeCache
@@ -115,7 +115,7 @@ def _plain(layer: nn.Module) -> bool:
     norms = [layer.input_layernorm, layer.post_attention_layernorm]
     norms += [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
     return (
-        all(type(module) in (nn.Linear, Linear) for module in linears)
+        all(is_plain(module) for module in linears)
         and all(hasattr(norm, "variance_epsilon") for norm in norms)
         and not any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())  # type: ignore[union-attr]
     )

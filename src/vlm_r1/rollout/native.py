@@ -14,7 +14,8 @@ from vlm_r1.config import RolloutConfig
 from vlm_r1.distributed.processes import ALONE, World
 from vlm_r1.distributed.sharding import by_layer, gathered
 from vlm_r1.models.load import LoadedPolicy
-from vlm_r1.models.policy import Policy, masked_logprobs
+from vlm_r1.models.logprobs import masked_logprobs
+from vlm_r1.models.policy import Policy
 from vlm_r1.records import Prompt, Rollout, RolloutGroup, SamplingParams
 from vlm_r1.rollout.cache import FlashCache, Prefill, decode_cache
 from vlm_r1.rollout.concurrency import Piece, cut, gathers_by_layer, limits_of

@@ -26,7 +26,7 @@ from vlm_r1.distributed.watchdog import Watchdog
 from vlm_r1.errors import CheckpointError
 from vlm_r1.models.adapters import REFERENCE, adapt, base_of_adapter, load_adapter, trained_parameters
 from vlm_r1.models.family import Family, Part
-from vlm_r1.models.freeze import freeze, learning_rate_scales
+from vlm_r1.models.freeze import freeze, frozen_features, learning_rate_scales
 from vlm_r1.models.load import LoadedPolicy, compute_dtype, resolve_path
 from vlm_r1.models.vision_cache import VisionCache
 from vlm_r1.rollout.native import NativeEngine
@@ -133,9 +133,7 @@ def _session(recipe: Recipe, run_dir: Path, world: World, log: RunLog) -> Sessio
     )
     if world.is_main:
         print(trained_parameters(loaded.family, recipe.train), file=sys.stderr)
-    how = recipe.train.how()
-    if how["vision"] == how["connector"] == "frozen":
-        cache_features(loaded, recipe)
+    cache_features(loaded, recipe)
     rates: dict[Part, float | None] = {"vision": recipe.optim.lr_vision, "connector": recipe.optim.lr_connector}
     scales = learning_rate_scales(loaded.family, rates, recipe.optim.lr)
     optimizer = build_optimizer(loaded.policy, recipe.optim, scales)
@@ -174,13 +172,13 @@ def choose_trained(family: Family, recipe: Recipe) -> None:
 
 
 def cache_features(loaded: LoadedPolicy, recipe: Recipe) -> None:
-    """Give a policy with frozen tower and connector a cache of features, as the recipe says."""
+    """Give a policy with a frozen tower a cache of what it makes of pictures, as the recipe says."""
     folder = recipe.model.vision_cache_dir
     if not recipe.model.vision_cache_mb and folder is None:
         return
-    cache = VisionCache(recipe.model.vision_cache_mb * 2**20, Path(folder) if folder else None)
-    parts = loaded.family.parameters()
-    loaded.policy.cache_features(cache, [*parts["vision"], *parts["connector"]])
+    if (frozen := frozen_features(loaded.family)) is not None:
+        cache = VisionCache(recipe.model.vision_cache_mb * 2**20, Path(folder) if folder else None)
+        loaded.policy.cache_features(cache, *frozen)
 
 
 MAY_CHANGE = {
@@ -188,7 +186,7 @@ MAY_CHANGE = {
     *("run.track_pictures_every", "run.shard_size", "run.hang_timeout_s"),
     *("rl.token_budget", "sft.token_budget", "rl.reference_offload", "rollout.max_sequences", "rollout.kv_cache_gb"),
     "rollout.gather",
-    *("model.gradient_checkpointing", "model.vision_cache_mb", "model.vision_cache_dir"),
+    *("model.gradient_checkpointing", "model.logprob_kernel", "model.vision_cache_mb", "model.vision_cache_dir"),
     *("eval.batch_size", "eval.max_new_tokens", "eval.every", "eval.suites", "eval.resamples", "data.eval"),
 }
 """Settings that a run may be continued with another value of: they change speed, memory, or what is measured."""

@@ -31,7 +31,7 @@ def fill_rows(session: Session, rows: Sequence[Sequence[Tree]]) -> list[list[Tre
 
 
 def filler(session: Session, *, picture: bool) -> Tree:
-    """A small prompt, with or without a picture, and one token behind it."""
+    """A small prompt, with or without a picture, and one token that it predicts."""
     prompt = session.loaded.family.filler(picture=picture)
     branch = Branch(
         token_ids=torch.tensor([session.loaded.family.end_token_id]),
