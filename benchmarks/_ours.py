@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import moved, now, peak_memory, snapshot, versions
-from _setting import Setting, read_job
+from _measure import machine, moved, now, peak_memory, snapshot, trained_dtype, versions
+from _setting import Setting, prepare, read_job
 
 from vlm_r1.config import (
     DataConfig,
@@ -30,7 +30,9 @@ from vlm_r1.config import (
     RLConfig,
     RolloutConfig,
     RunConfig,
+    TrainConfig,
 )
+from vlm_r1.plan.fit import resolve
 from vlm_r1.rl import loop
 from vlm_r1.rollout.native import eos_token_ids
 from vlm_r1.runtime.runlog import read_metrics
@@ -41,8 +43,10 @@ REWARD = f"{Path(__file__).resolve().parent / '_reward.py'}:by_hash"
 
 def recipe_of(setting: Setting, run_dir: Path, **rl: Any) -> Recipe:
     """The benchmark's step as a recipe: the paper's algorithm, everything else at its default."""
+    parts = {"vision": setting.vision, "connector": setting.vision, "language": setting.language}
     return Recipe(
         model=ModelConfig(path=str(setting.model_path), precision=setting.precision),
+        train=TrainConfig(**parts),
         data=DataConfig(train=[DataSource(path=str(setting.data_path))]),
         prompt=PromptConfig(template="plain"),
         rollout=RolloutConfig(max_new_tokens=setting.answer_tokens, stop_at_answer=False),
@@ -93,6 +97,8 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     loop.open_session, loop.deal = opened, dealt
     with tempfile.TemporaryDirectory() as run_dir:
         recipe = recipe_of(setting, Path(run_dir), **options)
+        if torch.cuda.is_available():  # as `vlm-r1 train` does: checkpointing where the plan says it is needed
+            recipe = resolve(recipe, 1, torch.cuda.get_device_properties(0).total_memory)
         loop.train(recipe)
         lines = read_metrics(Path(run_dir))
     model = sessions[0].policy.model
@@ -120,14 +126,16 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "optimizer": type(sessions[0].optimizer).__name__,
-        "dtype": str(next(model.parameters()).dtype),
+        "dtype": trained_dtype(model),
         "versions": versions(),
         "threads": torch.get_num_threads(),
-        "settings": options,
+        "settings": options | {"gradient_checkpointing": recipe.model.gradient_checkpointing},
+        "machine": machine(),
         **peak_memory(),
     }
 
 
 if __name__ == "__main__":
     given, rest = read_job(sys.argv[1])
+    prepare(given)
     Path(sys.argv[2]).write_text(json.dumps(measure(given, rest.get("options", {}))), encoding="utf-8")
