@@ -29,7 +29,7 @@ from vlm_r1.rollout.native import NativeEngine, eos_token_ids
 
 def open_model(setting: Setting) -> tuple[LoadedPolicy, list[Prompt]]:
     """The policy, its end-of-text tokens suppressed, and the prompts of one step."""
-    config = ModelConfig(path=str(setting.model_path), precision=setting.precision)  # type: ignore[arg-type]
+    config = ModelConfig(path=str(setting.model_path), precision=setting.precision)
     loaded = load_policy(config, PromptConfig(template="plain"))
     policy = loaded.policy.to("cuda" if torch.cuda.is_available() else "cpu")
     ends = torch.tensor(eos_token_ids(policy, loaded.tokenizer), device=policy.banned.device)

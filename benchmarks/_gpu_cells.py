@@ -30,14 +30,14 @@ class Cell:
     needs: tuple[str, ...] = ()
 
 
-def cells_of(stage: str, folder: str, *, tiny: bool, prompts: int) -> Iterator[Cell]:
-    """The cells of a stage. `folder` holds models and pictures."""
+def cells_of(stage: str, folder: str, *, tiny: bool, prompts: int = 8, repetitions: int = 3) -> Iterator[Cell]:
+    """The cells of a stage. `folder` holds models and pictures; `prompts` are those of a step of `ours` and `trl`."""
     if tiny:
         base = Setting(
             folder=folder, prompts=2, group=2, image_tokens=20, answer_tokens=8, warmup=1, repetitions=1, threads=1
         )
     else:
-        base = Setting(folder=folder, precision="bfloat16", prompts=prompts, warmup=1, repetitions=3)
+        base = Setting(folder=folder, precision="bfloat16", prompts=prompts, warmup=1, repetitions=repetitions)
     yield from {"ours": _ours, "trl": _trl, "flash-pref": _flash_pref, "decode": _decode}[stage](base, tiny)
 
 
@@ -46,25 +46,31 @@ def size_of(setting: Setting) -> str:
     return f"{setting.model}/{setting.image_tokens}/{setting.answer_tokens}/{setting.vision}"
 
 
-def _steps(base: Setting, tiny: bool) -> Iterator[Setting]:
-    """The sizes of a whole step."""
+def _steps(base: Setting, tiny: bool) -> Iterator[tuple[Setting, bool]]:
+    """The sizes of a whole step, without and with gradient checkpointing: what is fastest depends on the memory."""
     if tiny:
-        yield base
-        yield base.changed(vision="frozen", language="lora")
+        yield base, False
+        yield base.changed(vision="lora", language="lora"), True
         return
     for model, language in MODELS.items():
         for image_tokens in IMAGE_TOKENS:
             for answer_tokens in ANSWER_TOKENS:
-                here = base.changed(
-                    model=model, language=language, image_tokens=image_tokens, answer_tokens=answer_tokens
-                )
-                yield here.changed(vision=language)
-                yield here.changed(vision="frozen")
+                for vision in (language, "frozen"):
+                    size = {"image_tokens": image_tokens, "answer_tokens": answer_tokens}
+                    for checkpointing in (False, True):
+                        yield base.changed(model=model, language=language, vision=vision, **size), checkpointing
+
+
+def _name(stage: str, setting: Setting, checkpointing: bool) -> str:
+    return f"{stage}/{size_of(setting)}/{'checkpointing' if checkpointing else 'plain'}"
 
 
 def _ours(base: Setting, tiny: bool) -> Iterator[Cell]:
-    for setting in _steps(base, tiny):
-        yield Cell(stage="ours", name=f"ours/{size_of(setting)}", script="_ours.py", setting=setting)
+    for setting, checkpointing in _steps(base, tiny):
+        job = {"options": {"gradient_checkpointing": checkpointing}}
+        yield Cell(
+            stage="ours", name=_name("ours", setting, checkpointing), script="_ours.py", setting=setting, job=job
+        )
 
 
 def _trl(base: Setting, tiny: bool) -> Iterator[Cell]:
@@ -74,24 +80,14 @@ def _trl(base: Setting, tiny: bool) -> Iterator[Cell]:
         "attention": "flash_attention_2" if fast else "sdpa",
         "liger": importlib.util.find_spec("liger_kernel") is not None and not tiny,
     }
-    for setting in list(_steps(base, tiny))[-1 if tiny else 0 :]:
-        for checkpointing in (True,) if tiny else (False, True):
-            micro = min(MICRO_BATCH[checkpointing], setting.prompts * setting.group)
-            options = common | {"gradient_checkpointing": checkpointing, "micro_batch": micro}
-            name = f"trl/{size_of(setting)}/{'checkpointing' if checkpointing else 'plain'}"
-            yield Cell(
-                stage="trl",
-                name=name,
-                script="_trl.py",
-                setting=setting,
-                job={"options": options},
-                needs=("trl", "datasets"),
-            )
-            if not tiny and importlib.util.find_spec("vllm") is not None:
-                job = {"options": options | {"vllm": True}}
-                yield Cell(
-                    stage="trl", name=f"{name}+vllm", script="_trl.py", setting=setting, job=job, needs=("trl", "vllm")
-                )
+    for setting, checkpointing in list(_steps(base, tiny))[-1 if tiny else 0 :]:
+        micro = min(MICRO_BATCH[checkpointing], setting.prompts * setting.group)
+        options = common | {"gradient_checkpointing": checkpointing, "micro_batch": micro}
+        name, needs = _name("trl", setting, checkpointing), ("trl", "datasets")
+        yield Cell(stage="trl", name=name, script="_trl.py", setting=setting, job={"options": options}, needs=needs)
+        if not tiny and importlib.util.find_spec("vllm") is not None:
+            job = {"options": options | {"vllm": True}}
+            yield Cell(stage="trl", name=f"{name}+vllm", script="_trl.py", setting=setting, job=job, needs=needs)
 
 
 def _flash_pref(base: Setting, tiny: bool) -> Iterator[Cell]:

@@ -87,18 +87,30 @@ def _percent(value: float | None) -> str | None:
     return None if value is None else f"{value:.0%}"
 
 
+def _fastest(cells: dict[str, Row], stage: str) -> dict[tuple[Any, ...], tuple[Row, dict[str, Any]]]:
+    """Size -> the cell of a stage with the shortest step, and its numbers."""
+    best: dict[tuple[Any, ...], tuple[Row, dict[str, Any]]] = {}
+    for cell in (cell for cell in cells.values() if cell["stage"] == stage and "steps" in cell):
+        key, found = tuple(_size(cell)), numbers(cell)
+        if key not in best or found["step_s"] < best[key][1]["step_s"]:
+            best[key] = cell, found
+    return best
+
+
+SECONDS = ("step_s", "rollout_s", "update_s")
+
+
 def _ours(cells: dict[str, Row]) -> list[str]:
     rows = []
-    for cell in (cell for cell in cells.values() if "steps" in cell):
-        n = numbers(cell)
+    for key, (cell, n) in _fastest(cells, "ours").items():
         rows.append(
             [
-                *_size(cell),
-                *(_f(n[name]) for name in ("step_s", "rollout_s", "update_s")),
+                *key,
+                *(_f(n[name]) for name in SECONDS),
                 *(_f(n[name], 0) for name in ("answer_tokens_per_s", "trained_tokens_per_s")),
                 *(_percent(n[name]) for name in ("mfu_shared", "mfu_padded", "step_mfu_shared")),
                 _f(n["peak_gib"], 1),
-                "on" if cell["settings"]["gradient_checkpointing"] is True else "off",
+                "on" if cell["settings"]["gradient_checkpointing"] else "off",
             ]
         )
     head = ["model", "image tokens", "answer tokens", "tower", "step, s", "rollout, s", "update, s"]
@@ -107,26 +119,19 @@ def _ours(cells: dict[str, Row]) -> list[str]:
     text = (
         "MFU counts every prompt once and nothing that is recomputed, over the peak stated below; padded: every prompt "
     )
-    text += "and image once for each of its answers."
+    text += "and image once for each of its answers. Of a step without and with checkpointing the faster one is shown."
     return ["## A step", "", *_table(head, rows), "", text]
 
 
 def _trl(cells: dict[str, Row]) -> list[str]:
-    best: dict[tuple[Any, ...], tuple[Row, dict[str, Any]]] = {}
-    ours: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for cell in (cell for cell in cells.values() if "steps" in cell):
-        key, n = tuple(_size(cell)), numbers(cell)
-        if cell["stage"] == "ours":
-            ours[key] = n
-        elif key not in best or n["step_s"] < best[key][1]["step_s"]:
-            best[key] = cell, n
-    rows = []
-    for key, (cell, n) in best.items():
-        mine = ours.get(key, {})
-        ratios = [n[name] / mine[name] if mine.get(name) else None for name in ("step_s", "rollout_s", "update_s")]
-        settings = ", ".join(f"{k} {v}" for k, v in cell["job"]["options"].items() if v is not False)
-        seconds = [_f(n[name]) for name in ("step_s", "rollout_s", "update_s")]
-        rows.append([*key, *seconds, *(_f(r, 1) for r in ratios), _f(n["peak_gib"], 1), settings])
+    ours, rows = _fastest(cells, "ours"), []
+    for key, (cell, n) in _fastest(cells, "trl").items():
+        mine = ours[key][1] if key in ours else {}
+        ratios = [n[name] / mine[name] if mine else None for name in SECONDS]
+        settings = ", ".join(f"{k} {v}" for k, v in cell["settings"].items() if v is not False)
+        rows.append(
+            [*key, *(_f(n[name]) for name in SECONDS), *(_f(r, 1) for r in ratios), _f(n["peak_gib"], 1), settings]
+        )
     head = ["model", "image tokens", "answer tokens", "tower", "step, s", "rollout, s", "update, s"]
     head += ["step / ours", "rollout / ours", "update / ours", "peak memory, GiB", "its fastest settings"]
     return ["## TRL on the same, at its best", "", *_table(head, rows)]

@@ -32,7 +32,6 @@ from vlm_r1.config import (
     RunConfig,
     TrainConfig,
 )
-from vlm_r1.plan.fit import resolve
 from vlm_r1.rl import loop
 from vlm_r1.rollout.native import eos_token_ids
 from vlm_r1.runtime.runlog import read_metrics
@@ -41,11 +40,13 @@ from vlm_r1.runtime.session import Session
 REWARD = f"{Path(__file__).resolve().parent / '_reward.py'}:by_hash"
 
 
-def recipe_of(setting: Setting, run_dir: Path, **rl: Any) -> Recipe:
+def recipe_of(setting: Setting, run_dir: Path, *, gradient_checkpointing: bool = False, **rl: Any) -> Recipe:
     """The benchmark's step as a recipe: the paper's algorithm, everything else at its default."""
     parts = {"vision": setting.vision, "connector": setting.vision, "language": setting.language}
     return Recipe(
-        model=ModelConfig(path=str(setting.model_path), precision=setting.precision),
+        model=ModelConfig(
+            path=str(setting.model_path), precision=setting.precision, gradient_checkpointing=gradient_checkpointing
+        ),
         train=TrainConfig(**parts),
         data=DataConfig(train=[DataSource(path=str(setting.data_path))]),
         prompt=PromptConfig(template="plain"),
@@ -97,8 +98,6 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     loop.open_session, loop.deal = opened, dealt
     with tempfile.TemporaryDirectory() as run_dir:
         recipe = recipe_of(setting, Path(run_dir), **options)
-        if torch.cuda.is_available():  # as `vlm-r1 train` does: checkpointing where the plan says it is needed
-            recipe = resolve(recipe, 1, torch.cuda.get_device_properties(0).total_memory)
         loop.train(recipe)
         lines = read_metrics(Path(run_dir))
     model = sessions[0].policy.model
@@ -129,7 +128,7 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
         "dtype": trained_dtype(model),
         "versions": versions(),
         "threads": torch.get_num_threads(),
-        "settings": options | {"gradient_checkpointing": recipe.model.gradient_checkpointing},
+        "settings": options,
         "machine": machine(),
         **peak_memory(),
     }

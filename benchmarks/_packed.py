@@ -27,7 +27,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = ModelConfig(
         path=str(setting.model_path),
-        precision=setting.precision,  # type: ignore[arg-type]
+        precision=setting.precision,
         gradient_checkpointing=True,
     )
     loaded = load_policy(config, PromptConfig(template="plain"))

@@ -107,8 +107,8 @@ def adapter_of(setting: Setting) -> LoraConfig | None:
     """The adapter that `recipe_of` of `_ours.py` has: rank 16 beside every linear layer of what is trained."""
     if setting.language != "lora":
         return None
-    parts = "language_model|visual" if setting.vision == "lora" else "language_model"
-    return LoraConfig(r=16, lora_alpha=32, target_modules=rf"model\.({parts})\..*(proj|qkv|mlp\.\d)")
+    parts = r"language_model|visual\.blocks|visual\.merger" if setting.vision == "lora" else "language_model"
+    return LoraConfig(r=16, lora_alpha=32, target_modules=rf"model\.({parts})\..*(proj|qkv|mlp\.[02])")
 
 
 def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:

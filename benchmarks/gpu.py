@@ -12,15 +12,15 @@ made from it. Without --out the page is printed and nothing is kept.
 
 ours        a step of `vlm-r1 train`: seconds by phase, tokens a second, MFU and peak memory, at 400 and 1,280 image
             tokens, 256 and 1,024 answer tokens, G = 8, tower trained and frozen
-trl         TRL 1.16 on the same: patch embedding fused, bfloat16, checkpointing off and on; liger, FlashAttention-2 and
-            vLLM (colocated) where they are installed
+trl         TRL 1.16 on the same: patch embedding fused, bfloat16; liger, FlashAttention-2 and vLLM (colocated) where
+            they are installed
 flash-pref  forward and backward on G completions by flash-preference, by its model padded, and by ours
 decode      16, 64 and 256 answers by the native engine and by transformers.generate (dynamic and static cache)
 
-3B is trained in full: 3.8 billion parameters at 16 bytes (float32 weight, gradient and two moments) are 56 GiB before
-activations, so an 80-GiB GPU is tight and a larger one is not. 7B in full would be 124 GiB, which no such GPU has room
-for beside activations: it is trained with LoRA (rank 16) over frozen bfloat16 weights, on both sides, in the tower as
-well where the tower is trained. `vlm-r1 plan` says the same and settles our checkpointing.
+3B is trained in full: by `vlm-r1 plan` it takes 64 GiB at 1,280 image and 256 answer tokens with checkpointing. 7B in
+full would take 136 GiB, more than the 127 that tensors can have of a 141-GiB GPU: it is trained with LoRA (rank 16)
+over frozen bfloat16 weights on both sides (34 GiB), in the tower as well where that is trained. Every step is tried
+without and with gradient checkpointing on both sides, and the fastest that fits counts.
 
 On a machine without network, carry wheels: `pip download --no-deps -d wheels pydantic trl==1.16.0 datasets ...` with
 what they need, and there `pip install --no-index --no-deps --target SITE wheels/*.whl`, then `PYTHONPATH=src:SITE`.
@@ -63,7 +63,13 @@ def main() -> None:
         cells = [
             cell
             for stage in arguments.stage or STAGES
-            for cell in cells_of(stage, str(folder), tiny=arguments.tiny, prompts=arguments.prompts)
+            for cell in cells_of(
+                stage,
+                str(folder),
+                tiny=arguments.tiny,
+                prompts=arguments.prompts,
+                repetitions=arguments.repetitions,
+            )
             if arguments.only in cell.name
         ]
         if arguments.list:
@@ -84,6 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny model and two steps: only to see it run")
     parser.add_argument("--prompts", type=int, default=8, help="prompts in a step (ours, trl)")
+    parser.add_argument("--repetitions", type=int, default=3, help="measured steps of a cell, after one of warm-up")
     parser.add_argument("--budget-s", type=float, default=540.0, help="seconds after which a call has ended")
     parser.add_argument("--retry", action="store_true", help="measure failed cells again")
     parser.add_argument("--work", type=Path, help="folder for models and pictures; default: one that is deleted")

@@ -42,22 +42,22 @@ def test_every_stage_runs_on_a_cpu_and_a_second_call_finds_nothing_left(tmp_path
         assert (
             numbers["peak_gib"] > 0 and (numbers.get("step_s") or numbers.get("update_s") or numbers["rollout_s"]) > 0
         )
-    if (trl := "trl/tiny/20/8/frozen/checkpointing") not in missing:
-        assert found[trl]["trained"] == found["ours/tiny/20/8/frozen"]["trained"]
-        assert found[trl]["moved"]["text"] > 0 == found[trl]["moved"]["vision"]
+    if (trl := "trl/tiny/20/8/lora/checkpointing") not in missing:
+        assert found[trl]["trained"] == found["ours/tiny/20/8/lora/checkpointing"]["trained"]
+        assert min(found[trl]["moved"].values()) > 0
     text = (tmp_path / "gpu.md").read_text()
     assert text.startswith("# benchmarks/gpu.py --tiny") and text.count("| tiny | 20 | 8 |") >= 3
     assert "measured" not in call("--out", str(tmp_path), *(["--only", "ours"] if missing else []))
 
 
 def test_the_cells_are_those_of_the_page():
-    names = [cell.name for stage in cells.STAGES for cell in cells.cells_of(stage, "", tiny=False, prompts=8)]
+    names = [cell.name for stage in cells.STAGES for cell in cells.cells_of(stage, "", tiny=False)]
     assert len(names) == len(set(names))
-    assert names[0] == "ours/3b/1280/256/full" and sum(name.startswith("ours/") for name in names) == 16
+    assert names[0] == "ours/3b/1280/256/full/plain" and sum(name.startswith("ours/") for name in names) == 2 * 16
     assert {name.split("/")[2] for name in names if name.startswith("ours/7b")} == {"1280", "400"}
     assert {name.split("/")[4] for name in names if name.startswith("decode/")} == {"batch-16", "batch-64", "batch-256"}
     for stage in cells.STAGES:
-        for cell in cells.cells_of(stage, "", tiny=False, prompts=8):
+        for cell in cells.cells_of(stage, "", tiny=False):
             width, height = cell.setting.size
             assert width * height == cell.setting.image_tokens * 28**2 and max(width, height) < 2 * min(width, height)
 
@@ -90,7 +90,7 @@ def test_a_call_stops_at_its_budget_and_the_next_goes_on(monkeypatch, tmp_path):
 
 
 def test_a_cell_with_answers_that_are_cut_is_an_error():
-    cell = next(cells.cells_of("ours", "", tiny=True, prompts=8))
+    cell = next(cells.cells_of("ours", "", tiny=True))
     assert "steps" in gpu.checked(cell, {"steps": [{"answer_tokens": 32}]})
     assert gpu.checked(cell, {"steps": [{"answer_tokens": 31}]}) == {"error": "answers are cut: 31 of 32 tokens"}
 
@@ -113,7 +113,7 @@ def test_forward_arithmetic_equals_what_torch_counts(tmp_path):
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         loaded.policy(pack([group_tree(group) for group in groups]))
     linear = sum(n for op, n in counted.get_flop_counts()["Global"].items() if str(op) in ("aten.mm", "aten.addmm"))
-    # Attended pairs, 4 x width each: tower (one layer whole images of 256 patches, three windows of 64), prompts, answers
+    # Attended pairs, 4 x width each, of the tower (one layer whole images, three windows of 64), prompts and answers
     L = len(groups[0].prompt.token_ids)
     pairs = 2 * (256 * 256 + 3 * 256 * 64) + 2 * 4 * L * L / 2 + 6 * 4 * (24 * L + 24 * 24 / 2)
     flops = arithmetic.phase_flops(setting, L)
