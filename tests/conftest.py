@@ -43,23 +43,6 @@ def device(request, monkeypatch):
     return torch.device(request.param)
 
 
-def attention_backends() -> tuple[str, ...]:
-    """The attention back-ends of packed rows: those that `models.shared_prefix` lists, or the one it has."""
-    from vlm_r1.models import shared_prefix
-
-    return tuple(getattr(shared_prefix, "BACKENDS", ("default",)))
-
-
-@pytest.fixture(params=attention_backends())
-def backend(request, monkeypatch):
-    """Each attention back-end of packed rows in turn."""
-    from vlm_r1.models import shared_prefix
-
-    if hasattr(shared_prefix, "BACKENDS"):
-        monkeypatch.setattr(shared_prefix, "BACKEND", request.param)
-    return request.param
-
-
 @pytest.fixture(params=DEVICES)
 def session_device(request):
     """The same for tests of whole runs, which take the GPU of the machine where there is one."""

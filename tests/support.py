@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from vlm_r1.config import ModelConfig, PromptConfig, Recipe, RolloutConfig
 from vlm_r1.config_file import resolved_yaml
+from vlm_r1.models import shared_prefix
 from vlm_r1.models.load import LoadedPolicy, load_policy
 from vlm_r1.models.packing import PackedRow, pack
 from vlm_r1.records import LabelledBox, Picture, Prompt, Rollout, RolloutGroup, Sample, SamplingParams, Truth
@@ -86,6 +87,17 @@ def tiny(
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         policy.train()
     return dataclasses.replace(loaded, policy=policy)
+
+
+BACKENDS = tuple(getattr(shared_prefix, "BACKENDS", ("default",)))
+"""The attention back-ends of packed rows."""
+
+
+def attending(loaded: LoadedPolicy, backend: str) -> LoadedPolicy:
+    """The same policy with the attention kernels of `model.attention`."""
+    if hasattr(shared_prefix, "NAMES"):
+        loaded.policy.model.set_attn_implementation({"text_config": shared_prefix.NAMES[backend]})
+    return loaded
 
 
 def placed(module, device: torch.device | str, dtype: torch.dtype):

@@ -3,18 +3,35 @@
 import pytest
 import torch
 from gpu.test_orders import MULTIPLE, TEMPERATURE
-from support import FAMILIES, answered, mixed_prompts, plain_inputs, plain_logprobs, plain_model, row_of, tiny
+from support import (
+    BACKENDS,
+    FAMILIES,
+    answered,
+    attending,
+    mixed_prompts,
+    plain_inputs,
+    plain_logprobs,
+    plain_model,
+    row_of,
+    tiny,
+)
 
+from vlm_r1.config import RolloutConfig
 from vlm_r1.records import RolloutGroup
 
 BF16_MEAN = 0.02
 """Highest mean difference of sampler and trainer in nats, that of `tests/distributed/test_precision.py`."""
 
+LIMITS = [{}, *([{"cuda_graphs": False}] if "cuda_graphs" in RolloutConfig.model_fields else [])]
+"""Settings of `rollout` under which decoding takes other kernels."""
 
+
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_update_agrees_with_the_rollout_in_bfloat16(record_property, device, backend, family):
-    loaded = tiny(family, device=device, dtype=torch.bfloat16)
-    settings = {"max_new_tokens": 14, "temperature": TEMPERATURE}
+def test_the_update_agrees_with_the_rollout_in_bfloat16(record_property, device, family, backend, limits):
+    loaded = attending(tiny(family, device=device, dtype=torch.bfloat16), backend)
+    settings = {"max_new_tokens": 14, "temperature": TEMPERATURE, "limits": limits}
     groups = answered(loaded, mixed_prompts(loaded), 5, seed=3, **settings)
     recorded = torch.tensor([x for g in groups for r in g.rollouts for x in r.logprobs])
     model = plain_model(loaded)
