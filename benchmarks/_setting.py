@@ -200,8 +200,12 @@ def _write_model(setting: Setting) -> None:
     else:
         model, processor = _build_large(setting)
     model.to(getattr(torch, setting.precision))
-    model.save_pretrained(setting.model_path)
-    processor.save_pretrained(setting.model_path)
+    aside = setting.model_path.with_suffix(
+        ".tmp"
+    )  # a process that is stopped while it writes leaves no half of a model
+    model.save_pretrained(aside)
+    processor.save_pretrained(aside)
+    aside.rename(setting.model_path)
 
 
 def _build_large(setting: Setting) -> tuple[Any, Any]:

@@ -22,10 +22,16 @@ full would take 136 GiB, more than the 127 that tensors can have of a 141-GiB GP
 over frozen bfloat16 weights on both sides (34 GiB), in the tower as well where that is trained. Every step is tried
 without and with gradient checkpointing on both sides, and the fastest that fits counts.
 
-On a machine without network, carry wheels: `pip download --no-deps -d wheels pydantic trl==1.16.0 datasets ...` with
-what they need, and there `pip install --no-index --no-deps --target SITE wheels/*.whl`, then `PYTHONPATH=src:SITE`.
-flash-pref needs an older transformers, in a folder of its own: `pip install --no-deps --target FLASH flash-pref==0.1.1
-transformers==4.51.3 'tokenizers<0.22' 'huggingface-hub<1.0' requests`, given as `--flash-pref FLASH`.
+On a machine without network that has torch, transformers, accelerate and peft, carry the rest as wheels:
+
+    pip download --no-deps --only-binary=:all: -d wheels pydantic pydantic-core annotated-types typing-inspection \\
+        pycocotools json-repair rapidfuzz trl==1.16.0 datasets dill multiprocess pytz
+    pip install --no-index --no-deps --target SITE wheels/*.whl            # there, and then PYTHONPATH=src:SITE
+
+flash-pref needs an older transformers, in a folder of its own that is given as --flash-pref FLASH:
+
+    pip install --no-deps --target FLASH flash-pref==0.1.1 transformers==4.51.3 'tokenizers<0.22' \\
+        'huggingface-hub<1.0' requests urllib3 certifi idna charset-normalizer
 """
 
 from __future__ import annotations
@@ -54,6 +60,8 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif not (arguments.list or has_gpu()):
+        raise SystemExit("no CUDA device is there: try --device cpu --tiny")
     if arguments.tiny and arguments.out and arguments.out.resolve() == ROOT / "docs" / "results":
         raise SystemExit("--tiny measures nothing: give --out another folder than docs/results")
     result = read(arguments)
@@ -97,6 +105,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--flash-pref", type=Path, metavar="FOLDER", help="packages of the flash-pref stage")
     parser.add_argument("--out", type=Path, help="folder of gpu.json and gpu.md; default: nothing is kept")
     return parser.parse_args()
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU; asking takes none of its memory."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def read(arguments: argparse.Namespace) -> dict[str, Any]:

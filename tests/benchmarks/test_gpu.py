@@ -50,6 +50,18 @@ def test_every_stage_runs_on_a_cpu_and_a_second_call_finds_nothing_left(tmp_path
     assert "measured" not in call("--out", str(tmp_path), *(["--only", "ours"] if missing else []))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_it_says_so():
+    done = subprocess.run([sys.executable, str(BENCHMARKS / "gpu.py")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.strip() == "no CUDA device is there: try --device cpu --tiny"
+
+
+def test_tiny_numbers_do_not_get_among_the_results():
+    arguments = ["--device", "cpu", "--tiny", "--out", str(BENCHMARKS.parent / "docs" / "results")]
+    done = subprocess.run([sys.executable, str(BENCHMARKS / "gpu.py"), *arguments], capture_output=True, text=True)
+    assert done.returncode == 1 and "give --out another folder" in done.stderr
+
+
 def test_the_cells_are_those_of_the_page():
     names = [cell.name for stage in cells.STAGES for cell in cells.cells_of(stage, "", tiny=False)]
     assert len(names) == len(set(names))
