@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from _setting import MERGE, MODELS, PATCH, VOCABULARY_3B, Setting
+from _setting import MERGE, MODELS, PATCH, VOCABULARY, Setting
 
 
-def forward_flops(setting: Setting, prompt_tokens: int, vocabulary: int) -> dict[str, float]:
+def forward_flops(setting: Setting, prompt_tokens: int) -> dict[str, float]:
     """FLOPs of one forward pass: `tower` and `prompt` of one prompt, `answer` of one answer behind it, its `head`."""
     values = MODELS[setting.model]
     vision, text = values["vision_config"], values["text_config"]
@@ -32,7 +32,7 @@ def forward_flops(setting: Setting, prompt_tokens: int, vocabulary: int) -> dict
         "tower": tower,
         "prompt": layers * (per_token * L + 4 * D * L * L / 2),
         "answer": layers * (per_token * T + 4 * D * (T * L + T * T / 2)),
-        "head": 2.0 * T * D * vocabulary,
+        "head": 2.0 * T * D * VOCABULARY[setting.model],
     }
 
 
@@ -43,8 +43,7 @@ def limits(setting: Setting, prompt_tokens: int) -> dict[str, Any]:
     Shared: tower and prompt once per prompt in the whole step (the update goes on from the rollout's pass), with one
     backward. Answers cost the same in both.
     """
-    vocabulary = VOCABULARY_3B if setting.model == "3b" else MODELS["tiny"]["vocab_size"]
-    flops = forward_flops(setting, prompt_tokens, vocabulary)
+    flops = forward_flops(setting, prompt_tokens)
     P, B = setting.prompts, setting.prompts * setting.group
     prompt, answer = flops["tower"] + flops["prompt"], flops["answer"] + flops["head"]
     padded_forward, shared_forward = B * (prompt + answer), P * prompt + B * answer
@@ -58,4 +57,25 @@ def limits(setting: Setting, prompt_tokens: int) -> dict[str, Any]:
         "step_gflop_shared": shared_step / 1e9,
         "step_limit": padded_step / shared_step,
         "share_of_tower_padded": B * flops["tower"] / padded_forward,
+    }
+
+
+def phase_flops(setting: Setting, prompt_tokens: int) -> dict[str, float]:
+    """FLOPs of `rollout` and `update` in a step, `_padded` (tower and prompt for every answer) and `_shared` (once).
+
+    The update is forward and backward without what checkpointing computes again. A backward pass is two forward passes,
+    or one where the weights are frozen beside an adapter. A frozen tower has none; padded, its forward pass runs in the
+    update again, shared, its features are kept from the rollout.
+    """
+    flops = forward_flops(setting, prompt_tokens)
+    P, B = setting.prompts, setting.prompts * setting.group
+    tower, prompt, answer = flops["tower"], flops["prompt"], flops["answer"] + flops["head"]
+    passes = {"full": 3, "lora": 2}
+    text = passes[setting.language]
+    again, kept = (1, 0) if setting.vision == "frozen" else (passes[setting.vision],) * 2
+    return {
+        "rollout_padded": B * (tower + prompt + answer),
+        "rollout_shared": P * (tower + prompt) + B * answer,
+        "update_padded": B * (again * tower + text * (prompt + answer)),
+        "update_shared": P * (kept * tower + text * prompt) + B * text * answer,
     }

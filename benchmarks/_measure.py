@@ -71,14 +71,21 @@ def moved(model: Any, before: dict[str, Any]) -> dict[str, float]:
     """Norm of the change of tower and language part since `before` (name -> tensor): 0 would mean not trained."""
     total = {"vision": 0.0, "text": 0.0}
     for name, parameter in model.named_parameters():
+        if name not in before:
+            continue
         part = "vision" if "visual" in name else "text"
         total[part] += float((_whole(parameter).float() - before[name].float()).square().sum())
     return {part: value**0.5 for part, value in total.items()}
 
 
+def trained_dtype(model: Any) -> str:
+    """The number format of the trained parameters."""
+    return str(next(p.dtype for p in model.parameters() if p.requires_grad))
+
+
 def snapshot(model: Any) -> dict[str, Any]:
-    """A copy of all parameters on the CPU."""
-    return {name: _whole(parameter).clone() for name, parameter in model.named_parameters()}
+    """A copy of all trained parameters on the CPU."""
+    return {name: _whole(parameter).clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _whole(parameter: Any) -> Any:
@@ -87,10 +94,14 @@ def _whole(parameter: Any) -> Any:
     return (value.full_tensor() if hasattr(value, "full_tensor") else value).cpu()
 
 
+_VERSIONS = ("vlm-r1", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "numpy", "pillow")
+_VERSIONS += ("liger-kernel", "flash-attn", "flash-pref", "vllm", "bitsandbytes")
+
+
 def versions() -> dict[str, str]:
     """Versions of what decides the speed."""
     found = {"python": platform.python_version()}
-    for name in ("vlm-r1", "torch", "transformers", "trl", "accelerate", "datasets", "numpy", "pillow"):
+    for name in _VERSIONS:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -127,10 +138,13 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def run_process(script: str, job: Path, result: Path, timeout: float) -> dict[str, Any]:
+def run_process(
+    script: str, job: Path, result: Path, timeout: float, packages: str | Path | None = None
+) -> dict[str, Any]:
     """Run `benchmarks/SCRIPT JOB RESULT` alone in a process of its own and return what it wrote.
 
     A process that fails returns `{"error": its last line}`: settings that do not work are part of what was tried.
+    `packages` is a folder whose packages come before the installed ones.
     """
     result.unlink(missing_ok=True)
     command = [sys.executable, str(Path(__file__).parent / script), str(job), str(result)]
@@ -142,6 +156,8 @@ def run_process(script: str, job: Path, result: Path, timeout: float) -> dict[st
         "HF_HUB_OFFLINE": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1",
     }
+    if packages is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH")]))
     with log.open("w", encoding="utf-8") as out:
         try:
             subprocess.run(command, stdout=out, stderr=out, env=environment, timeout=timeout, check=False)

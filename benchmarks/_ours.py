@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import moved, now, peak_memory, snapshot, versions
-from _setting import Setting, read_job
+from _measure import machine, moved, now, peak_memory, snapshot, trained_dtype, versions
+from _setting import Setting, prepare, read_job
 
 from vlm_r1.config import (
     DataConfig,
@@ -30,6 +30,7 @@ from vlm_r1.config import (
     RLConfig,
     RolloutConfig,
     RunConfig,
+    TrainConfig,
 )
 from vlm_r1.rl import loop
 from vlm_r1.rollout.native import eos_token_ids
@@ -39,10 +40,14 @@ from vlm_r1.runtime.session import Session
 REWARD = f"{Path(__file__).resolve().parent / '_reward.py'}:by_hash"
 
 
-def recipe_of(setting: Setting, run_dir: Path, **rl: Any) -> Recipe:
+def recipe_of(setting: Setting, run_dir: Path, *, gradient_checkpointing: bool = False, **rl: Any) -> Recipe:
     """The benchmark's step as a recipe: the paper's algorithm, everything else at its default."""
+    parts = {"vision": setting.vision, "connector": setting.vision, "language": setting.language}
     return Recipe(
-        model=ModelConfig(path=str(setting.model_path), precision=setting.precision),
+        model=ModelConfig(
+            path=str(setting.model_path), precision=setting.precision, gradient_checkpointing=gradient_checkpointing
+        ),
+        train=TrainConfig(**parts),
         data=DataConfig(train=[DataSource(path=str(setting.data_path))]),
         prompt=PromptConfig(template="plain"),
         rollout=RolloutConfig(max_new_tokens=setting.answer_tokens, stop_at_answer=False),
@@ -121,14 +126,16 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "optimizer": type(sessions[0].optimizer).__name__,
-        "dtype": str(next(model.parameters()).dtype),
+        "dtype": trained_dtype(model),
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "settings": options,
+        "machine": machine(),
         **peak_memory(),
     }
 
 
 if __name__ == "__main__":
     given, rest = read_job(sys.argv[1])
+    prepare(given)
     Path(sys.argv[2]).write_text(json.dumps(measure(given, rest.get("options", {}))), encoding="utf-8")

@@ -20,7 +20,7 @@ TITLES = {
 def markdown(result: dict[str, Any]) -> str:
     """The page of a result."""
     setting, ours, trl = result["setting"], result["ours"], result["trl"]
-    size = f"{setting['picture_side']}x{setting['picture_side']}"
+    size = "x".join(map(str, setting["picture_size"]))
     lines = [
         "# One GRPO step beside TRL's",
         "",

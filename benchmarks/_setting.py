@@ -1,6 +1,7 @@
 """What is measured: a model with random weights, pictures, questions, and the numbers of a step.
 
-Both sides read the same folder: `model-NAME/` (plain Hugging Face layout), `pictures-SIDE/`, `data-SIDE.jsonl`.
+Both sides read the same folder: `model-NAME/` (plain Hugging Face layout), and `pictures-N/` and `data-N.jsonl` for
+pictures of N tokens.
 """
 
 from __future__ import annotations
@@ -65,16 +66,45 @@ QWEN_3B: dict[str, Any] = {
         "fullatt_block_indexes": [7, 15, 23, 31],
     },
 }
-"""Qwen2.5-VL-3B as its published configuration states it; the vocabulary is widened to `VOCABULARY_3B` afterwards."""
-VOCABULARY_3B = 151_936
-MODELS = {"tiny": TINY, "3b": QWEN_3B}
+"""Qwen2.5-VL-3B as its published configuration states it; `VOCABULARY` has the width of its embedding."""
+VOCABULARY = {"tiny": TINY["vocab_size"], "3b": 151_936, "7b": 152_064, "32b": 152_064}
+
+
+def _qwen(text: dict[str, int], vision: dict[str, int]) -> dict[str, Any]:
+    """What a larger Qwen2.5-VL has other than 3B; its head is not its embedding."""
+    parts = {"text_config": QWEN_3B["text_config"] | text, "vision_config": QWEN_3B["vision_config"] | vision}
+    return QWEN_3B | parts | {"tie_word_embeddings": False}
+
+
+QWEN_7B = _qwen(
+    {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    },
+    {"out_hidden_size": 3584},
+)
+QWEN_32B = _qwen(
+    {
+        "hidden_size": 5120,
+        "intermediate_size": 27648,
+        "num_hidden_layers": 64,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+    },
+    {"out_hidden_size": 5120, "intermediate_size": 3456},
+)
+MODELS = {"tiny": TINY, "3b": QWEN_3B, "7b": QWEN_7B, "32b": QWEN_32B}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """The work of one step: `prompts` pictures with one question each, `group` answers of `answer_tokens` tokens.
 
-    `precision` is what both sides compute in, over float32 weights.
+    `precision` is what both sides compute in, over float32 weights. `vision` (tower and connector) is "full", "frozen"
+    or "lora", `language` "full" or "lora".
     """
 
     folder: str
@@ -89,11 +119,14 @@ class Setting:
     repetitions: int = 5
     seed: int = 0
     threads: int | None = None
+    vision: str = "full"
+    language: str = "full"
 
     @property
-    def side(self) -> int:
-        """Side of the square pictures in pixels."""
-        return round(self.image_tokens**0.5) * PATCH * MERGE
+    def size(self) -> tuple[int, int]:
+        """Width and height of the pictures in pixels: exactly `image_tokens`, as near to a square as can be."""
+        rows = max(n for n in range(1, int(self.image_tokens**0.5) + 1) if self.image_tokens % n == 0)
+        return self.image_tokens // rows * PATCH * MERGE, rows * PATCH * MERGE
 
     @property
     def steps(self) -> int:
@@ -108,7 +141,7 @@ class Setting:
     @property
     def data_path(self) -> Path:
         """The questions, one JSON object a line."""
-        return Path(self.folder, f"data-{self.side}.jsonl")
+        return Path(self.folder, f"data-{self.image_tokens}.jsonl")
 
     def changed(self, **values: Any) -> Setting:
         """This setting with other values."""
@@ -130,28 +163,28 @@ def prepare(setting: Setting) -> None:
     if not setting.model_path.is_dir():
         _write_model(setting)
     count = setting.prompts * (setting.steps + 2)
-    pictures = Path(setting.folder, f"pictures-{setting.side}")
+    pictures = Path(setting.folder, f"pictures-{setting.image_tokens}")
     pictures.mkdir(exist_ok=True)
     rows = []
     for number in range(count):
         file = pictures / f"{number:04d}.png"
         if not file.is_file():
-            _draw(setting.side, number, file)
+            _draw(setting.size, number, file)
         # Questions of one length: a repetition is then the same work as the next one.
         question = f"Find number {number:04d}."
         rows.append({"image": str(file), "problem": question, "solution": "[1, 2, 3, 4]"})
     setting.data_path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _draw(side: int, seed: int, file: Path) -> None:
+def _draw(size: tuple[int, int], seed: int, file: Path) -> None:
     import numpy as np
     from PIL import Image, ImageDraw
 
     random = np.random.default_rng(seed)
-    picture = Image.new("RGB", (side, side), tuple(random.integers(0, 256, 3).tolist()))
+    picture = Image.new("RGB", size, tuple(random.integers(0, 256, 3).tolist()))
     pen = ImageDraw.Draw(picture)
     for _ in range(12):
-        x, y, width, height = (random.random(4) * side * 0.5).tolist()
+        x, y, width, height = (random.random(4) * (size * 2) * 0.5).tolist()
         pen.rectangle((x, y, x + width, y + height), fill=tuple(random.integers(0, 256, 3).tolist()))
     picture.save(file)
 
@@ -165,40 +198,56 @@ def _write_model(setting: Setting) -> None:
     if setting.model == "tiny":
         model, processor = build_scratch(MODELS["tiny"], setting.seed)
     else:
-        model, processor = _build_large(MODELS[setting.model], setting.seed)
+        model, processor = _build_large(setting)
     model.to(getattr(torch, setting.precision))
-    model.save_pretrained(setting.model_path)
-    processor.save_pretrained(setting.model_path)
+    aside = setting.model_path.with_suffix(
+        ".tmp"
+    )  # a process that is stopped while it writes leaves no half of a model
+    model.save_pretrained(aside)
+    processor.save_pretrained(aside)
+    aside.rename(setting.model_path)
 
 
-def _build_large(values: dict[str, Any], seed: int) -> tuple[Any, Any]:
-    """A model of published size with random bfloat16 weights, and the scratch models' processor.
-
-    The tokenizer is the small one filled up with made-up words, so that every id of the wide vocabulary decodes.
-    """
+def _build_large(setting: Setting) -> tuple[Any, Any]:
+    """A model of published size with random bfloat16 weights, and its processor."""
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
-    from vlm_r1.models.scratch import build_scratch
-
-    small = {**values, "text_config": TINY["text_config"], "vision_config": TINY["vision_config"]}
-    tiny, processor = build_scratch(small, seed)
-    known = len(processor.tokenizer)
-    processor.tokenizer.add_tokens([f"<word{number}>" for number in range(known, VOCABULARY_3B)])
-    ids = {name: getattr(tiny.config, name) for name in ("image_token_id", "video_token_id")}
-    ids |= {name: getattr(tiny.config, name) for name in ("vision_start_token_id", "vision_end_token_id")}
-    text = {**values["text_config"], "vocab_size": VOCABULARY_3B, "pad_token_id": processor.tokenizer.pad_token_id}
-    config = AutoConfig.for_model(
-        values["model_type"],
-        text_config=text,
-        vision_config=values["vision_config"],
-        tie_word_embeddings=values["tie_word_embeddings"],
-        **ids,
-    )
-    config.eos_token_id = config.text_config.eos_token_id = processor.tokenizer.eos_token_id
-    torch.manual_seed(seed)
+    config, processor = published(setting.model, setting.seed)
+    torch.manual_seed(setting.seed)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    return model.cpu(), processor
+    model.cpu()
+    if torch.cuda.is_available():  # what comes after is measured without this
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return model, processor
+
+
+def published(model: str, seed: int = 0) -> tuple[Any, Any]:
+    """The configuration of a model of published size, and the scratch models' processor.
+
+    The tokenizer is the small one filled up with made-up words, so that every id of the wide vocabulary decodes.
+    """
+    from transformers import AutoConfig
+
+    from vlm_r1.models.scratch import build_scratch
+
+    values = MODELS[model]
+    small = {**values, "text_config": TINY["text_config"], "vision_config": TINY["vision_config"]}
+    tiny, processor = build_scratch(small, seed)
+    known = len(processor.tokenizer)
+    processor.tokenizer.add_tokens([f"<word{number}>" for number in range(known, VOCABULARY[model])])
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    text = {"vocab_size": VOCABULARY[model], "pad_token_id": processor.tokenizer.pad_token_id}
+    config = AutoConfig.for_model(
+        values["model_type"],
+        text_config=values["text_config"] | text,
+        vision_config=values["vision_config"],
+        tie_word_embeddings=values["tie_word_embeddings"],
+        **{name: getattr(tiny.config, name) for name in names},
+    )
+    config.eos_token_id = config.text_config.eos_token_id = processor.tokenizer.eos_token_id
+    return config, processor

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import Clock, moved, now, peak_memory, snapshot, versions
+from _measure import Clock, machine, moved, now, peak_memory, snapshot, trained_dtype, versions
 from _reward import by_hash
-from _setting import Setting, read_job
+from _setting import Setting, prepare, read_job
 from datasets import Dataset, Image
+from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -48,9 +49,12 @@ def data_of(setting: Setting) -> Dataset:
 
 
 def config_of(setting: Setting, folder: str, banned: list[int], options: dict[str, Any]) -> GRPOConfig:
-    """The benchmark's step in TRL's terms. `options`: what may be tuned (see `grpo_step.CANDIDATES`)."""
+    """The benchmark's step in TRL's terms. `options`: what may be tuned, and where (`grpo_step.py`, `gpu.py`)."""
     answers = setting.prompts * setting.group
     micro = options.get("micro_batch", answers)
+    full_length: dict[str, Any] = {"suppress_tokens": banned}
+    if options.get("vllm"):
+        full_length = {"ignore_eos": True, "logit_bias": dict.fromkeys(banned, -100.0)}
     return GRPOConfig(
         output_dir=folder,
         max_steps=setting.steps,
@@ -58,7 +62,9 @@ def config_of(setting: Setting, folder: str, banned: list[int], options: dict[st
         gradient_accumulation_steps=answers // micro,
         num_generations=setting.group,
         max_completion_length=setting.answer_tokens,
-        generation_kwargs={"suppress_tokens": banned},
+        generation_kwargs=full_length,
+        use_vllm=options.get("vllm", False),
+        use_liger_kernel=options.get("liger", False),
         cache_implementation=options.get("cache"),
         temperature=1.0,
         beta=0.0,
@@ -84,6 +90,27 @@ def config_of(setting: Setting, folder: str, banned: list[int], options: dict[st
     )
 
 
+def model_options(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
+    """How the model is loaded: float32 weights where they are trained, the frozen base of an adapter in `precision`.
+
+    `fused_patches` makes the patch embedding the matrix product that it is (transformers' `fusion_config`); as a Conv3d
+    it is 10 to 20 times slower on a GPU.
+    """
+    dtype = "float32" if setting.language == "full" else setting.precision
+    found: dict[str, Any] = {"dtype": dtype, "attn_implementation": options.get("attention", "sdpa")}
+    if options.get("fused_patches"):
+        found["fusion_config"] = {"patch_embeddings": True}
+    return found
+
+
+def adapter_of(setting: Setting) -> LoraConfig | None:
+    """The adapter that `recipe_of` of `_ours.py` has: rank 16 beside every linear layer of what is trained."""
+    if setting.language != "lora":
+        return None
+    parts = r"language_model|visual\.blocks|visual\.merger" if setting.vision == "lora" else "language_model"
+    return LoraConfig(r=16, lora_alpha=32, target_modules=rf"model\.({parts})\..*(proj|qkv|mlp\.[02])")
+
+
 def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     """Train and return every measured step."""
     if setting.threads:
@@ -97,7 +124,7 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     tokens: list[dict[str, int]] = []
     with tempfile.TemporaryDirectory() as folder:
         config = config_of(setting, folder, banned, options)
-        config.model_init_kwargs = {"dtype": "float32", "attn_implementation": "sdpa"}
+        config.model_init_kwargs = model_options(setting, options)
         trainer = GRPOTrainer(
             model=str(setting.model_path),
             reward_funcs=by_hash,
@@ -105,8 +132,11 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
             train_dataset=data_of(setting),
             processing_class=processor,
             callbacks=[ends],
+            peft_config=adapter_of(setting),
         )
         model = trainer.model
+        if setting.vision == "frozen" and setting.language == "full":
+            model.model.visual.requires_grad_(False)
         before = snapshot(model)
         _watch(trainer, clock, tokens, setting.group)
         trainer.train()
@@ -126,10 +156,11 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
-        "dtype": str(next(model.parameters()).dtype),
+        "dtype": trained_dtype(model),
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "settings": options,
+        "machine": machine(),
         **peak_memory(),
     }
 
@@ -154,4 +185,5 @@ def _watch(trainer: Any, clock: Clock, tokens: list[dict[str, int]], group: int)
 
 if __name__ == "__main__":
     given, rest = read_job(sys.argv[1])
+    prepare(given)
     Path(sys.argv[2]).write_text(json.dumps(measure(given, rest.get("options", {}))), encoding="utf-8")

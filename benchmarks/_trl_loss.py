@@ -117,7 +117,10 @@ def open_case(model: Path, run_dir: Path, case: Case) -> Iterator[Session]:
     rl = {"algorithm": case.algorithm, "group_size": len(REWARDS[0]), "prompts_per_step": len(REWARDS)}
     rl |= {"iterations": case.iterations, "token_budget": case.token_budget, **case.rl}
     rollout = {"temperature": TEMPERATURE, "max_new_tokens": LIMIT}
-    with open_session(recipe(model, run_dir, rl=rl, rollout=rollout, optim={"max_grad_norm": 1e9})) as session:
+    exact = {"precision": "float32"}
+    with open_session(
+        recipe(model, run_dir, model=exact, rl=rl, rollout=rollout, optim={"max_grad_norm": 1e9})
+    ) as session:
         yield session
 
 

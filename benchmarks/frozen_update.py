@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from _measure import commit, machine, now, versions
+from _prompts import made_up
 from _setting import Setting, prepare
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
@@ -34,7 +35,6 @@ from vlm_r1.models.freeze import freeze
 from vlm_r1.models.load import LoadedPolicy, load_policy
 from vlm_r1.models.packing import PackedRow, Tree, cut_by_budget, pack
 from vlm_r1.models.vision_cache import VisionCache
-from vlm_r1.records import Picture, Prompt, Rollout, RolloutGroup, Sample, Truth
 from vlm_r1.rl.batch import group_tree
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,25 +190,6 @@ def compare(ours: Ours, padded: Padded) -> float:
         side.optimizer.zero_grad()
     assert largest < 1e-3, f"the two sides differ by {largest}"
     return largest
-
-
-def made_up(setting: Setting, loaded: LoadedPolicy) -> list[RolloutGroup]:
-    """Answers of `setting.answer_tokens` random tokens to questions about the setting's pictures."""
-    rows = [json.loads(line) for line in setting.data_path.read_text(encoding="utf-8").splitlines()]
-    random = torch.Generator().manual_seed(setting.seed)
-    allowed = torch.tensor([i for i in range(len(loaded.tokenizer)) if i not in loaded.policy.banned.tolist()])
-    groups = []
-    for number, row in enumerate(rows[: setting.prompts]):
-        picture = Picture(path=Path(row["image"]))
-        sample = Sample(id=str(number), images=(picture,), question=row["problem"], truth=Truth())
-        prompt: Prompt = loaded.family.encode(sample)
-        rollouts = []
-        for _ in range(setting.group):
-            drawn = allowed[torch.randint(len(allowed), (setting.answer_tokens,), generator=random)]
-            ids = tuple(drawn.tolist())
-            rollouts.append(Rollout(token_ids=ids, logprobs=(0.0,) * len(ids), text="", finish="length"))
-        groups.append(RolloutGroup(prompt=prompt, rollouts=tuple(rollouts)))
-    return groups
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def headline(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
             "model": setting.model,
             "prompts": setting.prompts,
             "group": setting.group,
-            "picture_side": setting.side,
+            "picture_size": list(setting.size),
             "image_tokens": setting.image_tokens,
             "prompt_tokens_each": prompt_tokens,
             "answer_tokens": setting.answer_tokens,

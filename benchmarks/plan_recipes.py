@@ -11,7 +11,6 @@ Writes `docs/results/plan_recipes.json` and `.md`.
 from __future__ import annotations
 
 import argparse
-import copy
 import datetime
 import json
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from _measure import commit, versions
-from _setting import QWEN_3B, TINY, VOCABULARY_3B
+from _setting import published
 
 from vlm_r1.config_file import load_config
 from vlm_r1.plan.fit import settle
@@ -29,59 +28,14 @@ from vlm_r1.plan.prompts import find_questions
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes" / "paper"
-SIZES: dict[str, tuple[dict[str, int], dict[str, int], bool, int]] = {
-    "3B": ({}, {}, True, VOCABULARY_3B),
-    "7B": (
-        {
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-        },
-        {"out_hidden_size": 3584},
-        False,
-        152_064,
-    ),
-    "32B": (
-        {
-            "hidden_size": 5120,
-            "intermediate_size": 27648,
-            "num_hidden_layers": 64,
-            "num_attention_heads": 40,
-            "num_key_value_heads": 8,
-        },
-        {"out_hidden_size": 5120, "intermediate_size": 3456},
-        False,
-        152_064,
-    ),
-}
-"""Model -> what differs from 3B in language model and tower, whether the head is the embedding, the vocabulary."""
+SIZES = ("3B", "7B", "32B")
 STATED = re.compile(r"`vlm-r1 plan (recipes/paper/\S+) --gpus (\d+) --gpu-memory (\d+)`: (\S+) GiB")
 LARGER = re.compile(r"run\.shard_size=8 \((\S+) GiB of 126\.9\)")
 
 
 def write_model(folder: Path, size: str) -> Path:
     """Configuration, tokenizer and processor of a model of published size."""
-    from transformers import AutoConfig
-
-    from vlm_r1.models.scratch import build_scratch
-
-    text, vision, tied, vocabulary = SIZES[size]
-    values = copy.deepcopy(QWEN_3B)
-    tiny, processor = build_scratch(
-        {**values, "text_config": TINY["text_config"], "vision_config": TINY["vision_config"]}, 0
-    )
-    known = len(processor.tokenizer)
-    processor.tokenizer.add_tokens([f"<word{number}>" for number in range(known, vocabulary)])
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    config = AutoConfig.for_model(
-        values["model_type"],
-        text_config={**values["text_config"], **text, "vocab_size": vocabulary},
-        vision_config={**values["vision_config"], **vision},
-        tie_word_embeddings=tied,
-        **{name: getattr(tiny.config, name) for name in names},
-    )
+    config, processor = published(size.lower())
     config.save_pretrained(folder / size)
     processor.save_pretrained(folder / size)
     return folder / size

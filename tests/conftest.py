@@ -25,3 +25,30 @@ def _denormals():
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
+
+
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request, monkeypatch):
+    """Where a test's model lies: the CPU in every run, a GPU too with `pytest -m gpu`."""
+    import torch
+
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device, and torch.cuda.is_available() is False")
+        for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):  # float32 is compared, not TF32
+            monkeypatch.setattr(backend, "allow_tf32", False)
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=DEVICES)
+def session_device(request):
+    """The same for tests of whole runs, which take the GPU of the machine where there is one."""
+    import torch
+
+    if (request.param == "cuda") != torch.cuda.is_available():
+        there = "a" if torch.cuda.is_available() else "no"
+        pytest.skip(f"a run takes the machine's own device, and {there} CUDA device is there")
+    return torch.device(request.param)

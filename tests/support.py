@@ -23,10 +23,12 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from vlm_r1.config import ModelConfig, PromptConfig, Recipe, RolloutConfig
 from vlm_r1.config_file import resolved_yaml
+from vlm_r1.models import shared_prefix
 from vlm_r1.models.load import LoadedPolicy, load_policy
-from vlm_r1.models.shared_prefix import NAMES
+from vlm_r1.models.packing import PackedRow, pack
 from vlm_r1.records import LabelledBox, Picture, Prompt, Rollout, RolloutGroup, Sample, SamplingParams, Truth
 from vlm_r1.rl import reference
+from vlm_r1.rl.batch import group_tree
 from vlm_r1.rollout.native import NativeEngine
 from vlm_r1.runtime.model_folder import save_model
 from vlm_r1.runtime.runlog import read_metrics
@@ -60,7 +62,8 @@ def scratch(family: str = "qwen3_vl") -> dict:
 
 @cache
 def _built(family: str) -> LoadedPolicy:
-    loaded = load_policy(ModelConfig(init="scratch", scratch=scratch(family)), PLAIN, seed=7)
+    config = ModelConfig(init="scratch", scratch=scratch(family), precision="float32")
+    loaded = load_policy(config, PLAIN, seed=7)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # biases and norms start equal: give every parameter a gradient of its own
         for parameter in loaded.policy.parameters():
@@ -69,20 +72,38 @@ def _built(family: str) -> LoadedPolicy:
     return loaded
 
 
-def tiny(family: str = "qwen3_vl", *, checkpointing: bool = False) -> LoadedPolicy:
-    """A tiny policy of its own (equal weights each time)."""
+def tiny(
+    family: str = "qwen3_vl",
+    *,
+    checkpointing: bool = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LoadedPolicy:
+    """A tiny policy of its own (equal weights each time), computing in `dtype`."""
     loaded = _built(family)
-    policy = copy.deepcopy(loaded.policy)
+    policy = placed(copy.deepcopy(loaded.policy), device, dtype)
+    policy.compute_dtype = dtype
     if checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         policy.train()
     return dataclasses.replace(loaded, policy=policy)
 
 
+BACKENDS = shared_prefix.BACKENDS
+"""The attention back-ends of packed rows."""
+
+
 def attending(loaded: LoadedPolicy, backend: str) -> LoadedPolicy:
     """The same policy with the attention kernels of `model.attention`."""
-    loaded.policy.model.set_attn_implementation({"text_config": NAMES[backend]})
+    loaded.policy.model.set_attn_implementation({"text_config": shared_prefix.NAMES[backend]})
     return loaded
+
+
+def placed(module, device: torch.device | str, dtype: torch.dtype):
+    """The module on a device with parameters of a type; buffers (rotary frequencies) keep theirs, as when loaded."""
+    for parameter in module.to(device).parameters():
+        parameter.data = parameter.data.to(dtype)
+    return module
 
 
 def save_tiny(folder: Path, family: str = "qwen3_vl") -> Path:
@@ -165,6 +186,11 @@ def mixed_groups(loaded: LoadedPolicy) -> list[RolloutGroup]:
     return [made_up(loaded, p, n, i) for i, (p, n) in enumerate(zip(mixed_prompts(loaded), lengths, strict=True))]
 
 
+def row_of(loaded: LoadedPolicy, groups: Sequence[RolloutGroup]) -> PackedRow:
+    """The groups as one packed row on the policy's device."""
+    return pack([group_tree(group) for group in groups]).to(loaded.policy.banned.device)
+
+
 def bytes_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer without the tags: every byte is a token, and ">\\n" is one too."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -175,18 +201,21 @@ def bytes_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", clean_up_tokenization_spaces=False)
 
 
-def plain_model(loaded: LoadedPolicy, dtype: torch.dtype = torch.float32):
-    """The same weights in an unmodified transformers model with its own attention."""
+def plain_model(loaded: LoadedPolicy, dtype: torch.dtype | None = None):
+    """The same weights in an unmodified transformers model with its own attention, on the same device.
+
+    `dtype` is that of its weights; default: the policy's.
+    """
     config = copy.deepcopy(loaded.policy.model.config)
     for part in (config, config.text_config, config.vision_config):
         part._attn_implementation = "sdpa"
     model = AutoModelForImageTextToText.from_config(config)
     model.load_state_dict(loaded.policy.model.state_dict())
-    return model.to(dtype).eval()
+    return placed(model, loaded.policy.banned.device, dtype or loaded.policy.compute_dtype).eval()
 
 
 def plain_inputs(model, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], pad: int) -> dict:
-    """A padded batch as trainers make it: prompts padded on the left, answers on the right."""
+    """A padded batch as trainers make it, on the model's device: prompts padded on the left, answers on the right."""
     left, right = max(len(p.token_ids) for p in prompts), max(len(a) for a in answers)
     ids = torch.full((len(prompts), left + right), pad)
     mask = torch.zeros_like(ids)
@@ -199,16 +228,21 @@ def plain_inputs(model, prompts: Sequence[Prompt], answers: Sequence[Sequence[in
     tensors = {name: torch.cat([v[name] for v in vision]) for name in vision[0]} if vision else {}
     tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     kinds = (ids == model.config.image_token_id).int()
-    return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds, **tensors}
+    inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds, **tensors}
+    return {name: value.to(model.device) for name, value in inputs.items()}
 
 
 def plain_logprobs(model, groups: Sequence[RolloutGroup], banned: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Log-probs `(S,)` of all answers' tokens by the padded forward: banned logits at minus infinity, then softmax."""
+    """Log-probs `(S,)` of all answers' tokens by the padded forward: banned logits at minus infinity, then softmax.
+
+    They are on the CPU, whatever the model's device.
+    """
     rows = [(group.prompt, rollout.token_ids) for group in groups for rollout in group.rollouts]
     left = max(len(prompt.token_ids) for prompt, _ in rows)
     logits = model(**plain_inputs(model, [p for p, _ in rows], [a for _, a in rows], pad=0)).logits
+    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
     logits[..., banned] = -torch.inf
-    logprobs = torch.log_softmax(logits / temperature, -1)
+    logprobs = torch.log_softmax(logits / temperature, -1).cpu()
     parts = []
     for row, (_, answer) in enumerate(rows):
         before = logprobs[row, left - 1 : left - 1 + len(answer)]
@@ -217,9 +251,10 @@ def plain_logprobs(model, groups: Sequence[RolloutGroup], banned: torch.Tensor, 
 
 
 def gradients(module) -> dict[str, torch.Tensor]:
-    """Name -> gradient, zeros where there is none; the gradients are cleared."""
+    """Name -> gradient on the CPU, zeros where there is none; the gradients are cleared."""
     found = {
-        n: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for n, p in module.named_parameters()
+        n: (torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()).cpu()
+        for n, p in module.named_parameters()
     }
     module.zero_grad()
     return found

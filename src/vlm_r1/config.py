@@ -92,7 +92,7 @@ class ModelConfig(Section):
     max_pixels: int | None = Field(None, gt=0, description="largest picture the model is shown, in pixels")
     gradient_checkpointing: bool | Literal["auto"] = Field(
         "auto",
-        description="compute activations again in the backward pass; auto: on a GPU where the plan does not fit without",
+        description="compute activations again in the backward pass; auto: where a GPU's plan does not fit without",
     )
     attention: Literal["auto", "flash", "sdpa"] = Field(
         "auto",
@@ -109,9 +109,7 @@ class ModelConfig(Section):
         ge=0,
         description="CPU memory for what a frozen tower makes of pictures, in MiB; 0: none",
     )
-    vision_cache_dir: str | None = Field(
-        None, description="also keep that in this folder (safetensors), for later runs and larger data"
-    )
+    vision_cache_dir: str | None = Field(None, description="also keep that in this folder, for later runs")
     trust_remote_code: bool = Field(False, description="run code that comes with the model; only if you read it")
 
     @model_validator(mode="before")

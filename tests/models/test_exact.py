@@ -16,6 +16,7 @@ from support import (
     mixed_prompts,
     plain_logprobs,
     plain_model,
+    row_of,
     tiny,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -46,11 +47,11 @@ def reference(family: str):
 
 def packed(loaded, groups, budget: int):
     """The same by packed rows of at most `budget` tokens, one backward pass a row."""
-    parts, start = [], 0
+    parts, start, device = [], 0, loaded.policy.banned.device
     rows = cut_by_budget([group_tree(g) for g in groups], budget)
     total = sum(len(r.token_ids) for g in groups for r in g.rollouts)
     for row in rows:
-        logprobs, _ = loaded.policy(pack(row), TEMPERATURE)
+        logprobs = loaded.policy(pack(row).to(device), TEMPERATURE)[0].cpu()
         (logprobs * weights(total)[start : start + len(logprobs)]).sum().backward()
         start += len(logprobs)
         parts.append(logprobs.detach())
@@ -61,8 +62,8 @@ def packed(loaded, groups, budget: int):
 @pytest.mark.parametrize(("budget", "cuts"), BUDGETS, ids=["one-row", "groups", "split"])
 @pytest.mark.parametrize("backend", ["sdpa", "flash"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_rows_equal_the_padded_forward(family, backend, budget, cuts, checkpointing):
-    loaded = attending(tiny(family, checkpointing=checkpointing), backend)
+def test_packed_rows_equal_the_padded_forward(device, family, backend, budget, cuts, checkpointing):
+    loaded = attending(tiny(family, checkpointing=checkpointing, device=device), backend)
     logprobs, found, cut = packed(loaded, mixed_groups(loaded), budget)
     expected_logprobs, expected = reference(family)
     assert cut in cuts
@@ -91,9 +92,9 @@ def test_the_gradient_does_not_depend_on_the_token_budget(budget):
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 17])
-def test_chunked_logprobs_equal_the_padded_forward(monkeypatch, rows_at_once):
-    monkeypatch.setattr(scoring, "LOGIT_CHUNK", rows_at_once * 400)
-    loaded = tiny()
+def test_chunked_logprobs_equal_the_padded_forward(monkeypatch, device, rows_at_once):
+    monkeypatch.setattr(scoring, "logits_at_once", lambda device: rows_at_once * 400)
+    loaded = tiny(device=device)
     logprobs, found, _ = packed(loaded, mixed_groups(loaded), 100_000)
     expected_logprobs, expected = reference("qwen3_vl")
     torch.testing.assert_close(logprobs, expected_logprobs, atol=1e-5, rtol=0)
@@ -120,12 +121,12 @@ def test_no_more_logits_than_the_chunk_exist_at_once(monkeypatch):
 @pytest.mark.parametrize("lengths", [[1], [1, 1, 1], [1, 2, 1]], ids=str)
 @pytest.mark.parametrize("backend", ["sdpa", "flash"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_of_one_token_have_none_in_the_row(family, backend, lengths):
-    loaded, model = attending(tiny(family), backend), plain_model(tiny(family))
+def test_answers_of_one_token_have_none_in_the_row(device, family, backend, lengths):
+    loaded, model = attending(tiny(family, device=device), backend), plain_model(tiny(family))
     groups = [made_up(loaded, prompt, lengths) for prompt in mixed_prompts(loaded)]
     for answered in [*([group] for group in groups), groups]:
-        row = pack([group_tree(group) for group in answered])
-        logprobs, _ = loaded.policy(row, 1.0)
+        logprobs, _ = loaded.policy(row_of(loaded, answered), 1.0)
+        logprobs = logprobs.cpu()
         expected = plain_logprobs(model, answered, loaded.policy.banned, 1.0)
         torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
         (logprobs * weights(len(expected))).sum().backward()
@@ -147,8 +148,8 @@ def test_a_banned_token_has_no_probability_and_entropy_is_that_of_the_rest():
     assert (logprobs[:, loaded.policy.banned].exp() == 0).all()
 
 
-def test_an_ordinary_call_of_the_model_is_unchanged():
-    loaded = tiny()
+def test_an_ordinary_call_of_the_model_is_unchanged(device):
+    loaded = tiny(device=device)
     groups = mixed_groups(loaded)
     ours = plain_logprobs(loaded.policy.model.eval(), groups, loaded.policy.banned, 1.0)
     theirs = plain_logprobs(plain_model(loaded), groups, loaded.policy.banned, 1.0)

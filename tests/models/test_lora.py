@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 import zoo
-from support import PLAIN, assert_same_gradients, gradients
+from support import PLAIN, assert_same_gradients, gradients, row_of
 from torch import nn
 
 from vlm_r1.config import LoraConfig, ModelConfig, TrainConfig
@@ -14,8 +14,6 @@ from vlm_r1.errors import ConfigError, ModelError
 from vlm_r1.models.adapters import VARIANTS, adapt, linear_layers, switched, trained_parameters
 from vlm_r1.models.freeze import freeze
 from vlm_r1.models.load import load_policy
-from vlm_r1.models.packing import pack
-from vlm_r1.rl.batch import group_tree
 from vlm_r1.runtime.export import export
 from vlm_r1.runtime.model_folder import save_model
 
@@ -47,7 +45,7 @@ def qwen(tmp_path_factory):
     return found
 
 
-def adapted(folder, train=LANGUAGE, **lora):
+def adapted(folder, train=LANGUAGE, device="cpu", **lora):
     """The model with an adapter that says something: its second matrices start at zero and are moved."""
     loaded = zoo.load(folder)
     freeze(loaded.family, train)
@@ -57,6 +55,7 @@ def adapted(folder, train=LANGUAGE, **lora):
         for parameter in loaded.policy.parameters():
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    loaded.policy.to(device)
     return loaded
 
 
@@ -66,28 +65,24 @@ def saved(loaded, target):
     return target
 
 
-def row_of(loaded, entry=ZOO["qwen3_vl"]):
-    return pack([group_tree(g) for g in zoo.groups(loaded, entry)])
-
-
 def logprobs(loaded):
     with torch.no_grad():
-        return loaded.policy(row_of(loaded))[0]
+        return loaded.policy(row_of(loaded, zoo.groups(loaded, ZOO["qwen3_vl"])))[0]
 
 
 def of_adapter(found: dict) -> dict:
     return {key.split("base_model.model.")[-1]: value for key, value in found.items() if "lora_" in key}
 
 
-def test_the_packed_update_equals_the_plain_one_of_peft(record_property, tmp_path, folder, name):
+def test_the_packed_update_equals_the_plain_one_of_peft(record_property, tmp_path, device, folder, name):
     entry, bare = ZOO[name], zoo.load(folder)
     parts = {part: "lora" if linear_layers(bare.family, [part]) else "frozen" for part in bare.family.modules()}
-    loaded = adapted(folder, TrainConfig(**parts))
+    loaded = adapted(folder, TrainConfig(**parts), device)
     adapter = saved(loaded, tmp_path / "adapter")
-    model = peft.PeftModel.from_pretrained(zoo.plain(folder, entry), adapter, is_trainable=True)
+    model = peft.PeftModel.from_pretrained(zoo.plain(folder, entry, device), adapter, is_trainable=True)
     answered = zoo.groups(loaded, entry)
     expected = zoo.plain_logprobs(model, loaded, answered, 0.8)
-    found, _ = loaded.policy(pack([group_tree(g) for g in answered]), 0.8)
+    found = loaded.policy(row_of(loaded, answered), 0.8)[0].cpu()
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
     weights = torch.randn(len(expected), generator=torch.Generator().manual_seed(5))
     (found * weights).sum().backward()
@@ -101,7 +96,7 @@ def test_the_packed_update_equals_the_plain_one_of_peft(record_property, tmp_pat
     plain_folder = tmp_path / "plain"
     export(adapter, plain_folder, merge=True)
     with torch.no_grad():
-        merged = zoo.plain_logprobs(zoo.plain(plain_folder, entry), loaded, answered, 0.8)
+        merged = zoo.plain_logprobs(zoo.plain(plain_folder, entry, device), loaded, answered, 0.8)
     torch.testing.assert_close(merged, expected.detach(), atol=1e-5, rtol=0)
 
 

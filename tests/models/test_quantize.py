@@ -3,16 +3,14 @@
 import pytest
 import torch
 import zoo
-from support import PLAIN, assert_same_gradients, gradients
+from support import PLAIN, assert_same_gradients, gradients, row_of
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlm_r1.config import ModelConfig, TrainConfig
 from vlm_r1.models.adapters import adapt, linear_layers
 from vlm_r1.models.load import load_policy
-from vlm_r1.models.packing import pack
 from vlm_r1.models.quantize import keep_trainable, quantization
-from vlm_r1.rl.batch import group_tree
 
 pytest.importorskip("bitsandbytes")
 ENTRY = zoo.zoo()["qwen3_vl"]
@@ -27,14 +25,15 @@ def folder(tmp_path_factory):
     return found
 
 
-def quantised(folder, kind):
-    loaded = load_policy(ModelConfig(path=str(folder), quantize=kind), PLAIN)
+def quantised(folder, kind, device="cpu"):
+    loaded = zoo.load(folder, device, quantize=kind)
     adapt(loaded.family, LANGUAGE, None, 0)
+    loaded.policy.to(device)
     return loaded
 
 
-def row_of(loaded):
-    return pack([group_tree(g) for g in zoo.groups(loaded, ENTRY)])
+def logprobs(loaded):
+    return loaded.policy(row_of(loaded, zoo.groups(loaded, ENTRY)))[0]
 
 
 @pytest.mark.parametrize(("kind", "layer"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
@@ -47,8 +46,8 @@ def test_only_linear_layers_of_the_language_model_are_quantised(folder, kind, la
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_the_packed_update_over_quantised_weights_equals_the_plain_one(folder, kind):
-    loaded = quantised(folder, kind)
+def test_the_packed_update_over_quantised_weights_equals_the_plain_one(device, folder, kind):
+    loaded = quantised(folder, kind, device)
     settings = quantization(
         ModelConfig(path=str(folder), quantize=kind),
         AutoConfig.from_pretrained(folder),
@@ -56,24 +55,24 @@ def test_the_packed_update_over_quantised_weights_equals_the_plain_one(folder, k
         torch.float32,
     )
     model = AutoModelForImageTextToText.from_pretrained(folder, quantization_config=settings)
-    keep_trainable(model)
+    keep_trainable(model.to(device))
     with torch.no_grad():
         expected = zoo.plain_logprobs(model, loaded, zoo.groups(loaded, ENTRY))
-        found = loaded.policy(row_of(loaded))[0]
+        found = logprobs(loaded).cpu()
     torch.testing.assert_close(found, expected, atol=1e-3 if kind == "int8" else 2e-5, rtol=0)
-    whole = load_policy(ModelConfig(path=str(folder)), PLAIN).policy(row_of(loaded))[0]
+    whole = logprobs(zoo.load(folder)).detach()
     assert 1e-3 < (found - whole).abs().max() < 1
 
 
-def test_gradients_are_the_same_before_and_after_an_evaluation(folder):
-    loaded = quantised(folder, "nf4")
+def test_gradients_are_the_same_before_and_after_an_evaluation(device, folder):
+    loaded = quantised(folder, "nf4", device)
     seen = []
     for _ in range(2):
         loaded.policy.train()
-        loaded.policy(row_of(loaded))[0].sum().backward()
+        logprobs(loaded).sum().backward()
         seen.append({n: g for n, g in gradients(loaded.policy).items() if "lora_" in n})
         loaded.policy.eval()
         with torch.no_grad():
-            loaded.policy(row_of(loaded))
+            logprobs(loaded)
     assert any(g.abs().max() > 0 for n, g in seen[0].items() if "lora_B" in n)
     assert_same_gradients(*seen, relative=1e-6)

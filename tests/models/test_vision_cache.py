@@ -3,14 +3,12 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import assert_same_gradients, gradients, mixed_groups, mixed_prompts, recipe, save_tiny, tiny
+from support import assert_same_gradients, gradients, mixed_groups, mixed_prompts, recipe, row_of, save_tiny, tiny
 
 from vlm_r1.models import vision_cache
-from vlm_r1.models.packing import pack
 from vlm_r1.models.vision_cache import VisionCache, WeightsVersion
 from vlm_r1.records import VisionInput
 from vlm_r1.rl import loop
-from vlm_r1.rl.batch import group_tree
 from vlm_r1.runtime.runlog import read_metrics
 from vlm_r1.runtime.tally import cache_tally
 from vlm_r1.sft.train import train as sft
@@ -18,9 +16,9 @@ from vlm_r1.sft.train import train as sft
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 
 
-def cached(family: str = "qwen3_vl", capacity: int = 1 << 30, folder=None):
+def cached(family: str = "qwen3_vl", capacity: int = 1 << 30, folder=None, device="cpu"):
     """A policy with a frozen, cached tower, and a list that a call of the tower adds to."""
-    loaded = tiny(family)
+    loaded = tiny(family, device=device)
     tower = loaded.policy.model.model.visual
     tower.requires_grad_(False)
     loaded.policy.cache_features(
@@ -32,17 +30,17 @@ def cached(family: str = "qwen3_vl", capacity: int = 1 << 30, folder=None):
 
 
 def rows(loaded):
-    return pack([group_tree(g) for g in mixed_groups(loaded)])
+    return row_of(loaded, mixed_groups(loaded))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_cached_features_give_the_same_log_probs_and_gradients(family):
-    plain = tiny(family)
+def test_cached_features_give_the_same_log_probs_and_gradients(device, family):
+    plain = tiny(family, device=device)
     plain.policy.model.model.visual.requires_grad_(False)
     expected = plain.policy(rows(plain))[0]
     expected.square().sum().backward()
     wanted = gradients(plain.policy)
-    loaded, calls = cached(family)
+    loaded, calls = cached(family, device=device)
     for _ in range(2):
         found = loaded.policy(rows(loaded))[0]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -58,14 +58,14 @@ def test_a_prompt_is_what_the_processor_makes_of_it(folder, entry):
 @pytest.mark.parametrize(
     ("budget", "backend"), [(100_000, "sdpa"), (100_000, "flash"), (60, "sdpa")], ids=["one-row", "flash", "cut"]
 )
-def test_the_packed_update_equals_the_plain_one(record_property, folder, entry, budget, backend):
-    loaded, model = attending(zoo.load(folder), backend), zoo.plain(folder, entry)
+def test_the_packed_update_equals_the_plain_one(record_property, device, folder, entry, budget, backend):
+    loaded, model = attending(zoo.load(folder, device), backend), zoo.plain(folder, entry, device)
     groups = zoo.groups(loaded, entry)
     expected = zoo.plain_logprobs(model, loaded, groups, TEMPERATURE)
     (expected * weights(len(expected))).sum().backward()
     parts, start = [], 0
     for trees in cut_by_budget([group_tree(g) for g in groups], budget):
-        logprobs, _ = loaded.policy(pack(trees), TEMPERATURE)
+        logprobs = loaded.policy(pack(trees).to(device), TEMPERATURE)[0].cpu()
         (logprobs * weights(len(expected))[start : start + len(logprobs)]).sum().backward()
         start += len(logprobs)
         parts.append(logprobs.detach())
@@ -91,13 +91,13 @@ def taught(loaded, prompt) -> Rollout:
     return Rollout(token_ids=ids, logprobs=(0.0,) * len(ids), text="", finish="stop")
 
 
-def test_rollouts_record_the_log_probs_of_the_plain_forward(folder, entry):
-    loaded = zoo.load(folder)
+def test_rollouts_record_the_log_probs_of_the_plain_forward(device, folder, entry):
+    loaded = zoo.load(folder, device)
     prompts = [loaded.family.encode(s) for s in zoo.samples(entry)]
     groups = answered(loaded, prompts, 3, seed=1, max_new_tokens=7, temperature=TEMPERATURE)
     recorded = torch.tensor([lp for g in groups for r in g.rollouts for lp in r.logprobs])
     with torch.no_grad():
-        expected = zoo.plain_logprobs(zoo.plain(folder, entry), loaded, groups, TEMPERATURE)
+        expected = zoo.plain_logprobs(zoo.plain(folder, entry, device), loaded, groups, TEMPERATURE)
     torch.testing.assert_close(recorded, expected, atol=2e-5, rtol=0)
     banned = set(loaded.policy.banned.tolist())
     assert not any(banned & set(r.token_ids) for g in groups for r in g.rollouts)

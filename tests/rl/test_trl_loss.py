@@ -18,7 +18,7 @@ def model(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", bench.CASES, ids=lambda case: case.name)
-def test_loss_and_gradients_equal_trls(model, case, tmp_path):
+def test_loss_and_gradients_equal_trls(session_device, model, case, tmp_path):
     row = bench.compare(model, tmp_path, case)
     assert row["advantage_error"] <= 1e-6
     assert row["loss_error"] <= bench.LOSS_LIMIT

@@ -4,10 +4,18 @@ import dataclasses
 
 import pytest
 import torch
-from support import FAMILIES, answered, bytes_tokenizer, mixed_prompts, plain_inputs, plain_logprobs, plain_model, tiny
+from support import (
+    FAMILIES,
+    answered,
+    bytes_tokenizer,
+    mixed_prompts,
+    plain_inputs,
+    plain_logprobs,
+    plain_model,
+    row_of,
+    tiny,
+)
 
-from vlm_r1.models.packing import pack
-from vlm_r1.rl.batch import group_tree
 from vlm_r1.rollout import native
 
 
@@ -25,23 +33,23 @@ def eager_to_stop(loaded):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_recorded_logprobs_equal_the_updates_and_the_padded_forwards(family):
-    loaded = eager_to_stop(tiny(family))
+def test_recorded_logprobs_equal_the_updates_and_the_padded_forwards(device, family):
+    loaded = eager_to_stop(tiny(family, device=device))
     settings = {"max_new_tokens": 14, "temperature": 0.9}
     groups = answered(loaded, mixed_prompts(loaded), 5, seed=3, **settings)
     lengths = {len(ids) for ids in tokens(groups)}
     assert len(lengths) > 3
     recorded = torch.tensor([x for g in groups for r in g.rollouts for x in r.logprobs])
-    update, _ = loaded.policy(pack([group_tree(g) for g in groups]), 0.9)
-    torch.testing.assert_close(recorded, update.detach(), atol=1e-5, rtol=0)
+    update, _ = loaded.policy(row_of(loaded, groups), 0.9)
+    torch.testing.assert_close(recorded, update.detach().cpu(), atol=1e-5, rtol=0)
     with torch.no_grad():
         plain = plain_logprobs(plain_model(loaded), groups, loaded.policy.banned, 0.9)
     torch.testing.assert_close(recorded, plain, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_equals_transformers_own_generation(family):
-    loaded = eager_to_stop(tiny(family))
+def test_greedy_equals_transformers_own_generation(device, family):
+    loaded = eager_to_stop(tiny(family, device=device))
     prompts = mixed_prompts(loaded)
     settings = {"max_new_tokens": 12, "stop_at_answer": False}
     ours = tokens(answered(loaded, prompts, 1, seed=None, **settings))
@@ -98,7 +106,7 @@ def test_logprobs_stay_exact_while_answers_are_dropped(monkeypatch):
     loaded = eager_to_stop(tiny())
     groups = answered(loaded, mixed_prompts(loaded), 6, seed=11, max_new_tokens=14)
     recorded = torch.tensor([x for g in groups for r in g.rollouts for x in r.logprobs])
-    update, _ = loaded.policy(pack([group_tree(g) for g in groups]))
+    update, _ = loaded.policy(row_of(loaded, groups))
     torch.testing.assert_close(recorded, update.detach(), atol=1e-5, rtol=0)
 
 

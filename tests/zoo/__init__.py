@@ -56,9 +56,11 @@ def samples(entry: Entry):
     return found
 
 
-def load(folder: Path, **model) -> LoadedPolicy:
-    """The entry's checkpoint as a policy, with every vector (norms, biases) moved so that its gradient is its own."""
-    return load_policy(ModelConfig(path=str(folder), **model), PLAIN)
+def load(folder: Path, device: torch.device | str = "cpu", **model) -> LoadedPolicy:
+    """The entry's checkpoint as a policy on a device, in float32 unless `model` says otherwise."""
+    loaded = load_policy(ModelConfig(path=str(folder), **({"precision": "float32"} | model)), PLAIN)
+    loaded.policy.to(device)
+    return loaded
 
 
 def groups(loaded: LoadedPolicy, entry: Entry) -> list[RolloutGroup]:
@@ -68,9 +70,10 @@ def groups(loaded: LoadedPolicy, entry: Entry) -> list[RolloutGroup]:
     return [made_up(loaded, p, n, i) for i, (p, n) in enumerate(zip(prompts, lengths, strict=False))]
 
 
-def plain(folder: Path, entry: Entry):
-    """The checkpoint in an unmodified transformers model."""
-    return AutoModelForImageTextToText.from_pretrained(folder, attn_implementation=entry.attention).eval()
+def plain(folder: Path, entry: Entry, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
+    """The checkpoint in an unmodified transformers model on a device."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation=entry.attention, dtype=dtype)
+    return model.eval().to(device)
 
 
 def processor_inputs(loaded: LoadedPolicy, one) -> dict[str, torch.Tensor]:
@@ -96,17 +99,22 @@ def behind(model, inputs: dict[str, torch.Tensor], answers: torch.Tensor) -> dic
     return rows
 
 
+def _as_input(model, value: torch.Tensor) -> torch.Tensor:
+    return value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+
+
 def plain_logprobs(
     model, loaded: LoadedPolicy, answered: Sequence[RolloutGroup], temperature: float = 1.0
 ) -> torch.Tensor:
-    """Log-probs `(S,)` of all answers' tokens: each answer behind its prompt in a forward pass of its own."""
+    """Log-probs `(S,)` of all answers' tokens, on the CPU: each answer behind its prompt in a forward of its own."""
     parts = []
+    banned = loaded.policy.banned.cpu()
     for group in answered:
         inputs = processor_inputs(loaded, group.prompt.sample)
         for rollout in group.rollouts:
             answer = torch.tensor([rollout.token_ids])
-            row = behind(model, inputs, answer)
-            logits = model(**row).logits[0, -answer.shape[1] - 1 : -1].float()
-            logits = logits.index_fill(-1, loaded.policy.banned, -torch.inf)
+            row = {name: _as_input(model, value) for name, value in behind(model, inputs, answer).items()}
+            logits = model(**row).logits[0, -answer.shape[1] - 1 : -1].float().cpu()
+            logits = logits.index_fill(-1, banned, -torch.inf)
             parts.append(torch.log_softmax(logits / temperature, -1).gather(-1, answer[0][:, None])[:, 0])
     return torch.cat(parts)
