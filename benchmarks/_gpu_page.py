@@ -130,10 +130,24 @@ def _trl(cells: dict[str, Row]) -> list[str]:
         ratios = [n[name] / mine[name] if mine else None for name in SECONDS]
         settings = ", ".join(f"{k} {v}" for k, v in cell["settings"].items() if v is not False)
         rows.append(
-            [*key, *(_f(n[name]) for name in SECONDS), *(_f(r, 1) for r in ratios), _f(n["peak_gib"], 1), settings]
+            [
+                *key,
+                *(_f(n[name]) for name in SECONDS),
+                *(_f(r, 1) for r in ratios),
+                _percent(n["mfu_padded"]),
+                _f(n["peak_gib"], 1),
+                settings,
+            ]
         )
     head = ["model", "image tokens", "answer tokens", "tower", "step, s", "rollout, s", "update, s"]
-    head += ["step / ours", "rollout / ours", "update / ours", "peak memory, GiB", "its fastest settings"]
+    head += [
+        "step / ours",
+        "rollout / ours",
+        "update / ours",
+        "update MFU (padded, as it computes)",
+        "peak memory, GiB",
+    ]
+    head += ["its fastest settings"]
     return ["## TRL on the same, at its best", "", *_table(head, rows)]
 
 

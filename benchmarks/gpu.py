@@ -161,7 +161,7 @@ def measure(cell: Cell, folder: Path, room: float, arguments: argparse.Namespace
         "job": cell.job,
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": " ".join(["python benchmarks/gpu.py", *sys.argv[1:]]),
+        "command": command(sys.argv[1:]),
     }
     packages = arguments.flash_pref if cell.stage == "flash-pref" and cell.script == "_flash_pref.py" else None
     missing = [name for name in cell.needs if not installed(name, packages)]
@@ -173,6 +173,13 @@ def measure(cell: Cell, folder: Path, room: float, arguments: argparse.Namespace
     wall_s = time.monotonic() - started
     cut = {"cut": True} if "error" in found and wall_s >= room else {}
     return facts | checked(cell, found) | cut | {"wall_s": wall_s}
+
+
+def command(arguments: list[str]) -> str:
+    """The command as another person would type it: without the folders of this machine."""
+    folders = ("--out", "--work", "--flash-pref")
+    kept = [a for a, before in zip(arguments, ["", *arguments], strict=False) if not {a, before} & set(folders)]
+    return " ".join(["python benchmarks/gpu.py", *kept])
 
 
 def installed(name: str, packages: Path | None) -> bool:

@@ -45,7 +45,7 @@ def device(request, monkeypatch):
 
 @pytest.fixture(params=DEVICES)
 def session_device(request):
-    """The same for tests of whole runs, which take the GPU of the machine where there is one."""
+    """The same for whole runs and weights in 4 or 8 bits, which take the GPU of the machine where there is one."""
     import torch
 
     if (request.param == "cuda") != torch.cuda.is_available():

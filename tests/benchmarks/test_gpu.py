@@ -101,6 +101,11 @@ def test_a_call_stops_at_its_budget_and_the_next_goes_on(monkeypatch, tmp_path):
     assert [script for script, _ in ran[4:]] == ["1.py"] and "error" not in result["cells"]["1"]
 
 
+def test_the_command_names_no_folder():
+    given = ["--stage", "ours", "--out", "there", "--tiny", "--work", "here"]
+    assert gpu.command(given) == "python benchmarks/gpu.py --stage ours --tiny"
+
+
 def test_a_cell_with_answers_that_are_cut_is_an_error():
     cell = next(cells.cells_of("ours", "", tiny=True))
     assert "steps" in gpu.checked(cell, {"steps": [{"answer_tokens": 32}]})
