@@ -1,9 +1,13 @@
-"""The next batch is ready when its step begins: a thread reads and prepares it while the step before runs."""
+"""The next batch is ready when its step begins: a thread reads and prepares it while the step before runs.
+
+On a CPU that needs a core that the step leaves free.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -33,7 +37,8 @@ class Prefetcher(Generic[Item, Ready]):
         prepare: Callable[[Item], Ready],
     ) -> None:
         self.stream, self.world, self.cost, self.prepare = stream, world, cost, prepare
-        self._thread = ThreadPoolExecutor(1, "prefetch")
+        self.ahead = world.device.type == "cuda" or spare_core(world)
+        self._thread: Executor = ThreadPoolExecutor(1, "prefetch") if self.ahead else _Inline()
         self._pending: Future[list[tuple[int, Future[Ready]]]] | None = None
         self._before: dict[str, Any] = {}
 
@@ -41,16 +46,21 @@ class Prefetcher(Generic[Item, Ready]):
         # Threads of its own inside an operator would compete with those of the step. torch's setting is the calling
         # thread's, and the default of threads that have none.
         threads = torch.get_num_threads()
-        self._thread.submit(self._enter_thread).result()
-        torch.set_num_threads(threads)
+        if self.ahead:
+            self._thread.submit(self._enter_thread).result()
+            torch.set_num_threads(threads)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._thread.shutdown(cancel_futures=True)
 
     def prefetch(self, count: int) -> None:
-        """Start on the next `count` items, which the next `take` asks for."""
-        self._ask(count, 0, None)
+        """Start on the next `count` items, which the next `take` asks for; nothing where no core is to spare.
+
+        An operator waits for the slowest of its threads, so one that shares its core with this one holds up all.
+        """
+        if self.ahead:
+            self._ask(count, 0, None)
 
     def take(self, count: int, first: int = 0, loads: list[float] | None = None) -> list[tuple[int, Ready]]:
         """The items of this process of the next `count`, each with its number, which counts from `first`.
@@ -88,3 +98,20 @@ class Prefetcher(Generic[Item, Ready]):
         if self.world.size > 1:
             numbered = self.world.mine(numbered, [self.cost(item) for _, item in numbered], loads)
         return [(number, self._thread.submit(self.prepare, item)) for number, item in numbered]
+
+
+class _Inline(Executor):
+    """Does what is submitted at once, in the thread that submits it."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(work(*args, **kwargs))
+        except BaseException as error:  # raised where the result is asked for
+            done.set_exception(error)
+        return done
+
+
+def spare_core(world: World) -> bool:
+    """Whether the processes of this machine leave a core without a thread of an operator."""
+    return len(os.sched_getaffinity(0)) > world.local_size * torch.get_num_threads()

@@ -30,6 +30,7 @@ from vlm_r1.models.freeze import freeze, frozen_features, learning_rate_scales
 from vlm_r1.models.load import LoadedPolicy, compute_dtype, resolve_path
 from vlm_r1.models.vision_cache import VisionCache
 from vlm_r1.rollout.native import NativeEngine
+from vlm_r1.runtime.heap import keep_freed_memory
 from vlm_r1.runtime.model_folder import save_policy
 from vlm_r1.runtime.optim import build_optimizer, place_of
 from vlm_r1.runtime.runlog import RunLog
@@ -103,6 +104,8 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
         seed(recipe.run.seed)
     with deadline("the other processes are not there: is MASTER_ADDR reachable from here?"):
         world = processes.start()
+    if world.device.type == "cpu":
+        keep_freed_memory()
     run_dir = Path(recipe.run.dir)
     check_trackers(recipe.run.trackers)
     log = RunLog(run_dir, repair=world.is_main)
