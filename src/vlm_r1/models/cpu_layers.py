@@ -27,7 +27,7 @@ def speed_up(model: nn.Module) -> None:
         if type(module) is nn.Linear and HAS_ONEDNN:
             module.__class__ = Linear
         elif type(module).__name__.endswith("RMSNorm") and _is_usual(type(module)):  # type: ignore[arg-type]
-            module.__class__ = _norm_class(type(module))
+            module.__class__ = _subclass(type(module))  # type: ignore[arg-type]
 
 
 class Linear(nn.Linear):
@@ -55,7 +55,8 @@ def _many(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() >= FEW * x.shape[-1]
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x W^T + b` of float32 matrices `(n, k)` and `(m, k)` by oneDNN, without a gradient."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
@@ -63,7 +64,7 @@ class _OneDNN(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -72,10 +73,10 @@ class _OneDNN(torch.autograd.Function):
         of_weight = of_bias = None
         if needs_weight:
             wide = weight.shape[0] > weight.shape[1]  # the shorter side first is up to a half faster
-            of_weight = _product(x.t(), grad.t()).t() if wide else _product(grad.t(), x.t())
+            of_weight = product(x.t(), grad.t()).t() if wide else product(grad.t(), x.t())
         if needs_bias:
             of_bias = grad.sum(0)
-        return _product(grad, weight.t()) if needs_x else None, of_weight, of_bias
+        return product(grad, weight.t()) if needs_x else None, of_weight, of_bias
 
 
 @lru_cache
@@ -90,22 +91,17 @@ def _is_usual(kind: type[Any]) -> bool:
             return False
 
 
-def _norm_class(kind: type[Any]) -> type[Any]:
-    """A subclass of a class of norms, so that it stays what code asks for by class."""
-    if kind not in _NORMS:
-        forward = kind.forward
-
-        def forward_of(self: Any, hidden_states: Tensor) -> Tensor:
-            if not _many(hidden_states) or self.weight.dtype != torch.float32:
-                return forward(self, hidden_states)  # type: ignore[no-any-return]
-            out: Tensor = _RMSNorm.apply(hidden_states.flatten(0, -2), self.weight, self.variance_epsilon)
-            return out.view_as(hidden_states)
-
-        _NORMS[kind] = type(kind.__name__, (kind,), {"forward": forward_of})
-    return _NORMS[kind]
+@lru_cache
+def _subclass(kind: type[Any]) -> type[Any]:
+    """A class with the faster forward that stays what code asks for by class, and by name."""
+    return type(kind.__name__, (kind,), {"forward": _norm_forward})
 
 
-_NORMS: dict[type[Any], type[Any]] = {}
+def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
+    if not _many(hidden_states) or self.weight.dtype != torch.float32:
+        return super(type(self), self).forward(hidden_states)  # type: ignore[no-any-return]
+    out: Tensor = _RMSNorm.apply(hidden_states.flatten(0, -2), self.weight, self.variance_epsilon)
+    return out.view_as(hidden_states)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlm_r1.models import cpu_attention
+
 _CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 _CUDA = torch.ops.aten._flash_attention_forward
@@ -86,6 +88,8 @@ def attention(
             seqused_k=used,
         )
         return found[0], found[1]
+    if not causal and used is None and cpu_attention.pays(q, k, of_q.lengths, of_k.lengths):
+        return cpu_attention.attention(q, k, v, of_q.lengths, of_k.lengths, scale)
     padded = (_pad(x, runs) for x, runs in ((q, of_q), (k, of_k), (v, of_k)))
     mask = None if causal else _mask(of_k, used, q.dtype)
     out, lse = _CPU(*padded, 0.0, causal, attn_mask=mask, scale=scale)
@@ -111,6 +115,8 @@ def gradients(
         starts, longest = (of_q.starts, of_k.starts), (of_q.longest, of_k.longest)
         found = _CUDA_BACKWARD(grad, q, k, v, out, lse, *starts, *longest, 0.0, causal, state, unused, scale=scale)
         return found[0], found[1], found[2]
+    if not causal and cpu_attention.pays(q, k, of_q.lengths, of_k.lengths):
+        return cpu_attention.gradients(grad, q, k, v, out, lse, of_q.lengths, of_k.lengths, scale)
     pairs = ((grad, of_q), (q, of_q), (k, of_k), (v, of_k), (out, of_q))
     padded = [_pad(x, runs) for x, runs in pairs]
     padded_lse = _pad(lse.t()[..., None].to(torch.promote_types(lse.dtype, torch.float32)), of_q)[..., 0]

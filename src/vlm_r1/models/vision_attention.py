@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
+from vlm_r1.models import cpu_attention
 from vlm_r1.models.cpu_layers import linear
 from vlm_r1.models.shared_prefix import flash_works
 
@@ -62,6 +63,8 @@ def attend_chunks(
         out = varlen_attn(q, k, v, starts, starts, max(lengths), max(lengths), scale=scaling)
         assert isinstance(out, Tensor)
         return out[None], None
+    if cpu_attention.pays(q, k, lengths, lengths):
+        return cpu_attention.attend(q, k, v, lengths, scaling)[None], None
     if len(set(lengths)) == 1:
         return _attend(q, k, v, len(lengths), scaling)[None], None
     groups, back = _by_length(lengths, q.device)

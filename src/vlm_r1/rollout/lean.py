@@ -7,7 +7,7 @@ with a residual, takes about 30 calls here and 80 as transformers writes it. Eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ LAYERS = {
     "Qwen3VLTextDecoderLayer",
 }
 """Classes of transformers whose layers are of that kind."""
+JOINED = 16 << 20
+"""Bytes of weights of layers that run as one."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -65,16 +67,12 @@ class _Layer:
         self.layer, self.attention, self.mlp, self.rule = layer, layer.self_attn, layer.mlp, rule
         self.parts = [getattr(self.attention, name) for name in ("q_proj", "k_proj", "v_proj")]
         self.heads = [part.weight.shape[0] // self.attention.head_dim for part in self.parts]
-        # On a CPU one product costs less than three; on a GPU the copy of the weights costs more than it gains.
-        self.joined = _joined(self.parts) if self.parts[0].weight.device.type == "cpu" else None
+        self.joined = _joined(self.parts)
 
     def __call__(self, number: int, hidden: Tensor, cos: Tensor, sin: Tensor, cache: DecodeCache) -> Tensor:
         attention, mlp = self.attention, self.mlp
         normed = _norm(self.layer.input_layernorm, hidden)
-        if self.joined is None:
-            projected = torch.cat([part(normed) for part in self.parts], -1)
-        else:
-            projected = F.linear(normed, *self.joined)
+        projected = self.joined(normed)
         heads, (n_q, n_k, _) = projected.view(len(normed), -1, attention.head_dim), self.heads
         q, k, v = heads.split(self.heads, 1)
         if hasattr(attention, "q_norm"):
@@ -84,15 +82,22 @@ class _Layer:
         mixed = cache.attend_rows(number, q, k, v, self.rule)
         hidden = hidden + attention.o_proj(mixed.flatten(1))
         normed = _norm(self.layer.post_attention_layernorm, hidden)
-        return hidden + mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+        gate, up = mlp.gate_proj(normed), mlp.up_proj(normed)
+        return hidden + mlp.down_proj(mlp.act_fn(gate) * up)
 
 
-def _joined(parts: list[Any]) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of several linear layers as of one; those without a bias count as having one of zeros."""
-    weight = torch.cat([part.weight for part in parts])
-    if all(part.bias is None for part in parts):
-        return weight, None
-    return weight, torch.cat([p.weight.new_zeros(len(p.weight)) if p.bias is None else p.bias for p in parts])
+def _joined(parts: list[Any]) -> Callable[[Tensor], Tensor]:
+    """Several linear layers of one input, their outputs side by side.
+
+    Small ones on a CPU run as one, where one product costs less than several; larger ones are not copied for that.
+    """
+    weights, biases = [part.weight for part in parts], [part.bias for part in parts]
+    if weights[0].device.type != "cpu" or sum(weight.nbytes for weight in weights) > JOINED:
+        return lambda x: torch.cat([part(x) for part in parts], -1)
+    weight, bias = torch.cat(weights), None
+    if any(b is not None for b in biases):
+        bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
+    return lambda x: F.linear(x, weight, bias)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
