@@ -65,6 +65,7 @@ class Trainer:
         pass is spent on them. Every process calls it, with as much of the batch as it has.
         """
         session, tally = self.session, Tally()
+        seen: list[tuple[int, Tensor]] = []
         parameters = [p for p in session.policy.parameters() if p.requires_grad]
         rows = self._rows(batch)
         for row in rows:
@@ -74,7 +75,7 @@ class Trainer:
             session.policy.train()
             for row in rows:
                 session.world.beat("update")
-                self._backward(row, sums, tally if iteration == 0 else None)
+                self._backward(row, sums, seen if iteration == 0 else None)
             if not rows:
                 for parameter in parameters:
                     parameter.grad = torch.zeros_like(parameter)
@@ -85,6 +86,7 @@ class Trainer:
             session.optimizer.step()
             session.optimizer.zero_grad()
         self._count(tally, sums)
+        count_sampler(tally, seen)
         tally.add(cache_tally(session.policy.vision_cache))
         tally.maximum("grad_norm", norm)
         tally.maximum("lr", lr)
@@ -111,15 +113,15 @@ class Trainer:
         with torch.no_grad():
             return self.reference(row.row, self.rollout.temperature)[0][: row.n_scored]
 
-    def _backward(self, row: _Row, sums: _Sums, tally: Tally | None) -> None:
+    def _backward(self, row: _Row, sums: _Sums, seen: list[tuple[int, Tensor]] | None) -> None:
         """Forward and backward of one row; the first pass over it keeps its log-probs as the old ones."""
         logprobs_S, entropy_S = self.session.policy(row.row, self.rollout.temperature)
         scored, filler = logprobs_S[: row.n_scored], logprobs_S[row.n_scored :]
         if row.old_S is None:
             row.old_S = scored.detach()
         inputs = self._inputs(row, scored)
-        if tally is not None:
-            self._compare(inputs, tally)
+        if seen is not None and len(scored):
+            seen.append((len(scored), self._compare(inputs)))
         loss = self.loss(inputs, sums)
         if len(filler):  # trees that are there so that all processes run the same modules
             loss = loss + 0.0 * filler.sum()
@@ -161,23 +163,28 @@ class Trainer:
         return loss
 
     @torch.no_grad()
-    def _compare(self, x: LossInputs, tally: Tally) -> None:
-        """The sampler against the trainer, under TRL's names, and an estimate of KL(sampler || trainer)."""
-        if not len(x.sampler_S):
-            return
+    def _compare(self, x: LossInputs) -> Tensor:
+        """The sampler against the trainer, on the device: what `count_sampler` reads."""
         difference = (x.old_S - x.sampler_S).abs()
         weights = importance_weights(x, self.corrects, self.rollout.importance_sampling_cap)
-        name = "sampling/sampling_logp_difference"
-        tally.mean(f"{name}/mean", float(difference.sum()), len(difference))
-        tally.maximum(f"{name}/max", float(difference.max()))
-        tally.mean("sampling/kl", float(k3(x.sampler_S, x.old_S).sum()), len(difference))
-        name = "sampling/importance_sampling_ratio"
-        tally.mean(f"{name}/mean", float(weights.sum()), len(weights))
-        tally.maximum(f"{name}/max", float(weights.max()))
-        tally.minimum(f"{name}/min", float(weights.min()))
+        kl_S = k3(x.sampler_S, x.old_S)  # estimates KL(sampler || trainer)
+        found = (difference.sum(), difference.max(), kl_S.sum(), weights.sum(), weights.max(), weights.min())
+        return torch.stack([value.double() for value in found])
 
     def _count(self, tally: Tally, sums: _Sums) -> None:
         tally.total("loss", float(sums.sums.get("loss", 0.0)))
         names = ["entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", *(["kl"] if self.reference else [])]
         for name in names:
             tally.mean(name, float(sums.sums.get(name, 0.0)), sums.tokens)
+
+
+def count_sampler(tally: Tally, seen: list[tuple[int, Tensor]]) -> None:
+    """Sampler against trainer under TRL's names, from rows' token counts and what `_compare` found, in one transfer."""
+    rows = torch.stack([values for _, values in seen]).tolist() if seen else []
+    for (n, _), (difference, most, kl, weight, highest, lowest) in zip(seen, rows, strict=True):
+        tally.mean("sampling/sampling_logp_difference/mean", difference, n)
+        tally.maximum("sampling/sampling_logp_difference/max", most)
+        tally.mean("sampling/kl", kl, n)
+        tally.mean("sampling/importance_sampling_ratio/mean", weight, n)
+        tally.maximum("sampling/importance_sampling_ratio/max", highest)
+        tally.minimum("sampling/importance_sampling_ratio/min", lowest)
