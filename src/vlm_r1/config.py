@@ -98,17 +98,14 @@ class ModelConfig(Section):
         "auto",
         description="attention of the language model; auto: flash where it works (CPU; GPU in bfloat16), else sdpa",
     )
+    compile: bool = Field(False, description="torch.compile every layer of tower and language model; slower on a CPU")
     quantize: Literal["none", "nf4", "int8"] = Field(
         "none", description="load the language model's linear layers in 4 or 8 bits (bitsandbytes); trained with lora"
     )
     logprob_kernel: Literal["torch", "liger"] = Field(
         "torch", description="what computes log-probs of a vocabulary in an update; liger: liger-kernel (extra `liger`)"
     )
-    vision_cache_mb: int = Field(
-        2048,
-        ge=0,
-        description="CPU memory for what a frozen tower makes of pictures, in MiB; 0: none",
-    )
+    vision_cache_mb: int = Field(2048, ge=0, description="MiB of CPU memory for a frozen tower's output; 0: none")
     vision_cache_dir: str | None = Field(None, description="also keep that in this folder, for later runs")
     trust_remote_code: bool = Field(False, description="run code that comes with the model; only if you read it")
 

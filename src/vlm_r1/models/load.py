@@ -18,6 +18,7 @@ from vlm_r1.models.adapters import base_of_adapter, load_adapter
 from vlm_r1.models.cpu_layers import speed_up
 from vlm_r1.models.families import FAMILIES
 from vlm_r1.models.family import Family
+from vlm_r1.models.freeze import blocks_of
 from vlm_r1.models.generic import check_forward, check_kind, family_class
 from vlm_r1.models.policy import Policy
 from vlm_r1.models.processor import load_processor
@@ -100,6 +101,9 @@ def make_policy(model: Any, processor: Any, config: ModelConfig, prompt: PromptC
     prompt = prompt or PromptConfig()
     family = chosen(model, processor, prompt, config.min_pixels, config.max_pixels)
     banned = torch.tensor(family.banned_token_ids())
+    if config.compile:
+        for block in (*blocks_of(family, "vision"), *blocks_of(family, "language")):
+            block.compile(dynamic=True)
     policy = Policy(
         model,
         banned,

@@ -40,6 +40,7 @@ class Attends(Protocol):
         """The attention of one layer."""
 
 
+@torch.compiler.disable
 def attend(
     module: nn.Module,
     query: Tensor,

@@ -40,6 +40,7 @@ def _by_length(lengths: tuple[int, ...], device: torch.device) -> tuple[list[tup
     return indexed, torch.cat([index for _, index in indexed]).argsort()
 
 
+@torch.compiler.disable
 def attend_chunks(
     module: nn.Module,
     query: Tensor,

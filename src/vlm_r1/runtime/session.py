@@ -188,7 +188,7 @@ MAY_CHANGE = {
     *(f"run.{key}" for key in ("steps", "save_every", "keep", "threads", "dir", "log_rollouts_every", "trackers")),
     *("run.track_pictures_every", "run.shard_size", "run.hang_timeout_s"),
     *("rl.token_budget", "sft.token_budget", "rl.reference_offload", "rollout.max_sequences", "rollout.kv_cache_gb"),
-    "rollout.gather",
+    *("rollout.gather", "rollout.cuda_graphs", "model.attention", "model.compile"),
     *("model.gradient_checkpointing", "model.logprob_kernel", "model.vision_cache_mb", "model.vision_cache_dir"),
     *("eval.batch_size", "eval.max_new_tokens", "eval.every", "eval.suites", "eval.resamples", "data.eval"),
 }
