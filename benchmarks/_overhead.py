@@ -24,6 +24,7 @@ from vlm_r1.config import Recipe
 from vlm_r1.config_file import load_config
 from vlm_r1.models import policy as policy_module
 from vlm_r1.rl import loop, step
+from vlm_r1.rollout.lean import LeanLayers
 from vlm_r1.runtime.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +59,7 @@ def wrap_everything(session: Session, clock: Clock) -> None:
     policy, model = session.policy, session.policy.model
     model.model.get_image_features = clock.wrap("tower", model.model.get_image_features)
     model.model.forward = clock.wrap("language model", model.model.forward)
+    LeanLayers.__call__ = clock.wrap("language model", LeanLayers.__call__)  # type: ignore[method-assign]
     head = model.get_output_embeddings()
     head.forward = clock.wrap("head", head.forward)
     torch.Tensor.backward = clock.wrap("backward", torch.Tensor.backward)  # type: ignore[method-assign]

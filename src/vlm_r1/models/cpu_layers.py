@@ -46,7 +46,8 @@ def is_plain(module: Any) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As `F.linear`, of which it is the same sum in another order."""
     if HAS_ONEDNN and x.dtype == weight.dtype and _many(x):
-        out: Tensor = _OneDNN.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+        rows = x.reshape(-1, x.shape[-1])
+        out: Tensor = _OneDNN.apply(rows, weight, bias) if torch.is_grad_enabled() else product(rows, weight, bias)
         return out.view(*x.shape[:-1], -1)
     return F.linear(x, weight, bias)
 
