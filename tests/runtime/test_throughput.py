@@ -11,7 +11,7 @@ from vlm_r1.rl.batch import group_tree
 from vlm_r1.runtime import throughput
 from vlm_r1.runtime.runlog import read_metrics
 from vlm_r1.runtime.tally import Tally
-from vlm_r1.runtime.throughput import Throughput, peak_flops
+from vlm_r1.runtime.throughput import Shape, Throughput, peak_flops
 from vlm_r1.sft import train as sft
 
 
@@ -92,7 +92,8 @@ def test_what_is_counted_of_a_step(monkeypatch, hits, forward):
     if hits is not None:
         tally.mean("vision_cache/hit_rate", *hits)
     trees = [group_tree(made_up(loaded, prompt, (2, 5, 3))) for prompt in mixed_prompts(loaded)[:2]]
-    Throughput(loaded, ALONE).count(tally, trees, trees[:1], rollout=True, steps=2, forwards=1)
+    shapes = [Shape.of(tree) for tree in trees]
+    Throughput(loaded, ALONE).count(tally, shapes, shapes[:1], rollout=True, steps=2, forwards=1)
     assert tally.totals == {
         "flops/rollout": 2 * forward,
         "flops/update": 2 * (forward + 206) + forward,

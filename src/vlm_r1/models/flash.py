@@ -11,7 +11,7 @@ are those of the whole (as in ring attention, arXiv 2310.01889).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,12 +28,13 @@ _CUDA_BACKWARD = torch.ops.aten._flash_attention_backward
 class Runs:
     """Runs of tokens, one behind another: where each begins, and after the last where it ends `(n + 1,)` int32.
 
-    `lengths` are theirs on the host, of which some may be 0. `places` `(N,)` are where their tokens lie in the padded
+    `lengths` are theirs on the host, of which some may be 0, and `longest` is the longest. `places` `(N,)` are where their tokens lie in the padded
     form `(n, longest)`, flattened; None where nothing is padded.
     """
 
     starts: Tensor
     lengths: tuple[int, ...]
+    longest: int
     places: Tensor | None
 
     @classmethod
@@ -44,16 +45,12 @@ class Runs:
         if int(starts[-1]) < len(lengths) * width:
             shifts = torch.arange(len(lengths)) * width - starts[:-1]
             places = torch.arange(int(starts[-1])) + shifts.repeat_interleave(torch.tensor(lengths))
-        return cls(starts.to(torch.int32), tuple(lengths), places)
+        return cls(starts.to(torch.int32), tuple(lengths), width, places)
 
     def to(self, device: torch.device) -> Runs:
         """The same runs on a device."""
-        return Runs(self.starts.to(device), self.lengths, None if self.places is None else self.places.to(device))
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest run."""
-        return max(self.lengths, default=0)
+        places = None if self.places is None else self.places.to(device)
+        return replace(self, starts=self.starts.to(device), places=places)
 
 
 def attention(

@@ -130,6 +130,7 @@ class _SharedPrefix(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, out, lse = ctx.saved_tensors
         layout: Layout = ctx.layout
+        grad = grad.contiguous()
         n, trees, branches, scale = layout.n_prefix, layout.prefixes, layout.branches, ctx.scale
         grad_p, q_p, k_p, v_p, out_p = (x[:n] for x in (grad, q, k, v, out))
         lse_p = lse[:, :n].contiguous()

@@ -58,10 +58,13 @@ EMPTY = TrainBatch(trees=(), advantages_B=torch.zeros(0), weights_B=torch.zeros(
 def group_tree(group: RolloutGroup) -> Tree:
     """A prompt and its answers; positions of each answer go on where the prompt's end."""
     prompt = group.prompt
-    branches = []
-    for rollout in group.rollouts:
-        positions = prompt.next_position + torch.arange(len(rollout.token_ids))
-        branches.append(Branch(token_ids=torch.tensor(rollout.token_ids), positions=positions[None].expand(3, -1)))
+    lengths = [len(rollout.token_ids) for rollout in group.rollouts]
+    token_ids = torch.tensor([token for rollout in group.rollouts for token in rollout.token_ids], dtype=torch.long)
+    positions = (prompt.next_position + torch.arange(max(lengths, default=0)))[None].expand(3, -1)
+    branches = [
+        Branch(token_ids=ids, positions=positions[:, :length])
+        for ids, length in zip(token_ids.split(lengths), lengths, strict=True)
+    ]
     return Tree(
         token_ids=torch.tensor(prompt.token_ids),
         positions=prompt.positions,
@@ -80,5 +83,10 @@ def make_batch(
         trees=tuple(group_tree(groups[p]) for p in kept),
         advantages_B=advantages_PG[kept].flatten(),
         weights_B=weights_PG[kept].flatten(),
-        sampler_B=tuple(torch.tensor(r.logprobs) for p in kept for r in groups[p].rollouts),
+        sampler_B=tuple(logprobs for p in kept for logprobs in _sampler(groups[p])),
     )
+
+
+def _sampler(group: RolloutGroup) -> tuple[Tensor, ...]:
+    flat = torch.tensor([logprob for rollout in group.rollouts for logprob in rollout.logprobs], dtype=torch.float32)
+    return flat.split([len(rollout.logprobs) for rollout in group.rollouts])

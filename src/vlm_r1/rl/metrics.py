@@ -11,12 +11,12 @@ from vlm_r1.config import Recipe
 from vlm_r1.rewards.diagnostics import ShadowWatch, Trend, diagnostic_sums, kinds_that_occur
 from vlm_r1.rewards.rubric import Rubric
 from vlm_r1.rl.advantage import mean_only
-from vlm_r1.rl.batch import TrainBatch, group_tree
+from vlm_r1.rl.batch import TrainBatch
 from vlm_r1.rl.experience import Experience
 from vlm_r1.rl.step import Trainer
 from vlm_r1.runtime.clock import Clock
 from vlm_r1.runtime.tally import Tally, merged
-from vlm_r1.runtime.throughput import Throughput
+from vlm_r1.runtime.throughput import Shape, Throughput
 
 
 class Monitor:
@@ -56,9 +56,13 @@ def step_metrics(
     tally = experience_tally(experience, batch, rubric)
     tally.add(update)
     tally.add(clock.tally())
-    trees = [group_tree(group) for group in experience.groups]
+    groups = [
+        Shape(group.prompt.token_ids, group.prompt.pictures, [len(r.token_ids) for r in group.rollouts])
+        for group in experience.groups
+    ]
+    trained = [Shape.of(tree) for tree in batch.trees]
     sampled, forwards = trainer.rollout.engine != "replay", int(trainer.reference is not None)
-    throughput.count(tally, trees, batch.trees, rollout=sampled, steps=rl.iterations, forwards=forwards)
+    throughput.count(tally, groups, trained, rollout=sampled, steps=rl.iterations, forwards=forwards)
     values = kinds_that_occur(merged(world.gather(tally)).values())
     values.setdefault("reward", float("nan"))
     return values | throughput.rates(values, rl.group_size)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from vlm_r1.distributed.processes import World
 from vlm_r1.models.flops import Arithmetic, Work
 from vlm_r1.models.load import LoadedPolicy
 from vlm_r1.models.packing import Tree
+from vlm_r1.records import VisionInput
 from vlm_r1.runtime.tally import Tally
 
 PEAKS: tuple[tuple[str, float], ...] = (
@@ -58,6 +61,22 @@ def peak_flops(name: str, dtype: torch.dtype, *, tf32: bool = False) -> float | 
     return found / 2 if dtype == torch.float32 and tf32 else None
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is counted of a group: its prompt, and its completions' tokens, of which `contexts` are not scored."""
+
+    token_ids: Sequence[int] | Tensor
+    pictures: Sequence[VisionInput]
+    lengths: Sequence[int]
+    contexts: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, tree: Tree) -> Shape:
+        """That of a tree."""
+        lengths, contexts = [len(b.token_ids) for b in tree.branches], [b.context for b in tree.branches]
+        return cls(tree.token_ids, tree.pictures, lengths, contexts)
+
+
 class Throughput:
     """Counts the arithmetic of steps, and makes rates of what all processes did: `count`, then `rates`.
 
@@ -77,14 +96,14 @@ class Throughput:
     def count(
         self,
         tally: Tally,
-        trees: Sequence[Tree],
-        trained: Sequence[Tree],
+        groups: Sequence[Shape],
+        trained: Sequence[Shape],
         *,
         rollout: bool,
         steps: int = 1,
         forwards: int = 0,
     ) -> None:
-        """Add the FLOPs of this process's step: `trees` are its groups, `trained` those that took part in the update.
+        """Add the FLOPs of this process's step: `groups` are its own, `trained` those that took part in the update.
 
         The update is `steps` forward and backward passes, and `forwards` passes of a reference. Of features that are
         cached, the share of `tally`'s hit rate was not computed.
@@ -95,19 +114,16 @@ class Throughput:
         def update(work: Work) -> float:
             return steps * (work.forward + work.backward) + forwards * work.forward
 
-        for tree in trained:
-            tally.total("flops/update", update(self._shared(tree, encoded)))
-        for tree in trees:
-            lengths = [len(branch.token_ids) for branch in tree.branches]
-            padded = self.arithmetic.padded(tree.token_ids, tree.pictures, lengths)
+        for one in trained:
+            tally.total("flops/update", update(self._shared(one, encoded)))
+        for one in groups:
+            padded = self.arithmetic.padded(one.token_ids, one.pictures, one.lengths)
             tally.total("flops/update_padded", update(padded))
             if rollout:
-                tally.total("flops/rollout", self._shared(tree, encoded).forward)
+                tally.total("flops/rollout", self._shared(one, encoded).forward)
 
-    def _shared(self, tree: Tree, encoded: float) -> Work:
-        lengths = [len(branch.token_ids) for branch in tree.branches]
-        contexts = [branch.context for branch in tree.branches]
-        return self.arithmetic.shared(tree.token_ids, tree.pictures, lengths, contexts, encoded)
+    def _shared(self, one: Shape, encoded: float) -> Work:
+        return self.arithmetic.shared(one.token_ids, one.pictures, one.lengths, one.contexts, encoded)
 
     def rates(self, values: dict[str, float], group_size: int | None = None) -> dict[str, float]:
         """The metrics of a step from those of all processes, of which the counted FLOPs are taken out.

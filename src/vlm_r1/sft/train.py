@@ -21,7 +21,7 @@ from vlm_r1.runtime.prefetch import Prefetcher
 from vlm_r1.runtime.progress import Progress
 from vlm_r1.runtime.session import Session, open_session
 from vlm_r1.runtime.tally import Tally, cache_tally, merged
-from vlm_r1.runtime.throughput import Throughput
+from vlm_r1.runtime.throughput import Shape, Throughput
 from vlm_r1.runtime.together import fill_rows
 from vlm_r1.sft.batch import ByPicture, make_trees
 
@@ -59,7 +59,8 @@ def run(session: Session) -> Path:
                 tally = sft_step(session, trees, step)
             tally.add(clock.tally())
             tally.add(cache_tally(session.policy.vision_cache))
-            throughput.count(tally, trees, trees, rollout=False)
+            shapes = [Shape.of(tree) for tree in trees]
+            throughput.count(tally, shapes, shapes, rollout=False)
             metrics = merged(world.gather(tally)).values()
             metrics |= throughput.rates(metrics)
             session.track(step + 1, metrics)
