@@ -28,8 +28,8 @@ _CUDA_BACKWARD = torch.ops.aten._flash_attention_backward
 class Runs:
     """Runs of tokens, one behind another: where each begins, and after the last where it ends `(n + 1,)` int32.
 
-    `lengths` are theirs on the host, of which some may be 0, and `longest` is the longest. `places` `(N,)` are where their tokens lie in the padded
-    form `(n, longest)`, flattened; None where nothing is padded.
+    `lengths` are theirs on the host, of which some may be 0, and `longest` is the longest. `places` `(N,)` are where
+    their tokens lie in the padded form `(n, longest)`, flattened; None where nothing is padded.
     """
 
     starts: Tensor
