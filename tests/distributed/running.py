@@ -54,7 +54,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(next((run_dir / "final").glob("*model.safetensors")))
 
 
-def assert_same_run(one: Path, other: Path, tolerance: float = 1e-5, ids: Sequence[str] = ("token_ids",)) -> None:
+def assert_same_run(one: Path, other: Path, tolerance: float = 3e-5, ids: Sequence[str] = ("token_ids",)) -> None:
     """Equal answers token for token; metrics and final weights within the tolerance."""
     ours, theirs = read_metrics(one), read_metrics(other)
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
