@@ -171,4 +171,4 @@ def test_mfu_by_hand():
     assert found["mfu_padded"] == pytest.approx(0.5 * flops["update_padded"] / flops["update_shared"])
     assert found["answer_tokens_per_s"] == pytest.approx(16 * 256 / (2 * seconds))
     assert found["trained_tokens_per_s"] == pytest.approx((852 + 16 * 256) / seconds)
-    assert page.peak_flops({"cpu": "a CPU"}) is None and page.peak_flops({"gpu": "NVIDIA H200"}) == 989e12
+    assert page.peak_of({"cpu": "a CPU"}) is None and page.peak_of({"gpu": "NVIDIA H200"}) == 989e12
