@@ -2,6 +2,7 @@
 
 Multiplications and additions of matrix products and attention, forward: 2 per weight and token, and 4 per attended pair
 and channel. A backward pass costs twice its forward pass. Norms, activations and the optimiser are left out.
+The last token of an answer predicts nothing and is not run (TRL's update runs it).
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ def forward_flops(setting: Setting, prompt_tokens: int) -> dict[str, float]:
     D, heads = text["hidden_size"], text["num_attention_heads"]
     kv = D // heads * text["num_key_value_heads"]
     per_token = 2 * (2 * D * D + 2 * D * kv + 3 * D * text["intermediate_size"])
-    layers, L, T = text["num_hidden_layers"], prompt_tokens, setting.answer_tokens
+    layers, L, T = text["num_hidden_layers"], prompt_tokens, setting.answer_tokens - 1
     return {
         "tower": tower,
         "prompt": layers * (per_token * L + 4 * D * L * L / 2),
         "answer": layers * (per_token * T + 4 * D * (T * L + T * T / 2)),
-        "head": 2.0 * T * D * VOCABULARY[setting.model],
+        "head": 2.0 * setting.answer_tokens * D * VOCABULARY[setting.model],
     }
 
 
