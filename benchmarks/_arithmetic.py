@@ -2,6 +2,7 @@
 
 Multiplications and additions of matrix products and attention, forward: 2 per weight and token, and 4 per attended pair
 and channel. A backward pass costs twice its forward pass. Norms, activations and the optimiser are left out.
+The last token of an answer predicts nothing and is not run (TRL's update runs it).
 """
 
 from __future__ import annotations
@@ -27,37 +28,51 @@ def forward_flops(setting: Setting, prompt_tokens: int) -> dict[str, float]:
     D, heads = text["hidden_size"], text["num_attention_heads"]
     kv = D // heads * text["num_key_value_heads"]
     per_token = 2 * (2 * D * D + 2 * D * kv + 3 * D * text["intermediate_size"])
-    layers, L, T = text["num_hidden_layers"], prompt_tokens, setting.answer_tokens
+    layers, L, T = text["num_hidden_layers"], prompt_tokens, setting.answer_tokens - 1
     return {
         "tower": tower,
         "prompt": layers * (per_token * L + 4 * D * L * L / 2),
         "answer": layers * (per_token * T + 4 * D * (T * L + T * T / 2)),
-        "head": 2.0 * T * D * VOCABULARY[setting.model],
+        "head": 2.0 * setting.answer_tokens * D * VOCABULARY[setting.model],
     }
 
 
 def limits(setting: Setting, prompt_tokens: int) -> dict[str, Any]:
-    """What each way of working computes in a step, and the ratios.
+    """What each way of working computes in the update's forward pass and in a step, and the ratios.
 
-    Padded: tower and prompt once per answer in the rollout and once per answer in the update, forward and backward.
-    Shared: tower and prompt once per prompt in the whole step (the update goes on from the rollout's pass), with one
-    backward. Answers cost the same in both.
+    Padded: tower and prompt once per answer, in the rollout and again, with backward, in the update. Shared: once per
+    prompt in each. Answers cost the same in both.
     """
-    flops = forward_flops(setting, prompt_tokens)
+    flops, phases = forward_flops(setting, prompt_tokens), phase_flops(setting, prompt_tokens)
     P, B = setting.prompts, setting.prompts * setting.group
     prompt, answer = flops["tower"] + flops["prompt"], flops["answer"] + flops["head"]
-    padded_forward, shared_forward = B * (prompt + answer), P * prompt + B * answer
-    padded_step = B * (prompt + answer) + 3 * padded_forward
-    shared_step = B * answer + 3 * shared_forward
+    forward = {"padded": B * (prompt + answer), "shared": P * prompt + B * answer}
+    step = {way: phases[f"rollout_{way}"] + phases[f"update_{way}"] for way in forward}
     return {
-        "forward_gflop_padded": padded_forward / 1e9,
-        "forward_gflop_shared": shared_forward / 1e9,
-        "forward_limit": padded_forward / shared_forward,
-        "step_gflop_padded": padded_step / 1e9,
-        "step_gflop_shared": shared_step / 1e9,
-        "step_limit": padded_step / shared_step,
-        "share_of_tower_padded": B * flops["tower"] / padded_forward,
+        "forward_gflop_padded": forward["padded"] / 1e9,
+        "forward_gflop_shared": forward["shared"] / 1e9,
+        "forward_limit": forward["padded"] / forward["shared"],
+        "step_gflop_padded": step["padded"] / 1e9,
+        "step_gflop_shared": step["shared"] / 1e9,
+        "step_limit": step["padded"] / step["shared"],
+        "share_of_tower_padded": B * flops["tower"] / forward["padded"],
     }
+
+
+TEXT_TOKENS = 30
+"""Prompt tokens beside those of the image that are counted for models of real size: a short question."""
+
+
+def predicted() -> list[dict[str, Any]]:
+    """What a shared prefix can save in a step of models of real size, G = 8: by counting alone, for any machine."""
+    rows = []
+    for model in ("3b", "7b"):
+        for image_tokens in (1280, 400):
+            for answer_tokens in (256, 1024):
+                size = {"model": model, "image_tokens": image_tokens, "answer_tokens": answer_tokens}
+                setting = Setting(folder="", group=8, **size)
+                rows.append(size | {"step_limit": limits(setting, image_tokens + TEXT_TOKENS)["step_limit"]})
+    return rows
 
 
 def phase_flops(setting: Setting, prompt_tokens: int) -> dict[str, float]:

@@ -6,18 +6,18 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from _arithmetic import phase_flops
 from _setting import Setting
 
-PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "B200": 2250}
-"""Dense bfloat16 TFLOP/s as the makers state them, by a part of the GPU's name; the first that fits counts."""
+from vlm_r1.runtime.throughput import peak_flops
+
 Row = dict[str, Any]
 
 
-def peak_flops(machine: Row) -> float | None:
-    """The peak FLOP/s of a machine's GPU; None for a CPU or a GPU that is not in the table."""
-    name = machine.get("gpu", "")
-    return next((1e12 * tflops for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+def peak_of(machine: Row) -> float | None:
+    """The peak FLOP/s of a machine's GPU in bfloat16; None for a CPU or a GPU that is not known."""
+    return peak_flops(machine.get("gpu", ""), torch.bfloat16)
 
 
 def numbers(cell: Row) -> dict[str, float | None]:
@@ -32,7 +32,7 @@ def numbers(cell: Row) -> dict[str, float | None]:
     }
     answers = setting.prompts * setting.group * setting.answer_tokens
     prompt = steps[0]["prompt_tokens"] / setting.prompts if "prompt_tokens" in steps[0] else cell["prompt_tokens"]
-    flops, peak = phase_flops(setting, round(prompt)), peak_flops(cell["machine"])
+    flops, peak = phase_flops(setting, round(prompt)), peak_of(cell["machine"])
     if rollout := found.get("rollout_s"):
         found["answer_tokens_per_s"] = answers / rollout
     if update := found.get("update_s"):
@@ -199,7 +199,7 @@ def _facts(cells: dict[str, Row]) -> list[str]:
 
     machines = all_of([", ".join(f"{k} {v}" for k, v in cell["machine"].items()) for cell in measured])
     stacks = all_of([", ".join(f"{k} {v}" for k, v in cell["versions"].items()) for cell in measured])
-    peaks = {cell["machine"].get("gpu", "a CPU"): peak_flops(cell["machine"]) for cell in measured}
+    peaks = {cell["machine"].get("gpu", "a CPU"): peak_of(cell["machine"]) for cell in measured}
     stated = "; ".join(f"{name}: {f'{peak / 1e12:.0f}' if peak else 'unknown'}" for name, peak in peaks.items())
     return [
         "## How",

@@ -131,11 +131,16 @@ def machine() -> dict[str, Any]:
     return facts
 
 
-def commit() -> str:
-    """The commit that is measured, with a mark where files differ from it."""
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return done.stdout.strip() or "unknown"
+def commit(*paths: str) -> str:
+    """The commit that is measured, with a mark where files (of these paths, if any are given) differ from it."""
+
+    def git(*command: str) -> str:
+        done = subprocess.run(["git", *command], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *paths)
+    found = git("describe", "--always", "--abbrev=12")
+    return f"{found}-dirty" if found and changed else found or "unknown"
 
 
 def run_process(

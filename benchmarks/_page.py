@@ -1,8 +1,7 @@
-"""From the numbers to a page: a Markdown table and a plot, made from the JSON file alone."""
+"""From the numbers of `grpo_step.py` to a page, made from the JSON file alone."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 PHASES = ("data_s", "rollout_s", "reward_s", "prepare_s", "update_s", "step_s", "cpu_s")
@@ -31,7 +30,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"Model: {setting['model']}, Qwen2.5-VL architecture, random weights.",
         "",
         f"**TRL {result['versions'].get('trl', '?')} takes {result['ratio_vs_trl']:.1f} times as long.** "
-        f"Median of {len(ours['steps'])} and {len(trl['steps'])} steps.",
+        f"Medians of {_count(len(ours['rounds']), 'round')}, each that of "
+        f"{_count(len(ours['steps']) // len(ours['rounds']), 'step')}.",
         "",
         "| seconds | ours | TRL | ratio |",
         "|---|---|---|---|",
@@ -51,9 +51,9 @@ def markdown(result: dict[str, Any]) -> str:
         f"{limit['step_gflop_padded']:.0f} and {limit['step_gflop_shared']:.0f} "
         f"(**{limit['step_limit']:.1f} times less**). What exceeds that is overhead avoided, not arithmetic.",
         "",
+        *_predicted(result["predicted"]),
+        *_rounds(result),
         *_tried(trl),
-        *_sweep(result.get("sweep", [])),
-        *_growth(result.get("growth")),
         *_overhead(result.get("overhead")),
         *_facts(result),
     ]
@@ -64,6 +64,37 @@ def _s(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _predicted(rows: list[dict[str, Any]]) -> list[str]:
+    """The answer to those who have a larger model."""
+    lines = ["## What to expect at real size", ""]
+    lines += [
+        "Counted, not measured: how many times less a step computes with each prompt there once and not G = 8 times. "
+        "What the ratio above has beyond the arithmetic of its own size is overhead avoided in small layers; in models "
+        "of real size arithmetic takes the time.",
+        "",
+    ]
+    lines += ["| Qwen2.5-VL | image tokens | answer tokens | times less |", "|---|---|---|---|"]
+    for row in rows:
+        size = f"{row['model'].upper()} | {row['image_tokens']:,} | {row['answer_tokens']:,}"
+        lines.append(f"| {size} | {row['step_limit']:.1f} |")
+    return [*lines, ""]
+
+
+def _rounds(result: dict[str, Any]) -> list[str]:
+    """How far the rounds lie apart."""
+    ratios = result["ratio_of_rounds"]
+    lines = ["## Rounds", "", f"The ratio goes from {min(ratios):.2f} to {max(ratios):.2f}.", ""]
+    lines += ["| round | ours, s | TRL, s | ratio |", "|---|---|---|---|"]
+    rounds = zip(result["ours"]["rounds"], result["trl"]["rounds"], ratios, strict=True)
+    for number, (a, b, ratio) in enumerate(rounds, 1):
+        lines.append(f"| {number} | {_s(a['step_s'])} | {_s(b['step_s'])} | {ratio:.2f} |")
+    return [*lines, ""]
+
+
 def _tried(trl: dict[str, Any]) -> list[str]:
     lines = ["## Settings of TRL that were tried", "", "The fastest is the one above.", ""]
     lines += ["| settings | step, s | note |", "|---|---|---|"]
@@ -71,30 +102,6 @@ def _tried(trl: dict[str, Any]) -> list[str]:
         text = ", ".join(f"{k} {v}" for k, v in row["settings"].items())
         lines.append(f"| {text} | {_s(row.get('step_s'))} | {row.get('error') or row.get('note', '')} |")
     return [*lines, ""]
-
-
-def _sweep(rows: list[dict[str, Any]]) -> list[str]:
-    if not rows:
-        return []
-    lines = ["## Other sizes", "", "![plot](grpo_step.png)", ""]
-    lines += ["| image tokens | G | ours, s | TRL, s | ratio | arithmetic limit |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        ratio = f"{row['ratio']:.1f}" if row.get("ratio") else row.get("error", "")
-        lines.append(
-            f"| {row['image_tokens']} | {row['group']} | {_s(row.get('ours_s'))} | {_s(row.get('trl_s'))} | {ratio} "
-            f"| {row['step_limit']:.1f} |"
-        )
-    return [*lines, ""]
-
-
-def _growth(growth: dict[str, Any] | None) -> list[str]:
-    if not growth:
-        return []
-    text = (
-        f"Four times the answers at 1,024 image tokens: time(G = 16) / time(G = 4) = **{growth['ratio']:.2f}** "
-        f"({growth['g16_s']:.2f} s and {growth['g4_s']:.2f} s)."
-    )
-    return [text, ""]
 
 
 def _overhead(overhead: dict[str, Any] | None) -> list[str]:
@@ -125,31 +132,3 @@ def _facts(result: dict[str, Any]) -> list[str]:
         "",
         f"Machine: {machine}. Versions: {found}.",
     ]
-
-
-def plot(result: dict[str, Any], file: Path) -> None:
-    """Step time over G, one colour per picture size, ours solid and TRL dashed; the ratio beside it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    sizes = sorted({row["image_tokens"] for row in result["sweep"]})
-    for number, tokens in enumerate(sizes):
-        rows = [row for row in result["sweep"] if row["image_tokens"] == tokens and row.get("ratio")]
-        groups, colour = [row["group"] for row in rows], f"C{number}"
-        left.plot(groups, [row["ours_s"] for row in rows], "o-", color=colour, label=f"ours, {tokens} image tokens")
-        left.plot(groups, [row["trl_s"] for row in rows], "s--", color=colour, label=f"TRL, {tokens} image tokens")
-        right.plot(groups, [row["ratio"] for row in rows], "o-", color=colour, label=f"{tokens} image tokens")
-        right.plot(groups, [row["step_limit"] for row in rows], ":", color=colour)
-    for axis, title in ((left, "seconds a step"), (right, "TRL's time / ours (dotted: arithmetic alone)")):
-        axis.set(xscale="log", xlabel="answers per prompt (G)", title=title)
-        axis.set_xticks(sorted({row["group"] for row in result["sweep"]}))
-        axis.get_xaxis().set_major_formatter(matplotlib.ticker.ScalarFormatter())
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
-    left.set_yscale("log")
-    figure.savefig(file, dpi=130)
-    plt.close(figure)

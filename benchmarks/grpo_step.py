@@ -1,18 +1,17 @@
 """One GRPO step of ours beside TRL's, on the same model, pictures and questions.
 
-    make bench                                      # the headline
-    python benchmarks/grpo_step.py --sweep          # also G = 2 to 32 and 64 to 1,024 image tokens
+    make bench                                      # the headline; grpo_sweep.py has other sizes
     python benchmarks/grpo_step.py --quick          # does it run?
     python benchmarks/grpo_step.py --model 3b       # on a GPU: Qwen2.5-VL-3B's size, random weights, bfloat16 compute
 
-Each side runs alone in a process of its own, in turn, over several rounds; nothing else should be running. TRL is tuned
-first: its settings are tried one after another and the fastest is kept. What both sides did is counted and asserted
-equal.
+Each side runs alone in a process of its own, in turn, over three rounds or more; nothing else should be running. TRL
+is tuned first: its settings are tried one after another and the fastest is kept. What both sides did is counted and
+asserted equal.
 
 TRL 1.16.0 comes with `make setup-bench`; it changes no other package, so any folder on PYTHONPATH that holds it will do
 (`pip install --no-deps --target FOLDER trl==1.16.0`).
 
-Writes `docs/results/grpo_step.json`, `.md` and (with --sweep) `.png`.
+Writes `docs/results/grpo_step.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -25,21 +24,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _arithmetic import limits
+from _arithmetic import limits, predicted
 from _measure import commit, machine, run_process
-from _page import markdown, plot
+from _page import markdown
 from _setting import Setting, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUPS = (2, 4, 8, 16, 32)
-IMAGE_TOKENS = (64, 256, 1024)
 SAME = ("parameters", "trained", "dtype", "optimizer", "threads")
 TIMEOUT_S = 3600.0
 
 TOGGLES: tuple[dict[str, Any], ...] = (
     {"workers": 1},
     {"cache": "static"},
-    {"torch_compile": True},
+    {"cache": "static", "torch_compile": True},
+    {"fused_patches": True},
 )
 """Settings of TRL tried on top of its fastest micro-batch, one after another; each that helps is kept."""
 
@@ -51,8 +49,6 @@ def main() -> None:
         setting = setting_of(arguments, folder)
         prepare(setting)
         result = headline(setting, arguments)
-        if arguments.sweep:
-            result["sweep"], result["growth"] = sweep(setting, result["trl"]["settings"], arguments.groups)
         if not arguments.no_overhead:
             result["overhead"] = overhead(setting, arguments.overhead_model)
     write(result, arguments.out)
@@ -62,16 +58,17 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round, two steps, no tuning: only to see it run")
-    parser.add_argument("--sweep", action="store_true", help="measure other group and picture sizes too")
-    parser.add_argument("--groups", type=int, nargs="+", default=list(GROUPS), help="group sizes of the sweep")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each side runs, in turn")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each side runs, in turn; 3 at least")
     parser.add_argument("--repetitions", type=int, default=5, help="measured steps in each round")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: all cores")
     parser.add_argument("--model", choices=("tiny", "3b"), default="tiny")
     parser.add_argument("--no-overhead", action="store_true", help="leave out the measurement at the demo's size")
     parser.add_argument("--overhead-model", default=None, help="model for it; default: random weights, full answers")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder for the results")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.rounds < 3:
+        parser.error("--rounds: a median and its spread take 3 at least")
+    return arguments
 
 
 def setting_of(arguments: argparse.Namespace, folder: str) -> Setting:
@@ -109,6 +106,7 @@ def headline(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "benchmark": "grpo_step",
         "ratio_vs_trl": second["median"]["step_s"] / first["median"]["step_s"],
+        "ratio_of_rounds": [b["step_s"] / a["step_s"] for a, b in zip(first["rounds"], second["rounds"], strict=True)],
         "ratio_rollout": second["median"]["rollout_s"] / first["median"]["rollout_s"],
         "ratio_update": second["median"]["update_s"] / first["median"]["update_s"],
         "setting": {
@@ -130,12 +128,13 @@ def headline(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
         "ours": first,
         "trl": second | {"tried": tried},
         "arithmetic": limits(setting, prompt_tokens),
+        "predicted": predicted(),
     }
 
 
 def command_of(arguments: argparse.Namespace) -> str:
     """The command as another person would type it."""
-    flags = [f"--{name.replace('_', '-')}" for name in ("quick", "sweep", "no_overhead") if getattr(arguments, name)]
+    flags = [f"--{name.replace('_', '-')}" for name in ("quick", "no_overhead") if getattr(arguments, name)]
     flags += [f"--model {arguments.model}"] if arguments.model != "tiny" else []
     flags += [f"--threads {arguments.threads}"] if arguments.threads else []
     return " ".join(["python benchmarks/grpo_step.py", *flags])
@@ -187,56 +186,19 @@ def assert_equal_work(setting: Setting, ours: list[dict[str, Any]], trl: list[di
 
 
 def joined(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several rounds of one side: all steps, their medians, the largest memory."""
+    """Several rounds of one side: all steps, the medians of each round and of the rounds, the largest memory."""
     steps = [{**step, "round": n} for n, result in enumerate(results) for step in result["steps"]]
     phases = [name for name in steps[0] if name.endswith("_s")]
     kept = ("moved", "attention", "parameters", "trained", "optimizer", "dtype", "settings")
     peaks = {name: max(r[name] for r in results) for name in results[0] if name.startswith("peak_")}
-    medians = {name: statistics.median(step[name] for step in steps) for name in phases}
-    return {"median": medians, **peaks, **{name: results[0][name] for name in kept}, "steps": steps}
+    rounds = [{name: statistics.median(step[name] for step in r["steps"]) for name in phases} for r in results]
+    median = {name: statistics.median(one[name] for one in rounds) for name in phases}
+    return {"median": median, "rounds": rounds, **peaks, **{name: results[0][name] for name in kept}, "steps": steps}
 
 
 def median_step(result: dict[str, Any]) -> float:
     """Median step time of one process."""
     return statistics.median(step["step_s"] for step in result["steps"])
-
-
-def sweep(setting: Setting, best: dict[str, Any], groups: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Other sizes, one process each; TRL's micro-batch keeps the number of patches that was fastest."""
-    rows: list[dict[str, Any]] = []
-    patches = best["micro_batch"] * setting.image_tokens
-    for tokens in IMAGE_TOKENS:
-        for group in groups:
-            here = setting.changed(image_tokens=tokens, group=group, repetitions=min(3, setting.repetitions), warmup=1)
-            prepare(here)
-            ours, trl = (
-                run_side("_ours.py", here),
-                run_side("_trl.py", here, best | {"micro_batch": _micro(here, patches)}),
-            )
-            row = {"image_tokens": tokens, "group": group, "ours": ours, "trl": trl}
-            failed = next((r["error"] for r in (ours, trl) if "error" in r), None)
-            row |= {"error": failed} if failed else {}
-            row |= {"ours_s": median_step(ours)} if "steps" in ours else {}
-            row |= {"trl_s": median_step(trl)} if "steps" in trl else {}
-            if not failed:
-                assert_equal_work(here, [ours], [trl])
-                row["ratio"] = row["trl_s"] / row["ours_s"]
-            prompt = ours["steps"][0]["prompt_tokens"] / here.prompts if "steps" in ours else tokens + 30
-            row["step_limit"] = limits(here, round(prompt))["step_limit"]
-            shown = failed or f"ours {row['ours_s']:.3f} s, TRL {row['trl_s']:.3f} s, {row['ratio']:.2f} times"
-            say(f"image tokens {tokens}, G {group}: {shown}")
-            rows.append(row)
-    times = {row["group"]: row.get("ours_s") for row in rows if row["image_tokens"] == 1024}
-    growth = {}
-    if times.get(4) and times.get(16):
-        growth = {"g4_s": times[4], "g16_s": times[16], "ratio": times[16] / times[4]}
-    return rows, growth
-
-
-def _micro(setting: Setting, patches: int) -> int:
-    """The largest divisor of the step's answers whose pictures have at most so many tokens in all."""
-    answers = setting.prompts * setting.group
-    return max(n for n in range(1, answers + 1) if answers % n == 0 and (n == 1 or n * setting.image_tokens <= patches))
 
 
 def overhead(setting: Setting, model: str | None) -> dict[str, Any]:
@@ -254,8 +216,6 @@ def write(result: dict[str, Any], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "grpo_step.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (out / "grpo_step.md").write_text(markdown(result), encoding="utf-8")
-    if result.get("sweep"):
-        plot(result, out / "grpo_step.png")
     say(f"TRL's step takes {result['ratio_vs_trl']:.2f} times as long; see {out / 'grpo_step.md'}")
 
 

@@ -1,12 +1,14 @@
 """One GRPO step of ours beside TRL's over group and picture sizes, without tuning TRL again.
 
-    python benchmarks/grpo_sweep.py                       # all sizes: about an hour on two cores
-    python benchmarks/grpo_sweep.py --tokens 64 --groups 2 4 8 16 32
-    python benchmarks/grpo_sweep.py --tokens 1024 --groups 4 16 --ours-only
+    python benchmarks/grpo_sweep.py                       # all sizes: about half an hour on two cores
+    python benchmarks/grpo_sweep.py --missing             # those without a result at this commit: goes on after a stop
+    python benchmarks/grpo_sweep.py --tokens 64 --groups 2 4
+    python benchmarks/grpo_sweep.py --quick --out FOLDER  # does it run?
 
-TRL's settings are those that `grpo_step.py` found fastest (docs/results/grpo_step.json). Each size is added to
-docs/results/grpo_sweep.json as it is measured, so the table can be made in several calls; grpo_sweep.md and .png are
-made from it.
+TRL's settings are those that `grpo_step.py` found fastest (docs/results/grpo_step.json); its micro-batch holds as many
+patches. Each size is ours, TRL, ours, each alone in a process of its own, and has fewer steps where one of TRL's takes
+long, as its time at the headline and the counted arithmetic predict. A size is written to docs/results/grpo_sweep.json,
+.md and .png as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -14,81 +16,135 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import statistics
+import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
-from _arithmetic import limits
+from _arithmetic import TEXT_TOKENS, limits
 from _measure import commit, machine
-from _page import plot
 from _setting import Setting, prepare
-from grpo_step import GROUPS, IMAGE_TOKENS, ROOT, _micro, assert_equal_work, median_step, required, run_side, say
+from _sweep_page import page, plot
+from grpo_step import ROOT, assert_equal_work, required, run_side, say
 
+GROUPS = (2, 4, 8, 16, 32)
+IMAGE_TOKENS = (64, 256, 1024)
 RESULTS = ROOT / "docs" / "results"
-
-
-def measure(setting: Setting, settings_of_trl: dict[str, Any], ours_only: bool) -> dict[str, Any]:
-    """One size: median step seconds of three steps of each side."""
-    ours = required("ours", run_side("_ours.py", setting))
-    row = {"image_tokens": setting.image_tokens, "group": setting.group, "ours_s": median_step(ours)}
-    row["step_limit"] = limits(setting, round(ours["steps"][0]["prompt_tokens"] / setting.prompts))["step_limit"]
-    if not ours_only:
-        patches = settings_of_trl["micro_batch"] * 256
-        options = settings_of_trl | {"micro_batch": _micro(setting, patches)}
-        trl = required("TRL", run_side("_trl.py", setting, options))
-        assert_equal_work(setting, [ours], [trl])
-        row |= {"trl_s": median_step(trl), "ratio": median_step(trl) / row["ours_s"], "trl_settings": options}
-    return row
-
-
-def page(result: dict[str, Any]) -> str:
-    """The sizes as a Markdown table."""
-    lines = [
-        "# One GRPO step over group and picture sizes",
-        "",
-        "Made by `benchmarks/grpo_sweep.py`; median of 3 steps.",
-    ]
-    lines += ["", "| image tokens | G | ours, s | TRL, s | ratio |", "|---|---|---|---|---|"]
-    for row in result["sweep"]:
-        trl = f"{row['trl_s']:.2f} | **{row['ratio']:.1f}**" if "trl_s" in row else "not measured | "
-        lines.append(f"| {row['image_tokens']} | {row['group']} | {row['ours_s']:.2f} | {trl} |")
-    if "growth" in result:
-        lines += ["", f"Ours at 1,024 image tokens: time(G = 16) / time(G = 4) = **{result['growth']:.2f}**."]
-    return "\n".join([*lines, ""])
+STEPS = ((5.0, 5), (50.0, 3))
+"""Up to so many seconds of a step of TRL, so many steps of it are measured; beyond, 2. One before is dropped."""
+Row = dict[str, Any]
 
 
 def main() -> None:
     """Measure the sizes asked for and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=list(IMAGE_TOKENS))
-    parser.add_argument("--groups", type=int, nargs="+", default=list(GROUPS))
-    parser.add_argument("--ours-only", action="store_true", help="leave TRL out")
-    arguments = parser.parse_args()
-    best = json.loads((RESULTS / "grpo_step.json").read_text())["trl"]["settings"]
-    best = {name: value for name, value in best.items() if name in ("micro_batch", "workers", "cache", "torch_compile")}
-    file = RESULTS / "grpo_sweep.json"
-    result: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"sweep": []}
-    result |= {"machine": machine(), "commit": commit(), "command": "python benchmarks/grpo_sweep.py"}
-    result["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
+    arguments = parse_arguments()
+    headline = json.loads((RESULTS / "grpo_step.json").read_text(encoding="utf-8"))
+    file = arguments.out / "grpo_sweep.json"
+    result: Row = {"benchmark": "grpo_sweep", "sweep": []}
+    if file.is_file() and not arguments.quick:
+        rows = json.loads(file.read_text(encoding="utf-8"))["sweep"]
+        result["sweep"] = [row for row in rows if "steps" in row]
+    measured_at = commit_of_code()
     for tokens in arguments.tokens:
         for group in arguments.groups:
+            others = [row for row in result["sweep"] if (row["image_tokens"], row["group"]) != (tokens, group)]
+            there = [row for row in result["sweep"] if row not in others]
+            if arguments.missing and any(row["commit"] == measured_at for row in there):
+                continue
             with tempfile.TemporaryDirectory() as folder:
-                start = Setting(
-                    folder=folder, model="tiny", precision="float32", lr=1e-6, warmup=1, repetitions=3, threads=None
-                )
-                setting = start.changed(image_tokens=tokens, group=group)
-                prepare(setting)
-                row = measure(setting, best, arguments.ours_only)
-            others = [r for r in result["sweep"] if (r["image_tokens"], r["group"]) != (tokens, group)]
+                base = Setting(folder=folder, warmup=1, image_tokens=tokens, group=group)
+                row = measure(base.changed(prompts=1, answer_tokens=8) if arguments.quick else base, headline)
+            row |= {"commit": measured_at, "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+            row["command"] = command(sys.argv[1:])
             result["sweep"] = sorted([*others, row], key=lambda r: (r["image_tokens"], r["group"]))
-            times = {r["group"]: r["ours_s"] for r in result["sweep"] if r["image_tokens"] == 1024}
-            if {4, 16} <= set(times):
-                result["growth"] = times[16] / times[4]
-            file.write_text(json.dumps(result, indent=1) + "\n")
-            (RESULTS / "grpo_sweep.md").write_text(page(result))
-            say(str(row))
-    compared = result | {"sweep": [row for row in result["sweep"] if "ratio" in row]}
-    if compared["sweep"]:
-        plot(compared, RESULTS / "grpo_sweep.png")
+            write(result, arguments.out)
+            say(
+                f"image tokens {tokens}, G {group}: ours {row['ours_s']:.3f} s, TRL {row['trl_s']:.3f} s, "
+                f"{row['ratio']:.2f} times; {row['wall_s']:.0f} s"
+            )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(IMAGE_TOKENS), help="image tokens")
+    parser.add_argument("--groups", type=int, nargs="+", default=list(GROUPS), help="group sizes")
+    parser.add_argument("--missing", action="store_true", help="leave out sizes with a result at this commit")
+    parser.add_argument("--quick", action="store_true", help="one small size: only to see it run")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        if arguments.out.resolve() == RESULTS:
+            parser.error("--quick measures nothing: give --out another folder than docs/results")
+        arguments.tokens, arguments.groups = [64], [2]
+    return arguments
+
+
+def commit_of_code() -> str:
+    """The commit, marked where files differ from it other than the results, which this program writes."""
+    return commit(":(top)", ":(top,exclude)docs/results")
+
+
+def command(arguments: list[str]) -> str:
+    """The command as another person would type it: without folders of this machine."""
+    kept = [a for a, before in zip(arguments, ["", *arguments], strict=False) if "--out" not in (a, before)]
+    return " ".join(["python benchmarks/grpo_sweep.py", *kept])
+
+
+def measure(setting: Setting, headline: Row) -> Row:
+    """One size: every step of both sides, and their medians."""
+    started = datetime.datetime.now(datetime.UTC)
+    predicted_s = predict(setting, headline)
+    steps = next((n for seconds, n in STEPS if predicted_s <= seconds), 2)
+    setting = setting.changed(repetitions=steps)
+    prepare(setting)
+    options = settings_of(setting, headline)
+    ours = [required("ours", run_side("_ours.py", setting))]
+    trl = required("TRL", run_side("_trl.py", setting, options))
+    ours.append(required("ours", run_side("_ours.py", setting)))
+    assert_equal_work(setting, ours, [trl])
+    times = {
+        "ours": [step["step_s"] for result in ours for step in result["steps"]],
+        "trl": [step["step_s"] for step in trl["steps"]],
+    }
+    ours_s, trl_s = (statistics.median(times[side]) for side in ("ours", "trl"))
+    prompt_tokens = round(trl["steps"][0]["prompt_tokens"] / setting.prompts)
+    return {
+        "image_tokens": setting.image_tokens,
+        "group": setting.group,
+        "ours_s": ours_s,
+        "trl_s": trl_s,
+        "ratio": trl_s / ours_s,
+        "step_limit": limits(setting, prompt_tokens)["step_limit"],
+        "steps": times,
+        "trl_settings": options,
+        "machine": machine() | {"threads": trl["threads"]},
+        "versions": ours[0]["versions"] | trl["versions"],
+        "wall_s": (datetime.datetime.now(datetime.UTC) - started).total_seconds(),
+    }
+
+
+def predict(setting: Setting, headline: Row) -> float:
+    """Seconds of a step of TRL, from those at the headline and the arithmetic of both."""
+    flops = limits(setting, setting.image_tokens + TEXT_TOKENS)["step_gflop_padded"]
+    return float(headline["trl"]["median"]["step_s"] * flops / headline["arithmetic"]["step_gflop_padded"])
+
+
+def settings_of(setting: Setting, headline: Row) -> Row:
+    """TRL's fastest settings at the headline, with as many patches in a micro-batch: the largest divisor of a step's
+    answers that has no more."""
+    best, answers = headline["trl"]["settings"], setting.prompts * setting.group
+    most = max(1, best["micro_batch"] * headline["setting"]["image_tokens"] // setting.image_tokens)
+    return best | {"micro_batch": max(n for n in range(1, answers + 1) if answers % n == 0 and n <= most)}
+
+
+def write(result: Row, out: Path) -> None:
+    """The JSON file, and the page and plot made from it."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "grpo_sweep.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (out / "grpo_sweep.md").write_text(page(result), encoding="utf-8")
+    plot(result, out / "grpo_sweep.png")
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ def test_forward_arithmetic_equals_what_torch_counts(tmp_path):
     from _packed import made_up
 
     from vlm_r1.config import ModelConfig, PromptConfig
+    from vlm_r1.models.cpu_layers import HAS_ONEDNN
     from vlm_r1.models.load import load_policy
     from vlm_r1.models.packing import pack
     from vlm_r1.rl.batch import group_tree
@@ -127,12 +128,16 @@ def test_forward_arithmetic_equals_what_torch_counts(tmp_path):
     config = ModelConfig(path=str(setting.model_path), precision="float32")
     loaded = load_policy(config, PromptConfig(template="plain"))
     groups = made_up(setting, loaded)
-    with FlopCounterMode(display=False) as counted, torch.no_grad():
+    onednn = {}  # of which torch's counter knows nothing, and which runs larger layers on some CPUs
+    if HAS_ONEDNN:
+        onednn[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * x[0] * x[1] * weight[0]
+    with FlopCounterMode(display=False, custom_mapping=onednn) as counted, torch.no_grad():
         loaded.policy(pack([group_tree(group) for group in groups]))
-    linear = sum(n for op, n in counted.get_flop_counts()["Global"].items() if str(op) in ("aten.mm", "aten.addmm"))
+    names = ("aten.mm", "aten.addmm", "mkldnn._linear_pointwise")
+    linear = sum(n for op, n in counted.get_flop_counts()["Global"].items() if str(op).startswith(names))
     # Attended pairs, 4 x width each, of the tower (one layer whole images, three windows of 64), prompts and answers
     L = len(groups[0].prompt.token_ids)
-    pairs = 2 * (256 * 256 + 3 * 256 * 64) + 2 * 4 * L * L / 2 + 6 * 4 * (24 * L + 24 * 24 / 2)
+    pairs = 2 * (256 * 256 + 3 * 256 * 64) + 2 * 4 * L * L / 2 + 6 * 4 * (23 * L + 23 * 23 / 2)
     flops = arithmetic.phase_flops(setting, L)
     linear += 2 * 6 * 24 * 128 * (500 - 493)  # the small tokenizer has seven words less than were asked for
     assert flops["rollout_shared"] == pytest.approx(linear + 4 * 128 * pairs, rel=1e-9)
@@ -150,7 +155,7 @@ def test_a_frozen_tower_and_an_adapter_cost_less_by_hand():
     assert lora["update_shared"] == pytest.approx(2 * 2 * (tower + prompt) + 16 * 2 * answer)
     # 3B: 36 layers of 77,070,336 weights in matrices (attention 9,437,184 and 67,633,152), and the head of 151,936
     assert one["head"] == 2 * 256 * 2048 * 151_936
-    assert one["answer"] > 2 * 36 * (9_437_184 + 67_633_152) * 256
+    assert one["answer"] > 2 * 36 * (9_437_184 + 67_633_152) * 255
 
 
 def test_mfu_by_hand():
@@ -171,4 +176,4 @@ def test_mfu_by_hand():
     assert found["mfu_padded"] == pytest.approx(0.5 * flops["update_padded"] / flops["update_shared"])
     assert found["answer_tokens_per_s"] == pytest.approx(16 * 256 / (2 * seconds))
     assert found["trained_tokens_per_s"] == pytest.approx((852 + 16 * 256) / seconds)
-    assert page.peak_flops({"cpu": "a CPU"}) is None and page.peak_flops({"gpu": "NVIDIA H200"}) == 989e12
+    assert page.peak_of({"cpu": "a CPU"}) is None and page.peak_of({"gpu": "NVIDIA H200"}) == 989e12

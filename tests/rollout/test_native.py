@@ -1,6 +1,8 @@
 """Rollouts: equal to transformers' own generation, to the update's log-probs, and to themselves."""
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -167,3 +169,23 @@ def test_one_token_is_the_shortest_rollout():
     groups = answered(loaded, mixed_prompts(loaded), 2, seed=0, max_new_tokens=1)
     assert all(len(ids) == 1 for ids in tokens(groups))
     assert all(r.finish == "length" for g in groups for r in g.rollouts)
+
+
+def test_a_cache_is_gone_when_its_rollout_is(device, monkeypatch):
+    """Not when garbage is collected: the next rollout, or the update, needs the memory."""
+    made = []
+
+    def watched(*args, **kwargs):
+        cache = decode_cache(*args, **kwargs)
+        made.append(weakref.ref(cache))
+        return cache
+
+    decode_cache = native.decode_cache
+    monkeypatch.setattr(native, "decode_cache", watched)
+    loaded = tiny("qwen3_vl", device=device)
+    gc.disable()
+    try:
+        answered(loaded, mixed_prompts(loaded), 3, seed=0, max_new_tokens=4)
+        assert made and all(cache() is None for cache in made)
+    finally:
+        gc.enable()

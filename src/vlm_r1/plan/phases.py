@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -48,10 +49,10 @@ def _decode(skeleton: Skeleton, trace: Trace, prefill: Prefill, n: int, sampling
         decoding.cache.length = limit - 1
     decoding.run(torch.zeros_like(chosen, dtype=torch.long))
     decoding.sample(u_B)
-    keys = sum(skeleton.repeats[layer] * key.nbytes for layer, key in decoding.cache.own_keys.items())
-    kept = int(keys * (1 - DROP_SHARE))  # the keys of the rows that go on, beside those of all rows
-    trace.add(ANSWER_CACHE, kept)
-    trace.add(ANSWER_CACHE, -kept - skipped)
+    dropped = math.ceil(DROP_SHARE * rows)
+    if dropped < rows:
+        decoding.keep(torch.arange(dropped, rows))
+    trace.add(ANSWER_CACHE, -skipped)
     del tables
 
 

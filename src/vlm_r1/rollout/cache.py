@@ -155,6 +155,7 @@ class DenseCache(DecodeCache):
         self._arrange()
         prompts, slots = old // before, old % before
         at, in_slot = self.place // self.slots, self.place % self.slots
+        self._views = {}  # they hold what is replaced here, layer by layer
         for own in (self.own_keys, self.own_values):
             for layer, x in own.items():
                 kept = x.new_zeros(len(self.lengths), x.shape[1], self.slots, *x.shape[3:])
@@ -252,8 +253,9 @@ class FlashCache(DecodeCache):
         """Drop all rows but these (ascending)."""
         super().keep(rows)
         self.counts = torch.bincount(self.prompt_of_row, minlength=self.n_prompts).tolist()
-        self.own_keys = {layer: x[rows] for layer, x in self.own_keys.items()}
-        self.own_values = {layer: x[rows] for layer, x in self.own_values.items()}
+        for own in (self.own_keys, self.own_values):
+            for layer, x in own.items():  # each old one is gone before the next is made
+                own[layer] = x[rows]
         self._arrange()
 
     def advance(self, tokens: int = 1) -> None:

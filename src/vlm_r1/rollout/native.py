@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -150,9 +151,10 @@ class Decoding:
         self.position = prefill.next_positions.repeat_interleave(n)
         self.logits = policy.logits(prefill.last_hidden).repeat_interleave(n, 0)
         self.lean = LeanLayers(policy, prefill.rules) if LeanLayers.fit(policy) else None
-        self.step: Callable[[Tensor], Tensor] = self._forward
+        me = weakref.proxy(self)  # holding itself, it would hold the cache until garbage is collected
+        self.step: Callable[[Tensor], Tensor] = lambda tokens_R: me._forward(tokens_R)
         if graphs and isinstance(self.cache, FlashCache) and not self.cache.states:
-            self.step = StepGraph(self._forward, self._rewind)
+            self.step = StepGraph(self.step, lambda: me._rewind())
 
     def sample(self, u_R: Tensor | None) -> tuple[Tensor, Tensor]:
         """The next token of each row `(R,)` and its log-prob, from a random number in [0, 1) per row."""
