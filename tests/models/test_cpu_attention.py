@@ -32,7 +32,8 @@ def by_hand(q, k, v, queries, keys, scale):
 
 def close(found, expected, atol=5e-6):
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, atol=atol * max(1.0, float(expected.detach().abs().max())), rtol=0)
+    expected = expected.detach()
+    torch.testing.assert_close(found.double(), expected, atol=atol * max(1.0, float(expected.abs().max())), rtol=0)
 
 
 @pytest.fixture
