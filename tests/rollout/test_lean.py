@@ -69,7 +69,8 @@ def test_they_record_what_the_models_own_layers_do(monkeypatch, name, folder, se
     if name not in FIT:
         return
     loaded = attending(zoo.load(folder), backend)
-    loaded.policy.model.generation_config.eos_token_id = list(range(11, 250, 6))
+    if seed is not None:  # answers end early
+        loaded.policy.model.generation_config.eos_token_id = list(range(11, 250, 6))
     monkeypatch.setattr(native, "DROP_SHARE", 0.0)
     kept = []
     for kind in (DenseCache, FlashCache):
@@ -78,7 +79,7 @@ def test_they_record_what_the_models_own_layers_do(monkeypatch, name, folder, se
     prompts = [loaded.family.encode(s) for s in zoo.samples(ZOO[name])]
     ours, theirs = (rolled(loaded, prompts, monkeypatch, lean=lean, seed=seed) for lean in (True, False))
     assert_same(ours, theirs)
-    assert set(kept) == {FlashCache if backend == "flash" else DenseCache} or seed is None  # some were dropped
+    assert seed is None or set(kept) == {FlashCache if backend == "flash" else DenseCache}
 
 
 def test_layers_of_a_size_that_are_not_joined_are_the_same(monkeypatch):
