@@ -12,9 +12,23 @@ from hypothesis import strategies as st
 from vlm_r1.data.mixture import SampleStream
 from vlm_r1.distributed.processes import ALONE, World
 from vlm_r1.errors import DataError
-from vlm_r1.runtime.prefetch import Prefetcher
+from vlm_r1.runtime import prefetch
+from vlm_r1.runtime.prefetch import Prefetcher, spare_core
 
 BATCHES = st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=6)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _spare():
+    """There is a core for the thread, whatever the machine; tests of the other case say so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefetch, "spare_core", lambda world: True)
+        yield
+
+
+@pytest.fixture
+def no_core(monkeypatch):
+    monkeypatch.setattr(prefetch, "spare_core", lambda world: False)
 
 
 def stream() -> SampleStream[int]:
@@ -158,3 +172,88 @@ def test_operators_of_the_thread_run_on_one_core():
             assert other == [3]  # and those of any other thread on as many as before
     finally:
         torch.set_num_threads(before)
+
+
+def test_without_a_core_the_same_items_are_prepared_where_they_are_taken(no_core):
+    ready = {}
+    for ahead in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prefetch, "spare_core", lambda world, ahead=ahead: ahead)
+            prepared, taken, states = [], [], []
+
+            def prepare(item, prepared=prepared):
+                prepared.append(threading.current_thread() is threading.main_thread())
+                return 2 * item
+
+            with prefetcher(prepare=prepare) as reader:
+                assert reader.ahead == ahead
+                for count in (3, 0, 5, 1):
+                    reader.prefetch(count)
+                    states.append(reader.state_dict())
+                    taken.append(reader.take(count))
+                    states.append(reader.state_dict())
+            assert prepared == [not ahead] * 9
+        ready[ahead] = (taken, states)
+    assert ready[True] == ready[False]
+
+
+def test_without_a_core_nothing_happens_before_it_is_needed(no_core):
+    source, prepared = stream(), []
+    before, threads = source.state_dict(), threading.active_count()
+    with prefetcher(source, prepare=prepared.append) as reader:
+        reader.prefetch(4)
+        assert not prepared and source.state_dict() == before and threading.active_count() == threads
+        assert len(reader.take(4)) == len(prepared) == 4
+
+
+def test_without_a_core_items_are_dealt_with_loads_too(no_core):
+    for rank, expected in ((0, []), (1, [3, 4])):
+        with prefetcher(world=World(rank=rank, size=2)) as reader:
+            reader.take(3)
+            reader.prefetch(2)
+            assert [number for number, _ in reader.take(2, 3, [1e6, 0.0])] == expected
+
+
+def test_without_a_core_there_is_a_sign_of_life_before_each_item(no_core):
+    events = []
+    world = World(beat=lambda doing="", allow=0.0: events.append(doing))
+    with prefetcher(world=world, prepare=lambda item: events.append("prepared")) as reader:
+        reader.take(2)
+    assert events == ["reading samples", "prepared"] * 2
+
+
+def test_without_a_core_errors_and_interrupts_end_the_batch(no_core):
+    asked, items = [], stream().take(4)
+
+    def prepare(item):
+        asked.append(item)
+        if item == items[1]:
+            raise DataError(f"sample {item}: cannot be read")
+        if item == items[2]:
+            raise KeyboardInterrupt
+
+    source = stream()
+    with prefetcher(source, prepare=prepare) as reader:
+        for _ in range(2):  # asking again draws nothing more
+            with pytest.raises(DataError, match=f"^sample {items[1]}: cannot be read$"):
+                reader.take(4)
+        assert asked == items[:2] and source.state_dict()["drawn"] == 4
+        assert reader.state_dict()["drawn"] == 0
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt), prefetcher(source := stream(), prepare=prepare) as reader:
+        source.take(2)
+        reader.take(2)
+    assert asked == items[2:3]
+
+
+def test_a_core_is_free_where_cores_are_more_than_the_threads_of_operators(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8))
+    for local, threads, free in ((1, 7, True), (1, 8, False), (2, 3, True), (2, 4, False), (8, 1, False)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert spare_core(World(rank=0, size=local, local_size=local)) == free
+
+
+def test_on_a_gpu_it_is_always_ahead(no_core):
+    reader = prefetcher(world=World(device=torch.device("cuda")))
+    reader.__exit__()
+    assert reader.ahead

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -101,15 +102,24 @@ class Prefetcher(Generic[Item, Ready]):
 
 
 class _Inline(Executor):
-    """Does what is submitted at once, in the thread that submits it."""
+    """Does what is submitted when its result is asked for, in the thread that asks."""
 
     def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        try:
-            done.set_result(work(*args, **kwargs))
-        except BaseException as error:  # raised where the result is asked for
-            done.set_exception(error)
-        return done
+        return _Later(partial(work, *args, **kwargs))
+
+
+class _Later(Future[Any]):
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__()
+        self.work = work
+
+    def result(self, timeout: float | None = None) -> Any:
+        if not self.done():
+            try:
+                self.set_result(self.work())
+            except Exception as error:  # raised again by whoever asks again
+                self.set_exception(error)
+        return super().result(timeout)
 
 
 def spare_core(world: World) -> bool:
