@@ -32,7 +32,7 @@ def test_the_sampler_and_the_trainer_agree_to_bfloat16(runs, name, processes):
     rows = read_metrics(runs[processes][name])
     assert len(rows) == 5
     for row in rows:
-        assert 0 < row["sampling/sampling_logp_difference/mean"] < 0.02
+        assert 0 <= row["sampling/sampling_logp_difference/mean"] < 0.02  # 0: they agree to the bit
         assert row["sampling/sampling_logp_difference/max"] < 0.2
         assert row["sampling/importance_sampling_ratio/mean"] == 1.0  # the native engine is not corrected
         assert row["grad_norm"] > 0

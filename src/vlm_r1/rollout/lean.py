@@ -29,6 +29,8 @@ LAYERS = {
     "Qwen3VLTextDecoderLayer",
 }
 """Classes of transformers whose layers are of that kind."""
+SHARDED = "FSDP"
+"""What FSDP2 puts before the name of a class; its hooks tell whether the parameters are together."""
 JOINED = 16 << 20
 """Bytes of weights of layers that run as one."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -47,7 +49,7 @@ class LeanLayers:
         """Whether the policy's decoder is of the common kind, with plain linear layers."""
         decoder = policy.model.model.get_decoder()
         return hasattr(decoder, "rotary_emb") and all(
-            type(layer).__name__ in LAYERS and _plain(layer) for layer in decoder.layers
+            type(layer).__name__.removeprefix(SHARDED) in LAYERS and _plain(layer) for layer in decoder.layers
         )
 
     def __call__(self, tokens_R: Tensor, positions_R: Tensor, cache: DecodeCache) -> Tensor:

@@ -203,7 +203,7 @@ def decode(
 
     Each token's log-prob is that of `softmax(logits / temperature)` without the suppressed placeholders. It goes on
     while `alive` says so of the number of unfinished answers: other processes may need this one's company. The host
-    asks the device for that number every `look_every` tokens, and for nothing else until the end.
+    asks the device for that number every `look_every` tokens, and for nothing else until rows are dropped or it ends.
     """
     policy = loaded.policy
     device, limit = policy.banned.device, sampling.max_new_tokens
