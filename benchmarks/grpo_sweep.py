@@ -31,8 +31,8 @@ from grpo_step import ROOT, assert_equal_work, required, run_side, say
 GROUPS = (2, 4, 8, 16, 32)
 IMAGE_TOKENS = (64, 256, 1024)
 RESULTS = ROOT / "docs" / "results"
-STEPS = ((5.0, 5), (50.0, 3))
-"""Up to so many seconds of a step of TRL, so many steps of it are measured; beyond, 2. One before is dropped."""
+STEPS = ((5.0, 3), (50.0, 2))
+"""Up to so many seconds of a step of TRL, so many steps of it are measured; beyond, 1. One before is dropped."""
 Row = dict[str, Any]
 
 
@@ -96,7 +96,7 @@ def measure(setting: Setting, headline: Row) -> Row:
     """One size: every step of both sides, and their medians."""
     started = datetime.datetime.now(datetime.UTC)
     predicted_s = predict(setting, headline)
-    steps = next((n for seconds, n in STEPS if predicted_s <= seconds), 2)
+    steps = next((n for seconds, n in STEPS if predicted_s <= seconds), 1)
     setting = setting.changed(repetitions=steps)
     prepare(setting)
     options = settings_of(setting, headline)
