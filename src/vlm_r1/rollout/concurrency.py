@@ -87,7 +87,10 @@ def kv_bytes_per_token(policy: Policy) -> int:
     text = policy.model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * heads * width * policy.compute_dtype.itemsize)
+    windows = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+    products = windows or getattr(text, "attn_logit_softcapping", None) is not None  # DenseCache holds float32
+    itemsize = torch.float32.itemsize if products else policy.compute_dtype.itemsize
+    return int(2 * text.num_hidden_layers * heads * width * itemsize)
 
 
 def cut(prompts: Sequence[Prompt], n: int, max_new_tokens: int, limits: Limits) -> Iterator[Piece]:
