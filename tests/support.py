@@ -89,6 +89,8 @@ def tiny(
     return dataclasses.replace(loaded, policy=policy)
 
 
+MULTIPLE = 3.0
+"""How many times the difference of two summation orders packed rows may be away."""
 BACKENDS = shared_prefix.BACKENDS
 """The attention back-ends of packed rows."""
 

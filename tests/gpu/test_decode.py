@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from gpu.test_orders import MULTIPLE, TEMPERATURE
 from support import (
     BACKENDS,
     FAMILIES,
+    MULTIPLE,
     answered,
     attending,
     mixed_prompts,
@@ -19,6 +19,7 @@ from support import (
 from vlm_r1.config import RolloutConfig
 from vlm_r1.records import RolloutGroup
 
+TEMPERATURE = 0.8
 BF16_MEAN = 0.02
 """Highest mean difference of sampler and trainer in nats, that of `tests/distributed/test_precision.py`."""
 

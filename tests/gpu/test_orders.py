@@ -11,14 +11,23 @@ from functools import cache
 import pytest
 import torch
 import zoo
-from support import BACKENDS, FAMILIES, attending, gradients, mixed_groups, plain_logprobs, plain_model, row_of, tiny
+from support import (
+    BACKENDS,
+    FAMILIES,
+    MULTIPLE,
+    attending,
+    gradients,
+    mixed_groups,
+    plain_logprobs,
+    plain_model,
+    row_of,
+    tiny,
+)
 
 from vlm_r1.models.vision_cache import VisionCache
 
 ZOO = zoo.zoo()
 TEMPERATURE = 0.8
-MULTIPLE = 3.0
-"""How many times the difference of two summation orders packed rows may be away."""
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
