@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
+    measured_at = commit()  # before the headers are written
     with tempfile.TemporaryDirectory() as name:
         models = {size: write_model(Path(name), size) for size in SIZES}
         for file in sorted(RECIPES.glob("*.yaml")):
@@ -61,7 +62,7 @@ def main() -> None:
                 rows.append(planned(file, models[size], size, 16, 141, "run.shard_size=8"))
                 text = LARGER.sub(lambda m, peak=rows[-1]["peak_gib"]: m[0].replace(m[1], str(peak)), text)
             file.write_text(text, encoding="utf-8")
-    write(rows, arguments.out)
+    write(rows, arguments.out, measured_at)
 
 
 def planned(file: Path, model: Path, size: str, gpus: int, memory: int, *overrides: str) -> dict[str, Any]:
@@ -86,13 +87,13 @@ def planned(file: Path, model: Path, size: str, gpus: int, memory: int, *overrid
     return row
 
 
-def write(rows: list[dict[str, Any]], out: Path) -> None:
+def write(rows: list[dict[str, Any]], out: Path, measured_at: str) -> None:
     """The results, and a page about them."""
     result = {
         "benchmark": "plan_recipes",
         "rows": rows,
         "versions": versions(),
-        "commit": commit(),
+        "commit": measured_at,
         "date": datetime.date.today().isoformat(),
         "command": "python benchmarks/plan_recipes.py",
     }
