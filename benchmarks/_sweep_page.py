@@ -13,7 +13,8 @@ def page(result: dict[str, Any]) -> str:
     lines += [
         "4 prompts, 64 answer tokens, the tiny model of [grpo_step.md](grpo_step.md), TRL at its fastest settings "
     ]
-    lines[-1] += "there but torch_compile. Medians; steps: how many of each side were measured. Limit: what arithmetic alone predicts."
+    lines[-1] += "there but torch_compile. Medians; steps: how many of each side were measured. "
+    lines[-1] += "Limit: what arithmetic alone predicts."
     lines += ["", "| image tokens | G | ours, s | TRL, s | ratio | limit | steps of ours, TRL | commit |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for row in rows:

@@ -6,9 +6,9 @@
     python benchmarks/grpo_sweep.py --quick --out FOLDER  # does it run?
 
 TRL's settings are those that `grpo_step.py` found fastest (docs/results/grpo_step.json); its micro-batch holds as many
-patches, and `torch_compile` is left out. Each size is ours, TRL, ours, each alone in a process of its own, and has fewer steps where one of TRL's takes
-long, as its time at the headline and the counted arithmetic predict. A size is written to docs/results/grpo_sweep.json,
-.md and .png as soon as it is measured.
+patches, and `torch_compile` is left out. Each size is ours, TRL, ours, each alone in a process of its own, and has
+fewer steps where one of TRL's takes long, as its time at the headline and the counted arithmetic predict. A size is
+written to docs/results/grpo_sweep.json, .md and .png as soon as it is measured.
 """
 
 from __future__ import annotations
