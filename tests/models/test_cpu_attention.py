@@ -134,3 +134,10 @@ def test_towers_take_it_for_long_chunks(few, lengths, taken):
     close(out.detach(), expected.detach())
     for x, y in zip(ours, exact, strict=True):
         close(x.grad, y.grad)
+
+
+def test_scores_that_no_longer_fit_the_cache_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(cpu_attention, "HAS_ONEDNN", True)
+    q = torch.zeros(4096, 1, 8)
+    assert cpu_attention.pays(q[:1024], q[:1024], (1024,), (1024,))
+    assert not cpu_attention.pays(q, q, (4096,), (4096,))

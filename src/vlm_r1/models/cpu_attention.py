@@ -17,12 +17,17 @@ from vlm_r1.models.cpu_layers import HAS_ONEDNN, product
 MANY = 512
 """With fewer queries (those of heads that share a key count together) or keys than these, torch's kernel is as fast."""
 
+SCORES = 1 << 21
+"""With more scores of a head than these, they no longer fit the cache, and torch's kernel, which works in blocks, is
+faster."""
+
 
 def pays(q: Tensor, k: Tensor, of_q: tuple[int, ...], of_k: tuple[int, ...]) -> bool:
     """Whether queries `(N, H, d)` and keys `(M, h, d)` of runs of these lengths are better off here."""
     shared = q.shape[1] // k.shape[1]
     long = bool(of_q) and min(of_q) * shared >= MANY and min(of_k) >= MANY
-    return HAS_ONEDNN and long and q.device.type == "cpu" and q.dtype == torch.float32
+    fits = all(n * shared * m <= SCORES for n, m in zip(of_q, of_k, strict=True))
+    return HAS_ONEDNN and long and fits and q.device.type == "cpu" and q.dtype == torch.float32
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale: float | None) -> Tensor:
