@@ -46,7 +46,6 @@ def test_the_sampler_and_the_trainer_agree(record_property, session_device, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("compile" not in ModelConfig.model_fields, reason="model.compile is no setting")
 def test_compiled_layers_compute_the_same(device, tmp_path):
     folder, plain = save_tiny(tmp_path / "model"), tiny(device=device)
     loaded = load_policy(ModelConfig(path=str(folder), precision="float32", compile=True), PLAIN)

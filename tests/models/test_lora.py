@@ -31,18 +31,12 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, name):
-    found = tmp_path_factory.mktemp("zoo") / name
-    found.mkdir()
-    ZOO[name].build(found)
-    return found
+    return zoo.built(name, tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
-    found = tmp_path_factory.mktemp("lora") / "qwen3_vl"
-    found.mkdir()
-    ZOO["qwen3_vl"].build(found)
-    return found
+    return zoo.built("qwen3_vl", tmp_path_factory.mktemp("lora"))
 
 
 def adapted(folder, train=LANGUAGE, device="cpu", **lora):

@@ -32,11 +32,8 @@ def entry(name):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, name, entry):
-    found = tmp_path_factory.mktemp("zoo") / name
-    found.mkdir()
-    entry.build(found)
-    return found
+def folder(tmp_path_factory, name):
+    return zoo.built(name, tmp_path_factory.mktemp("zoo"))
 
 
 def weights(count: int) -> torch.Tensor:

@@ -35,10 +35,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, name):
-    found = tmp_path_factory.mktemp("zoo") / name
-    found.mkdir()
-    ZOO[name].build(found)
-    return found
+    return zoo.built(name, tmp_path_factory.mktemp("zoo"))
 
 
 def test_the_common_decoders_fit_and_the_others_do_not(name, folder):

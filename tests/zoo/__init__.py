@@ -45,6 +45,14 @@ def zoo() -> dict[str, Entry]:
     }
 
 
+def built(name: str, parent: Path) -> Path:
+    """A folder in `parent` with the checkpoint of an entry."""
+    folder = parent / name
+    folder.mkdir()
+    zoo()[name].build(folder)
+    return folder
+
+
 def samples(entry: Entry):
     """Questions with one picture, none and two where the family takes them; pictures differ in size and shape."""
     found = [sample("the red circle", picture(48, 32))]
