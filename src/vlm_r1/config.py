@@ -7,31 +7,13 @@ reports a wrong key with the file, the line and the nearest valid key.
 from __future__ import annotations
 
 import re
-import warnings
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from vlm_r1.config_rollout import RolloutConfig
+from vlm_r1.config_section import Section, renamed, without
 from vlm_r1.errors import nearest
-
-
-def renamed(what: str, instead: str) -> None:
-    """Warn that a recipe spells something as the release before did."""
-    warnings.warn(f"{what}; write {instead}", FutureWarning, stacklevel=2)
-
-
-def without(values: Any, key: str, what: str) -> Any:
-    """A section's values without a key that the release before had; a warning says so."""
-    if not isinstance(values, dict) or key not in values:
-        return values
-    renamed(what, f"the recipe without {key}")
-    return {name: value for name, value in values.items() if name != key}
-
-
-class Section(BaseModel):
-    """A part of a recipe; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class ScenesSource(Section):
@@ -189,54 +171,6 @@ class PromptConfig(Section):
     )
 
 
-class RolloutConfig(Section):
-    """How answers are sampled."""
-
-    temperature: float = Field(1.0, gt=0, description="of sampling, and of the log-probs that the update computes")
-    top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this mass; 1 keeps every token")
-    top_k: int = Field(0, ge=0, description="0 keeps every token")
-    min_p: float = Field(0.0, ge=0, le=1, description="keep tokens with at least this share of the likeliest one's")
-    max_new_tokens: int = Field(512, gt=0, description="tokens after which an answer is cut")
-    stop_at_answer: bool = Field(True, description="end an answer at </answer> as well as at the end-of-text token")
-    engine: Literal["native", "replay"] = Field(
-        "native", description="native: the model itself; replay: the answers of another run (rollout.replay)"
-    )
-    replay: str | None = Field(
-        None, description="a run folder whose rollout tables hold the answers of every step; with engine: replay"
-    )
-    max_sequences: int | None = Field(
-        None, gt=0, description="answers decoded at once by a process; default: as many as kv_cache_gb has room for"
-    )
-    kv_cache_gb: float | None = Field(
-        None,
-        gt=0,
-        description="GiB for keys and values on each process; default: half of what a GPU has left, a quarter of a CPU "
-        "machine's memory",
-    )
-    gather: Literal["auto", "whole", "by_layer"] = Field(
-        "auto",
-        description="sharded weights while answering: whole on every process, or a layer at a time (less memory, much "
-        "more traffic); auto: by_layer on GPUs where the model takes more than half of the memory",
-    )
-    cuda_graphs: bool = Field(
-        True, description="on a GPU in bfloat16, record a decoding step once and replay it; false: launch every kernel"
-    )
-    importance_sampling: Literal[
-        "auto", "off", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
-    ] = Field(
-        "auto",
-        description="weigh tokens by trainer over sampler probability, per token or per answer, cut at the cap or set "
-        "to 0 above it; auto: token_truncate where the sampler is not the trainer, else off",
-    )
-    importance_sampling_cap: float = Field(3.0, gt=1, description="highest such weight")
-
-    @model_validator(mode="after")
-    def _something_to_replay(self) -> RolloutConfig:
-        if (self.engine == "replay") != (self.replay is not None):
-            raise ValueError("engine: replay and the key replay (a run folder) go together")
-        return self
-
-
 class RewardConfig(Section):
     """What a good answer is."""
 
@@ -376,6 +310,15 @@ class Recipe(Section):
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _staleness(self) -> Recipe:
+        if self.rollout.staleness and self.rl.algorithm == "dapo":
+            raise ValueError(
+                "rl.algorithm: dapo samples dynamically: it draws prompts by the answers of the same step, so none can "
+                "be answered ahead; set rollout.staleness: 0, or another algorithm"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lora(self) -> Recipe:

@@ -35,6 +35,10 @@ class ClusterError(UserError):
     """The processes of a run cannot work together: names the rank."""
 
 
+class EngineError(UserError):
+    """A rollout engine cannot answer, or does not answer as the trainer would: names the server and what to do."""
+
+
 class RewardError(UserError):
     """A reward is unknown, cannot be imported, or raised on a sample: names the reward and the sample."""
 

@@ -189,6 +189,8 @@ MAY_CHANGE = {
     *("run.track_pictures_every", "run.shard_size", "run.hang_timeout_s"),
     *("rl.token_budget", "sft.token_budget", "rl.reference_offload", "rollout.max_sequences", "rollout.kv_cache_gb"),
     *("rollout.gather", "rollout.cuda_graphs", "model.attention", "model.compile"),
+    *(f"rollout.{key}" for key in ("servers", "tensor_parallel", "server_memory", "vllm_python", "weights_dir")),
+    *("rollout.request_timeout_s", "rollout.server_timeout_s", "rollout.max_mismatch"),
     *("model.gradient_checkpointing", "model.logprob_kernel", "model.vision_cache_mb", "model.vision_cache_dir"),
     *("eval.batch_size", "eval.max_new_tokens", "eval.every", "eval.suites", "eval.resamples", "data.eval"),
 }
