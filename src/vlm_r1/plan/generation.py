@@ -16,8 +16,8 @@ from pydantic import Field
 
 from vlm_r1.config_section import Section
 
-STEPS, FILL = 512, 64
-"""Steps that are simulated, and those of them that are not counted: the queue fills."""
+STEPS, EDGE = 512, 64
+"""Steps whose mean is taken, and steps before and after them, in which the queue fills and drains."""
 GAIN = 0.05
 """At the knee another GPU (of 64: another eight) makes a step shorter by less than this share."""
 PARTS = 8
@@ -125,10 +125,8 @@ def step_seconds(
     With staleness 0 that is generation + training + sync, with 1 the larger of the two + sync, averaged over the spread
     of the phase times.
     """
-    order = random.Random(0)
-    drawn = [
-        pair for _ in range(-(-STEPS // len(phases.spread))) for pair in order.sample(phases.spread, len(phases.spread))
-    ][:STEPS]
+    order, spread, steps = random.Random(0), phases.spread, STEPS + 2 * EDGE
+    drawn = [pair for _ in range(0, steps, len(spread)) for pair in order.sample(spread, len(spread))][:steps]
     generation_s = phases.generation.on(phases.prompts, generation_gpus)
     training_s = phases.training.on(phases.prompts, training_gpus)
     ready = timeline(
@@ -138,7 +136,7 @@ def step_seconds(
         k,
         trainer_waits=trainer_waits,
     )
-    return (ready[STEPS] - ready[FILL]) / (STEPS - FILL)
+    return (ready[EDGE + STEPS] - ready[EDGE]) / STEPS
 
 
 def divide(phases: Phases, gpus: int, staleness: int = 1) -> Division:

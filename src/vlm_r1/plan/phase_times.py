@@ -17,7 +17,10 @@ from vlm_r1.errors import CheckpointError, ConfigError
 from vlm_r1.plan.generation import Cost, Phases
 from vlm_r1.runtime.runlog import read_metrics
 
-NEEDED = ("time/rollout_s", "time/update_s", "time/sync_s", "time/reward_s", "time/data_s", "time/step_s")
+NEEDED = (
+    *(f"time/{phase}_s" for phase in ("rollout", "update", "sync", "reward", "data", "step")),
+    *("tokens/prompt", "tokens/answer", "perf/throughput"),
+)
 ALIKE = ("model.path", "rl.group_size", "rl.iterations", "rl.beta", "rollout.engine", "rollout.max_new_tokens")
 """What runs must have in common whose times are put together."""
 
