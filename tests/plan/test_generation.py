@@ -254,6 +254,7 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     assert call("--from-run", folder, "--gpus", 4, "--sync-s", 2) == 0
     said = capsys.readouterr().out
     assert "16 prompts a step, sync 2 s" in said and "best" in said and "knee" in said
+    assert "add --from-run for a second run" in said and "give --sync-s" not in said
     assert call("--from-run", folder, "--gpus", 4, "--json", "--staleness", 2) == 0
     found = json.loads(capsys.readouterr().out)
     assert [split["generation_gpus"] for split in found["splits"]] == [1, 2, 3] and found["gpus"] == 4
@@ -278,3 +279,13 @@ def test_the_command_refuses_what_it_cannot_plan(tmp_path, capsys):
         assert call(*arguments) == 2
         said = capsys.readouterr().err
         assert message in said and len(said.splitlines()) == 1, said
+
+
+@pytest.mark.parametrize("gpus", [8, 64])
+def test_the_tables_of_the_page_are_what_its_commands_print(monkeypatch, capsys, gpus):
+    page = (EXAMPLE.parents[1] / "docs" / "scale-out.md").read_text(encoding="utf-8")
+    line = f"vlm-r1 plan --from-run examples/phase_times.yaml --gpus {gpus}"
+    assert line in page
+    monkeypatch.chdir(EXAMPLE.parents[1])
+    assert call(*line.split()[2:]) == 0
+    assert f"```\n{capsys.readouterr().out}```\n" in page

@@ -125,6 +125,7 @@ def division_text(phases: Phases, division: Division) -> str:
             f"{phases.prompts} prompts a step, sync {_seconds(phases.sync_on(1))} s",
             f"generation  {_cost(phases.generation)}",
             f"training    {_cost(phases.training)}",
+            *_unknown(phases),
             "",
             *table,
             "",
@@ -134,6 +135,19 @@ def division_text(phases: Phases, division: Division) -> str:
             f"{'another GPU' if division.unit == 1 else f'another {division.unit}'}",
         ]
     )
+
+
+def _unknown(phases: Phases) -> list[str]:
+    """What the phase times do not say."""
+    lines = []
+    if not phases.generation.fixed_s and not phases.training.fixed_s:
+        lines.append(
+            "No part of a phase is known that stays the same on more GPUs, so these times are too good for many GPUs: "
+            "add --from-run for a second run with another rl.prompts_per_step"
+        )
+    if phases.sync_on(1) < 1e-3:
+        lines.append("No sync was measured: give --sync-s, or a run with servers")
+    return lines
 
 
 def division_json(phases: Phases, division: Division) -> dict[str, Any]:
