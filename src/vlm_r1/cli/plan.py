@@ -15,7 +15,7 @@ from vlm_r1.errors import ConfigError
 
 @command(app, "plan")
 def plan(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="A YAML recipe.")] = None,
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="A YAML recipe.")] = None,
     overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs, one process on each.")] = 1,
     gpu_memory: Annotated[

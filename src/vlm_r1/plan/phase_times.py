@@ -47,7 +47,8 @@ def read_phases(paths: Sequence[Path], sync_s: float | None = None) -> Phases:
 
     The plan is for as many prompts as the run with the most of them had in a step. Runs with different numbers of
     prompts on a GPU tell the fixed part of a phase from the rest; of one run, all counts as proportional to the
-    prompts. Raises `CheckpointError` for a folder without phase times, `ConfigError` for runs that cannot be compared.
+    prompts. What colocated servers take to wake counts as generation. Raises `CheckpointError` for a folder
+    without phase times, `ConfigError` for runs that cannot be compared.
     """
     if len(paths) == 1 and paths[0].is_file():
         phases = _read_file(paths[0])

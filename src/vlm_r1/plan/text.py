@@ -164,4 +164,4 @@ def _cost(cost: Cost) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}"
+    return "0" if seconds < 1e-4 else f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}"
