@@ -48,7 +48,7 @@ class Server:
         timeout: float = CONTROL_S,
         method: str = "POST",
     ) -> Any:
-        """What a route answers, parsed. Raises `Unfit`, or `EngineError` for a request that can never succeed."""
+        """What a route answers, parsed where it is JSON. Raises `Unfit`, or `EngineError` for a request that can never succeed."""
         try:
             # A time-out on the whole request: one on each read would be renewed by every byte.
             async with asyncio.timeout(timeout):
@@ -65,9 +65,9 @@ class Server:
         if response.status_code >= 300:
             raise RouteError(path, response)
         try:
-            return response.json() if response.content else None
-        except ValueError:
-            raise Unfit(f"{path} answered with something that is not JSON") from None
+            return response.json()
+        except ValueError:  # some routes answer with a sentence, some with nothing
+            return response.text
 
     async def label(self, timeout: float = CONTROL_S) -> str:
         """What the server calls the weights it holds. The engine itself answers, so one that hangs does not."""
