@@ -345,9 +345,7 @@ class VLLMEngine:
                     f"{seat.server.url}: is no vLLM server that answers ({why}); start it with vlm-r1 serve, or correct "
                     "rollout.servers"
                 ) from None
-        return EngineState(
-            name="vllm", version=self.version, dtype=dtype, is_trainer=False, problems=tuple(problems)
-        )
+        return EngineState(name="vllm", version=self.version, dtype=dtype, is_trainer=False, problems=tuple(problems))
 
     def close(self) -> None:
         """End the servers that the run started, and delete the weights on their way."""
