@@ -169,6 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
             "/weight_info": {"weight_version": fake.label},
             "/server_info": {"vllm_config": fake.config, "query": parse_qs(url.query)},
             "/reset_prefix_cache": {"success": True},
+            "/v1/models": {"data": [{"id": fake.config["model_config"]["served_model_name"]}]},
         }
         self.send(200, fixed.get(url.path, {}))
 

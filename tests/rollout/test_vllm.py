@@ -1,4 +1,4 @@
-"""The vLLM engine against a server that speaks its protocol: what goes over the wire, and every way a server can fail."""
+"""The vLLM engine against a server that speaks its protocol: what goes over the wire, and the ways a server fails."""
 
 import copy
 import threading

@@ -127,7 +127,9 @@ def _place(bytes_needed: int) -> Path:
     if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > bytes_needed:
         return MEMORY
     where = Path(tempfile.gettempdir())
-    told = f"{MEMORY} has no room for {bytes_needed / 2**30:.1f} GiB of weights: they go through {where}, which is slower"
+    told = (
+        f"{MEMORY} has no room for {bytes_needed / 2**30:.1f} GiB of weights: they go through {where}, which is slower"
+    )
     print(told, file=sys.stderr, flush=True)
     return where
 

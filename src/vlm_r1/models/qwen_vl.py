@@ -36,7 +36,9 @@ class QwenVL(Family):
         this one as it is."""
         processor, [[_, rows, columns]] = self.processor.image_processor, vision.tensors["image_grid_thw"].tolist()
         merge, patch = processor.merge_size, processor.patch_size
-        patches = vision.tensors["pixel_values"].view(rows // merge, columns // merge, merge, merge, 3, -1, patch, patch)
+        patches = vision.tensors["pixel_values"].view(
+            rows // merge, columns // merge, merge, merge, 3, -1, patch, patch
+        )
         pixels = patches[:, :, :, :, :, 0].permute(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)
         mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
         levels = (pixels.float().cpu() * std + mean) / processor.rescale_factor

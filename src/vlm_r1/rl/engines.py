@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from vlm_r1.rollout.native import NativeEngine
 from vlm_r1.rollout.replay import ReplayEngine
 from vlm_r1.rollout.vllm_open import open_vllm
 from vlm_r1.runtime.runlog import read_rollouts
+from vlm_r1.runtime.session import Session
 
 START_PROMPTS, START_ANSWERS = 4, 4
 """Prompts, and sampled answers to each, that a run compares engine and trainer by before it starts."""
@@ -70,6 +72,21 @@ def parity(
     )
     asked = first_prompts(recipe, loaded, prompts)
     return compare(loaded, engine, NativeEngine(loaded, r, world), asked, sampling, answers, world)
+
+
+def demand_parity(session: Session, engine: RolloutEngine) -> None:
+    """Refuse to train where a vLLM engine does not answer as the trainer does. Every process calls it.
+
+    Raises `EngineError` where the mean difference of log-probs is above `rollout.max_mismatch`.
+    """
+    recipe, world = session.recipe, session.world
+    if recipe.rollout.engine != "vllm":
+        return
+    found = parity(recipe, session.loaded, engine, world)
+    if world.is_main:
+        told = f"log-probs differ by {found.mean:.2g} nats on average, {found.maximum:.2g} at most"
+        print(f"engine and trainer: {told} ({found.tokens} tokens)", file=sys.stderr, flush=True)
+    found.demand(recipe.rollout.max_mismatch)
 
 
 def first_prompts(recipe: Recipe, loaded: LoadedPolicy, count: int) -> list[Prompt]:

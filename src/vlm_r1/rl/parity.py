@@ -1,4 +1,4 @@
-"""Whether a rollout engine answers as the trainer would: the same prompts through both, and what the log-probs differ by."""
+"""Whether a rollout engine answers as the trainer would: the same prompts through both, log-prob against log-prob."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Parity:
         if self.mean <= bound:
             return
         raise EngineError(
-            f"the engine is not the trainer's model: log-probs of {self.tokens} tokens differ by {self.mean:.3g} nats on "
-            f"average (maximum {self.maximum:.3g}), the bound is {bound:g} (rollout.max_mismatch). vlm-r1 check-engine "
+            f"the engine is not the trainer's model: log-probs of {self.tokens} tokens differ by {self.mean:.3g} nats "
+            f"on average (maximum {self.maximum:.3g}), the bound is {bound:g} (rollout.max_mismatch). vlm-r1 check-engine "
             "shows where; docs/vllm.md lists what to look for"
         )
 
@@ -82,7 +82,7 @@ def compare(
         tokens=len(sampler),
         mean=float(difference.mean()),
         maximum=float(difference.max()),
-        kl=float(k3(sampler, trainer).mean()),
+        kl=float(k3(sampler.double(), trainer.double()).mean()),
         greedy=len(prompts),
         same=len(prompts) - len(gaps),
         ties=sum(gap < TIE for gap in gaps),

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -25,13 +25,12 @@ from vlm_r1.distributed.processes import ALONE, World
 from vlm_r1.distributed.wire import WeightFiles
 from vlm_r1.errors import EngineError
 from vlm_r1.models.load import LoadedPolicy
-from vlm_r1.records import Prompt, Rollout, RolloutGroup, SamplingParams
+from vlm_r1.records import Prompt, RolloutGroup, SamplingParams
 from vlm_r1.rollout.engine import EngineState
-from vlm_r1.rollout.vllm_client import MODEL, RouteError, Server, Unfit
+from vlm_r1.rollout.vllm_client import RouteError, Server, Unfit
+from vlm_r1.rollout.vllm_launch import MODEL
 from vlm_r1.rollout.vllm_request import body_of, rollouts_of, stops_of
-
-if TYPE_CHECKING:
-    from vlm_r1.rollout.vllm_server import ServerProcess
+from vlm_r1.rollout.vllm_server import ServerProcess
 
 LOOK_S = 1.0
 """Seconds between two looks at a server."""
@@ -342,14 +341,16 @@ class VLLMEngine:
                 problems += [f"{seat.server.url}: {sentence}" for sentence in lacks]
             except Unfit as why:
                 raise EngineError(
-                    f"{seat.server.url}: is no vLLM server that answers ({why}); start it with vlm-r1 serve, or correct "
-                    "rollout.servers"
+                    f"{seat.server.url}: is no vLLM server that answers ({why}); start it with vlm-r1 serve, or "
+                    "correct rollout.servers"
                 ) from None
         return EngineState(name="vllm", version=self.version, dtype=dtype, is_trainer=False, problems=tuple(problems))
 
     def close(self) -> None:
         """End the servers that the run started, and delete the weights on their way."""
         self.closing = True
+        for watcher in self._watchers:
+            watcher.cancel()
         for seat in self.seats:
             if seat.process is not None:
                 seat.process.kill()

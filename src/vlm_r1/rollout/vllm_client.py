@@ -7,6 +7,7 @@ same one later may do) or in an `EngineError` (asking again would end the same w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,13 +15,10 @@ from typing import Any
 import httpx
 
 from vlm_r1.errors import EngineError
+from vlm_r1.rollout.vllm_launch import BACKEND, MODEL
 
 OLDEST = (0, 32)
 """The first version of vLLM with all routes that are used, as they are used."""
-MODEL = "policy"
-"""What servers call the model."""
-BACKEND = "vlm_r1_files"
-"""The weight transfer engine that `vllm_worker` registers in a server."""
 CONTROL_S = 60.0
 """Seconds for a request that does no work; a server that takes longer hangs."""
 UPDATE_S = 600.0
@@ -156,7 +154,7 @@ class Server:
         except RouteError:
             return [f"its routes for training are closed; {again} the environment variable VLLM_SERVER_DEV_MODE=1"]
         found = []
-        model, cache = config["model_config"], config["model_config"]["multimodal_config"] or {}
+        model = config["model_config"]
         if model["logprobs_mode"] != "processed_logprobs":
             found.append(
                 f"its log-probs are {model['logprobs_mode']}, not those of the tokens as sampled; {again} "
@@ -164,14 +162,14 @@ class Server:
             )
         if model["generation_config"] != "vllm":
             found.append(f"it samples by the model's generation_config.json; {again} --generation-config vllm")
-        if model["served_model_name"] != MODEL:
+        if MODEL not in await self.models():
             found.append(f"it calls its model {model['served_model_name']}; {again} --served-model-name {MODEL}")
         transfer = config.get("weight_transfer_config") or {}
         if transfer.get("backend") != BACKEND and not adapted:
             found.append(f"it cannot take weights from files; {again} --weight-transfer-config and the worker module")
         if sleeps and not model["enable_sleep_mode"]:
             found.append(f"it cannot sleep; {again} --enable-sleep-mode")
-        if cache.get("limit_per_prompt", {}).get("image") == 0:
+        if (model["multimodal_config"] or {}).get("limit_per_prompt", {}).get("image") == {"count": 0}:
             found.append(f"it takes no images; {again} --limit-mm-per-prompt")
         if adapted and not config.get("lora_config"):
             found.append(f"it takes no adapters; {again} --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1")
@@ -194,10 +192,9 @@ class RouteError(Unfit):
 def _said(response: httpx.Response) -> str:
     """The message in an error's body, on one line."""
     text = response.text
-    try:
-        body = json.loads(text)
-        text = body.get("error", body.get("detail", text)) if isinstance(body, dict) else text
-        text = text.get("message", text) if isinstance(text, dict) else text
-    except ValueError:
-        pass
-    return " ".join(str(text).split())[:300]
+    with contextlib.suppress(ValueError):
+        body: Any = json.loads(text)
+        for key in ("error", "detail", "message"):
+            body = body.get(key, body) if isinstance(body, dict) else body
+        text = str(body)
+    return " ".join(text.split())[:300]

@@ -1,4 +1,4 @@
-"""What is asked of a vLLM server for one prompt, and how its answer is read: token ids in, token ids and log-probs out."""
+"""What is asked of a vLLM server for one prompt, and how its answer is read: token ids in, ids and log-probs out."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def body_of(
 
 
 def seed_of(sampling: SamplingParams, number: int) -> int:
-    """The seed of the first completion of a prompt; vLLM counts on from it. Neither rank nor server has a part in it."""
+    """The seed of the first completion of a prompt; vLLM counts on from it. No rank and no server has a part in it."""
     name = repr((*(sampling.seed or ()), number)).encode()
     return int.from_bytes(hashlib.sha256(name).digest()[:4], "big")
 
