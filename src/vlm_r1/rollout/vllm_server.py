@@ -98,20 +98,23 @@ class ServerProcess:
     def alive(self) -> bool:
         """Whether its processes run, which says nothing about whether they answer."""
         # Looked at without taking the exit code: until `kill` does, no other process can get the group's number.
-        look = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return self._guard is not None and os.waitid(os.P_PID, self._guard.pid, look) is None
+        look, guard = os.WEXITED | os.WNOHANG | os.WNOWAIT, self._guard
+        try:
+            return guard is not None and os.waitid(os.P_PID, guard.pid, look) is None
+        except ChildProcessError:  # another thread killed it in between
+            return False
 
     def kill(self) -> None:
         """End it and all it started, at once; returns when they are gone. Nothing happens where it does not run."""
-        if self._guard is None:
+        guard, self._guard = self._guard, None
+        if guard is None:
             return
-        group, end = self._guard.pid, time.monotonic() + END_S
+        group, end = guard.pid, time.monotonic() + END_S
         while _runs(group) and time.monotonic() < end:
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
             time.sleep(0.02)
-        self._guard.wait()
-        self._guard = None
+        guard.wait()
 
     def restart(self) -> None:
         """Kill it where it runs, and start it again with the same address; it has the weights of its model folder."""
