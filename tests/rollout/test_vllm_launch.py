@@ -181,7 +181,8 @@ def test_vllm_has_every_flag(vllm_python):
     assert {"enable-sleep-mode", "enable-tower-connector-lora"} <= gpu.keys()
     program = (
         "import sys\n"
-        "from vllm.entrypoints.launchers.cli_args import make_arg_parser\n"
+        "try: from vllm.entrypoints.common.cli_args import make_arg_parser\n"  # since 0.33
+        "except ImportError: from vllm.entrypoints.launchers.cli_args import make_arg_parser\n"
         "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
         "found = make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:])\n"
         "print(found.mm_processor_kwargs, found.enable_sleep_mode, found.enable_tower_connector_lora)"
