@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import PLAIN, mixed_prompts
+from vllm_servers import SharedServer
 
 from vlm_r1.config import ModelConfig
 from vlm_r1.errors import EngineError
@@ -296,6 +298,35 @@ def test_vllm_refuses_other_files(vllm_server, weights, tmp_path):
     assert load(vllm_server, weights | {"lm_head.weight": weights["lm_head.weight"][:-1]})
     assert checksums(vllm_server) == before
     assert load(vllm_server, weights) == ""
+
+
+@pytest.mark.vllm
+def test_vllm_does_not_miss_a_tied_head(vllm_python, weights, tmp_path):
+    folder = tmp_path / "tied"
+    shutil.copytree(resolve_path("tiny"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    tied = {name: tensor for name, tensor in weights.items() if name != "lm_head.weight"}
+    save_file(tied, folder / "model.safetensors", {"format": "pt"})
+    launch = Launch(
+        model=str(folder), dtype="float32", port=free_port(), max_model_len=256, secret="s", weights_dir=str(tmp_path)
+    )
+    process = ServerProcess(launch, vllm_python, tmp_path / "log")
+    process.start()
+    try:
+        process.wait_ready()
+        server = SharedServer(process.url, "s", tmp_path, process)
+        before = checksums(server)
+        assert load(server, {name: tensor * 2 for name, tensor in tied.items()}) == ""
+        assert checksums(server) != before
+        assert load(server, tied) == ""
+        assert checksums(server) == before
+        embedding = "model.language_model.embed_tokens.weight"
+        without = {name: tensor for name, tensor in tied.items() if name != embedding}
+        assert "language_model.model.embed_tokens.weight" in load(server, without)
+    finally:
+        process.kill()
 
 
 @pytest.mark.vllm
