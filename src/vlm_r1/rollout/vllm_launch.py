@@ -112,14 +112,22 @@ def launch_of(
         gpu_memory=gpu_memory or settings.server_memory,
         kv_cache_gb=settings.kv_cache_gb,
         max_num_seqs=max(settings.max_sequences or 256, recipe.rl.group_size),
-        lora_rank=(recipe.lora or LoraConfig()).rank if "lora" in how.values() else None,
+        lora_rank=_rank(recipe, family) if "lora" in how.values() else None,
         loras=2 + settings.staleness,
         tower_lora="lora" in (how["vision"], how["connector"]),
         seed=recipe.run.seed,
         sleeps=sleeps,
+        # On a CPU the trainer and the server's own HTTP need the other cores.
+        threads=None if gpus else recipe.run.threads or max(1, (os.cpu_count() or 1) // 2),
         weights_dir=weights_dir,
         secret=secret,
     )
+
+
+def _rank(recipe: Recipe, family: Family) -> int:
+    """The rank of the adapter that the model has, else of the one that the recipe would give it."""
+    adapters = getattr(family.model, "peft_config", None) or {}
+    return max((adapter.r for adapter in adapters.values()), default=(recipe.lora or LoraConfig()).rank)
 
 
 def refuse_scratch(recipe: Recipe) -> None:
