@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -59,6 +59,13 @@ def predict(
             "trained with, else r1."
         ),
     ] = None,
+    engine: Annotated[
+        Literal["native", "vllm"], typer.Option(help="What answers: the model itself, or a vLLM server.")
+    ] = "native",
+    server: Annotated[
+        list[str] | None,
+        typer.Option(help="With vllm: the address of a server that has this model; default: one is started."),
+    ] = None,
 ) -> None:
     """Ask a model about one picture: prints its thought and answer, draws the boxes.
 
@@ -66,7 +73,7 @@ def predict(
     """
     from vlm_r1.report.predict import predict as run
 
-    run(model, image, question, out, task, template)
+    run(model, image, question, out, task, template, engine=engine, servers=server or ())
 
 
 @command(app, "report")

@@ -43,7 +43,7 @@ def serve(
     secret = _secret(host)
     settings = load_recipe(recipe, overrides)
     from vlm_r1.distributed.wire import MEMORY
-    from vlm_r1.models.load import load_family
+    from vlm_r1.models.load import load_without_weights
     from vlm_r1.rollout.vllm_launch import command as command_line
     from vlm_r1.rollout.vllm_launch import find_python, launch_of, refuse_scratch, shell_line
     from vlm_r1.rollout.vllm_server import ServerProcess
@@ -52,7 +52,7 @@ def serve(
     python = find_python(settings.rollout.vllm_python)
     launch = launch_of(
         settings,
-        load_family(settings.model, settings.prompt),
+        load_without_weights(settings.model, settings.prompt).family,
         host=host,
         port=port,
         gpus=_gpus(settings.rollout.tensor_parallel),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
 from vlm_r1.config import ModelConfig, PromptConfig
 from vlm_r1.errors import ModelError
@@ -136,13 +137,14 @@ def read_pretrained(config: ModelConfig) -> tuple[str, Any, Any]:
         raise _cannot_load(path, error) from error
 
 
-def load_family(config: ModelConfig, prompt: PromptConfig | None = None) -> Family:
-    """The family of a folder or hub id, over a model without weights: it encodes prompts. Raises as `load_policy`."""
-    _, model_config, processor = read_pretrained(config)
+def load_without_weights(config: ModelConfig, prompt: PromptConfig | None = None) -> LoadedPolicy:
+    """A policy whose parameters take no memory: it encodes prompts for others to answer. Raises as `load_policy`."""
+    base, model_config, processor = read_pretrained(config)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(model_config, trust_remote_code=config.trust_remote_code)
-    chosen = family_class(model, processor)
-    return chosen(model, processor, prompt or PromptConfig(), config.min_pixels, config.max_pixels)
+    with suppress(OSError):  # a folder need not have one
+        model.generation_config = GenerationConfig.from_pretrained(base)
+    return make_policy(model, processor, config, prompt)
 
 
 def _cannot_load(path: str, error: Exception) -> ModelError:

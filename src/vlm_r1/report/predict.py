@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from vlm_r1.data.draw import draw_boxes
 from vlm_r1.errors import UserError
@@ -11,10 +13,18 @@ from vlm_r1.records import Answer, LabelledBox
 
 
 def predict(
-    model: str, image: Path, question: str, out: Path, task: str = "rec", template: str | None = None
+    model: str,
+    image: Path,
+    question: str,
+    out: Path,
+    task: str = "rec",
+    template: str | None = None,
+    *,
+    engine: Literal["native", "vllm"] = "native",
+    servers: Sequence[str] = (),
 ) -> Answer:
     """`vlm-r1 predict`: print thinking and answer, and write the picture with the answer's boxes to `out`."""
-    sample, answer = ask(model, image, question, task, template)
+    sample, answer = ask(model, image, question, task, template, engine=engine, servers=servers)
     print(f"think:  {answer.think if answer.think is not None else '(none)'}")
     print(f"answer: {answer.text if answer.text is not None else answer.raw}")
     if answer.failure is not None:

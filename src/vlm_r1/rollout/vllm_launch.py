@@ -96,6 +96,7 @@ def launch_of(
     defaults to `rollout.server_memory`. Raises `EngineError` where the model is not one that a server can read.
     """
     refuse_scratch(recipe)
+    adapted = "lora" in recipe.train.how().values() or bool(getattr(family.model, "peft_config", None))
     path, settings, how = resolve_path(recipe.model.path), recipe.rollout, recipe.train.how()
     low = recipe.model.precision == "bfloat16" or (recipe.model.precision == "auto" and bool(gpus))
     prompts = [(len(family.encode(sample).token_ids), len(sample.images)) for sample in _first_questions(recipe)]
@@ -112,7 +113,7 @@ def launch_of(
         gpu_memory=gpu_memory or settings.server_memory,
         kv_cache_gb=settings.kv_cache_gb,
         max_num_seqs=max(settings.max_sequences or 256, recipe.rl.group_size),
-        lora_rank=_rank(recipe, family) if "lora" in how.values() else None,
+        lora_rank=_rank(recipe, family) if adapted else None,
         loras=2 + settings.staleness,
         tower_lora="lora" in (how["vision"], how["connector"]),
         seed=recipe.run.seed,
