@@ -96,7 +96,8 @@ class Server:
         resetting beside requests in flight is unsafe.
         """
         await self.call("/abort_requests", {}, timeout=UPDATE_S)
-        await self.call("/pause", params={"mode": "keep"}, timeout=UPDATE_S)
+        # Whether a pause resets caches depends on its mode and on the engine's process: here it never does.
+        await self.call("/pause", params={"mode": "keep", "clear_cache": "false"}, timeout=UPDATE_S)
         await self.rename(LOADING)
         try:
             await self.call("/start_weight_update", timeout=UPDATE_S)
