@@ -19,15 +19,35 @@ from vlm_r1.errors import nearest
 class ScenesSource(Section):
     """Generated scenes: exact boxes, no files. Splits are disjoint seed ranges."""
 
-    split: Literal["base", "train", "in_domain", "out_of_domain"] = Field(
-        "train", description="which range of seeds; no picture is in two splits"
+    split: Literal["base", "train", "in_domain", "out_of_domain", "tune"] = Field(
+        "train",
+        description="which range of seeds; no picture is in two splits (tune: to choose settings by, so that the "
+        "others stay unseen)",
     )
     n: int = Field(1000, gt=0, le=1 << 32, description="number of pictures; a split owns 2**32 seeds")
+    start: int = Field(0, ge=0, lt=1 << 32, description="number of the first picture: another one is another set")
+    difficulty: Literal["mixed", "easy", "hard"] = Field(
+        "mixed",
+        description="easy: 3 large objects that differ in color and shape; hard: 6 to 8 small ones of 3 colors and 2 "
+        "shapes; mixed: 3 to 6 objects of any size and kind",
+    )
     questions: dict[str, float] = Field(
         default={"attribute": 1.0}, description="question kind -> weight; kinds are listed by `data.scenes.KINDS`"
     )
     per_picture: int = Field(1, gt=0, description="questions asked about each picture")
+    absent: float = Field(
+        1.0, ge=0, le=1, description="share of detect questions that also name one or two kinds which are not there"
+    )
     loosen: float = Field(0.0, ge=0, le=1, description="push each side of a true box outward by up to this share")
+    label_noise: float = Field(
+        0.0, ge=0, le=1, description="share of true boxes that are put around another object: wrong annotations"
+    )
+
+    @model_validator(mode="after")
+    def _within_the_split(self) -> ScenesSource:
+        if self.start + self.n > 1 << 32:
+            raise ValueError("start + n goes beyond the 2**32 pictures of a split; make one of them smaller")
+        return self
 
 
 class DataSource(Section):
@@ -219,6 +239,9 @@ class SFTConfig(Section):
 
     pictures_per_step: int = Field(16, gt=0, description="pictures (with all their questions) in a step")
     token_budget: int = Field(16384, gt=0, description="tokens in one forward pass")
+    thought: float = Field(
+        1.0, ge=0, le=1, description="share of targets with the sample's thought; the others' thought is empty"
+    )
 
 
 class OptimConfig(Section):

@@ -181,7 +181,7 @@ def test_no_picture_repeats_within_or_across_splits():
                 key = s.images[0].key
                 keys.append(key)
             pairs.append((split, key, s.question))
-    assert len(keys) == len(set(keys)) == 2000
+    assert len(keys) == len(set(keys)) == 500 * len(SPLITS)
     across = {}
     for split, key, question in pairs:
         assert across.setdefault((key, question), split) == split
@@ -247,6 +247,72 @@ def test_loosened_boxes_hold_the_true_ones_and_stay_inside():
 def test_loosening_keeps_any_box_inside_the_picture(box, share):
     wide = loosened(tuple(map(float, box)), share, np.random.default_rng(0))
     assert 0 <= wide[0] <= box[0] and 0 <= wide[1] <= box[1] and box[2] <= wide[2] <= SIZE and box[3] <= wide[3] <= SIZE
+
+
+def test_easy_scenes_are_few_large_and_distinct_and_hard_ones_crowded_small_and_alike():
+    for seed in range(200):
+        easy = make_scene(seed, difficulty="easy").things
+        assert len(easy) <= 3 and all(28 <= t.side <= 40 for t in easy)
+        assert len({t.colour for t in easy}) == len({t.shape for t in easy}) == len(easy)
+        hard = make_scene(seed, difficulty="hard").things
+        assert 6 <= len(hard) <= 8 and all(12 <= t.side <= 20 for t in hard)
+        assert len({t.colour for t in hard}) <= 3 and len({t.shape for t in hard}) <= 2
+
+
+@pytest.mark.parametrize("difficulty", ["easy", "hard"])
+def test_questions_can_be_asked_about_scenes_of_any_difficulty(difficulty):
+    for kind in ("attribute", "relation", "superlative", "list", "detect", "count"):
+        samples = load_scenes(ScenesSource(n=20, difficulty=difficulty, questions={kind: 1.0}))
+        assert {s.source for s in samples} == {f"scenes/{kind}"}
+
+
+def test_detect_without_absent_kinds_names_what_is_there_alone():
+    samples = load_scenes(ScenesSource(n=200, questions={"detect": 1.0}, absent=0.0))
+    for s in samples:
+        names = s.question.removeprefix("detect ").split(", ")
+        assert set(names) == {b.label for b in s.truth.boxes} and 1 <= len(names) <= 3
+    half = load_scenes(ScenesSource(n=400, questions={"detect": 1.0}, absent=0.5))
+    with_absent = [set(s.question.removeprefix("detect ").split(", ")) > {b.label for b in s.truth.boxes} for s in half]
+    assert 0.4 < np.mean(with_absent) < 0.6
+
+
+def test_boxes_and_thought_of_detect_follow_the_order_of_its_names():
+    several = 0
+    for s in load_scenes(ScenesSource(n=200, questions={"detect": 1.0})):
+        names = s.question.removeprefix("detect ").split(", ")
+        places = [names.index(b.label) for b in s.truth.boxes]
+        assert places == sorted(places)
+        thought = s.think.removeprefix("present: ")
+        assert [part.split(",")[0] for part in thought.split("; ")] == ([b.label for b in s.truth.boxes] or ["none"])
+        several += len(set(places)) > 1
+    assert several > 50
+
+
+def test_label_noise_puts_a_share_of_boxes_around_other_objects_and_changes_nothing_else():
+    options = {"n": 400, "questions": {"attribute": 1.0, "detect": 1.0}, "per_picture": 2}
+    clean, noisy = (load_scenes(ScenesSource(**options, label_noise=share)) for share in (0.0, 0.3))
+    moved = []
+    for number, (a, b) in enumerate(zip(clean, noisy, strict=True)):
+        assert (a.question, a.think, a.images[0].key) == (b.question, b.think, b.images[0].key)
+        things = clean.of_picture(number // 2)
+        assert [x.label for x in a.truth.boxes] == [x.label for x in b.truth.boxes]
+        moved += [x.box != y.box for x, y in zip(a.truth.boxes, b.truth.boxes, strict=True)]
+        assert things[0].images[0].key == a.images[0].key
+    assert 0.25 < np.mean(moved) < 0.35
+    everything = load_scenes(ScenesSource(n=50, questions={"list": 1.0}, label_noise=1.0))
+    exact = load_scenes(ScenesSource(n=50, questions={"list": 1.0}))
+    for a, b in zip(exact, everything, strict=True):
+        known = {x.box for x in a.truth.boxes}
+        assert all(y.box in known and x.box != y.box for x, y in zip(a.truth.boxes, b.truth.boxes, strict=True))
+
+
+def test_a_start_shows_later_pictures_of_the_same_split():
+    options = {"questions": {"attribute": 1.0, "detect": 1.0}, "split": "tune"}
+    later = load_scenes(ScenesSource(n=10, start=5, **options))
+    whole = load_scenes(ScenesSource(n=15, **options))
+    assert [(s.id, s.question) for s in later] == [(s.id, s.question) for s in whole][5:]
+    with pytest.raises(ValueError, match=r"beyond the 2\*\*32 pictures"):
+        ScenesSource(n=2, start=(1 << 32) - 1)
 
 
 def test_an_unknown_kind_of_question_is_named():

@@ -45,6 +45,15 @@ def test_thinking_stands_before_the_answer_and_may_be_empty():
     assert target_text(without, BoxMap()) == "<think></think><answer>3</answer>"
 
 
+def test_a_share_of_the_targets_has_its_thought_and_a_sample_keeps_its_target():
+    samples = [sample(id=f"s{i}", truth=Truth(number=3.0), task="count", think="one; two; three") for i in range(400)]
+    texts = [target_text(s, BoxMap(), 0.25) for s in samples]
+    assert set(texts) == {"<think></think><answer>3</answer>", "<think>one; two; three</think><answer>3</answer>"}
+    assert 0.2 < sum("one" in text for text in texts) / 400 < 0.3
+    assert texts == [target_text(s, BoxMap(), 0.25) for s in samples]
+    assert not any("one" in target_text(s, BoxMap(), 0.0) for s in samples)
+
+
 def test_a_sample_without_a_truth_is_named():
     with pytest.raises(DataError, match="sample x7: has no truth to learn from"):
         answer_text(sample(id="x7", truth=Truth()), BoxMap())

@@ -197,16 +197,23 @@ def list_all(things: Sequence[Thing], rng: np.random.Generator) -> Question | No
     )
 
 
-def detect(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
-    """Named categories, some of which are absent; every instance of the present ones is to be found."""
+def detect(things: Sequence[Thing], rng: np.random.Generator, *, absent: bool = True) -> Question | None:
+    """Named categories, one or two of which are not there; every instance of the present ones is to be found.
+
+    Without `absent` all of them are there, at least one. Boxes come in the order of the names, those of one name from
+    top to bottom, and the thought says where each is.
+    """
     present = sorted({t.name for t in things})
-    asked = [str(n) for n in rng.permutation(present)[: int(rng.integers(0, min(3, len(present)) + 1))]]
-    absent = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in present]
-    asked += [str(n) for n in rng.choice(absent, int(rng.integers(1, 3)), replace=False)]
+    asked = [str(n) for n in rng.permutation(present)[: int(rng.integers(not absent, min(3, len(present)) + 1))]]
+    if absent:
+        missing = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in present]
+        asked += [str(n) for n in rng.choice(missing, int(rng.integers(1, 3)), replace=False)]
     names = [str(n) for n in rng.permutation(asked)]
-    here = sorted((t for t in things if t.name in names), key=lambda t: (t.box[1], t.box[0]))
+    # The place of a name in question and thought leads to its box: with all boxes from top to bottom, the model would
+    # have to find the topmost of several objects and write its box before it names it.
+    here = sorted((t for t in things if t.name in names), key=lambda t: (names.index(t.name), t.box[1], t.box[0]))
     truth = Truth(boxes=tuple(LabelledBox(box=t.box, label=t.name) for t in here))
-    think = "present: " + (", ".join(n for n in names if n in present) or "none")
+    think = "present: " + ("; ".join(f"{t.name}, {where(t)}" for t in here) or "none")
     return Question(
         question="detect " + ", ".join(names),
         truth=truth,

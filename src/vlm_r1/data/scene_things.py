@@ -100,28 +100,50 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     return base + (other - base) * blend[..., None]
 
 
-def make_scene(seed: int, arrangement: str = "free", attempt: int = 0) -> Scene:
-    """The scene of a seed: 3 to 6 objects, no two sharing more than a small part of their boxes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difficulty:
+    """How many objects a scene has, how large they are in pixels, and of how many colors and shapes (both inclusive).
+
+    With `distinct` no two objects share a color or a shape.
+    """
+
+    count: tuple[int, int] = (3, 6)
+    side: tuple[int, int] = (MIN_SIDE, MAX_SIDE)
+    colors: int = len(COLOURS)
+    shapes: int = len(SHAPES)
+    distinct: bool = False
+
+
+DIFFICULTIES = {
+    "mixed": Difficulty(),
+    "easy": Difficulty(count=(3, 3), side=(28, 40), distinct=True),
+    "hard": Difficulty(count=(6, 8), side=(12, 20), colors=3, shapes=2),
+}
+
+
+def make_scene(seed: int, arrangement: str = "free", attempt: int = 0, difficulty: str = "mixed") -> Scene:
+    """The scene of a seed: 3 to 6 objects (by `difficulty`), no two sharing more than a small part of their boxes.
 
     `arrangement` shapes colours and shapes for questions that need it: "free", "odd" (all alike but one) or "pairs"
     (every colour twice but one). `attempt` counts the scenes of a seed that were tried for a question and did not fit
     it.
     """
     rng = np.random.default_rng([seed, 0, attempt])
-    boxes = _place(rng, int(rng.integers(3, 7)))
-    kinds = _kinds(rng, len(boxes), arrangement)
+    level = DIFFICULTIES[difficulty]
+    boxes = _place(rng, int(rng.integers(level.count[0], level.count[1] + 1)), level.side)
+    kinds = _kinds(rng, len(boxes), arrangement, level)
     return Scene(
         seed=seed,
         things=tuple(Thing(colour=c, shape=s, box=b) for (c, s), b in zip(kinds, boxes, strict=True)),
     )
 
 
-def _place(rng: np.random.Generator, count: int) -> list[Box]:
+def _place(rng: np.random.Generator, count: int, sides: tuple[int, int]) -> list[Box]:
     placed: list[Box] = []
     for _ in range(200):
         if len(placed) == count:
             break
-        side = int(rng.integers(MIN_SIDE, MAX_SIDE + 1))
+        side = int(rng.integers(sides[0], sides[1] + 1))
         x, y = (int(v) for v in rng.integers(1, SIZE - side, 2))
         box = (float(x), float(y), float(x + side), float(y + side))
         if all(_overlap(box, other) < 0.12 for other in placed):
@@ -138,8 +160,12 @@ def _overlap(a: Box, b: Box) -> float:
     return width * height / min(a[2] - a[0], b[2] - b[0]) ** 2
 
 
-def _kinds(rng: np.random.Generator, count: int, arrangement: str) -> list[tuple[str, str]]:
+def _kinds(rng: np.random.Generator, count: int, arrangement: str, level: Difficulty) -> list[tuple[str, str]]:
     colours, shapes = list(COLOURS), list(SHAPES)
+    if level.colors < len(colours):
+        colours = [str(c) for c in rng.permutation(colours)[: level.colors]]
+    if level.shapes < len(shapes):
+        shapes = [str(s) for s in rng.permutation(shapes)[: level.shapes]]
     if arrangement == "odd":
         c, d = rng.permutation(colours)[:2]
         s, t = rng.permutation(shapes)[:2]
@@ -152,6 +178,9 @@ def _kinds(rng: np.random.Generator, count: int, arrangement: str) -> list[tuple
         picked += [chosen[0]] * (count - len(picked))
         order = rng.permutation(count)
         return [(picked[i], str(rng.choice(shapes))) for i in order]
+    if level.distinct:
+        pairs = zip(rng.permutation(colours), rng.permutation(shapes), strict=False)
+        return [(str(c), str(s)) for c, s in pairs][:count]
     return [(str(rng.choice(colours)), str(rng.choice(shapes))) for _ in range(count)]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from vlm_r1.config import ScenesSource
 from vlm_r1.data.lazy import SampleSequence
-from vlm_r1.data.scene_questions import KINDS, Question, arrangement_for, ask
+from vlm_r1.data.scene_questions import KINDS, Question, arrangement_for, ask, detect
 from vlm_r1.data.scene_things import Scene, loosened, make_scene
 from vlm_r1.errors import ConfigError, nearest
 from vlm_r1.records import LabelledBox, Picture, Sample, Truth
@@ -19,6 +19,7 @@ SPLIT_SEEDS = {
     "train": 1 << 32,
     "in_domain": 2 << 32,
     "out_of_domain": 3 << 32,
+    "tune": 4 << 32,
 }
 """First seed of each split; a split owns the 2**32 seeds from there."""
 
@@ -48,6 +49,7 @@ class ScenesSequence(SampleSequence):
 
     def of_picture(self, number: int) -> list[Sample]:
         """All samples about picture `number` of this source."""
+        number += self.source.start
         seed = SPLIT_SEEDS[self.source.split] + number
         rng = np.random.default_rng([seed, 2])
         first_kind = self._pick(rng)
@@ -57,7 +59,7 @@ class ScenesSequence(SampleSequence):
         tries = 0
         while len(questions) < self.per_picture:
             tries += 1
-            found = ask(self._pick(rng), scene.things, rng)
+            found = self._ask(self._pick(rng), scene, rng)
             # A small scene has few questions: after enough tries one may come again.
             if found is not None and (
                 tries > 10 * self.per_picture or all(found.question != q.question for q in questions)
@@ -65,12 +67,14 @@ class ScenesSequence(SampleSequence):
                 questions.append(found)
             elif tries > 100 * self.per_picture:
                 questions.append(first)
+        # A generator of its own: with and without noise, the same questions are asked.
+        noise = np.random.default_rng([seed, 3])
         return [
             Sample(
                 id=f"{self.source.split}-{number}-{place}",
                 images=(picture,),
                 question=question.question,
-                truth=self._loose(question.truth, rng),
+                truth=self._loose(self._mislabelled(question.truth, scene, noise), rng),
                 task=question.task,
                 source=f"scenes/{question.kind}",
                 think=question.think,
@@ -81,11 +85,28 @@ class ScenesSequence(SampleSequence):
     def _askable(self, seed: int, kind: str, rng: np.random.Generator) -> tuple[Scene, Question]:
         """The first scene of a seed about which a question of this kind can be asked, and the question."""
         for attempt in range(1000):
-            scene = make_scene(seed, arrangement_for(kind), attempt)
-            found = ask(kind, scene.things, rng)
+            scene = make_scene(seed, arrangement_for(kind), attempt, self.source.difficulty)
+            found = self._ask(kind, scene, rng)
             if found is not None:
                 return scene, found
         raise RuntimeError(f"no scene of seed {seed} allows a question of kind {kind}")
+
+    def _ask(self, kind: str, scene: Scene, rng: np.random.Generator) -> Question | None:
+        if kind == "detect" and self.source.absent < 1 and rng.uniform() >= self.source.absent:
+            return detect(scene.things, rng, absent=False)
+        return ask(kind, scene.things, rng)
+
+    def _mislabelled(self, truth: Truth, scene: Scene, rng: np.random.Generator) -> Truth:
+        """Each true box is put around another object of the scene with probability `label_noise`."""
+        if not self.source.label_noise or not truth.boxes:
+            return truth
+        boxes = []
+        for true in truth.boxes:
+            others = [t.box for t in scene.things if t.box != true.box]
+            if others and rng.uniform() < self.source.label_noise:
+                true = LabelledBox(box=others[int(rng.integers(len(others)))], label=true.label)
+            boxes.append(true)
+        return Truth(boxes=tuple(boxes))
 
     def _pick(self, rng: np.random.Generator) -> str:
         return self._kinds[

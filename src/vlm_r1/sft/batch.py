@@ -48,14 +48,17 @@ class ByPicture(Sequence[tuple[Sample, ...]]):
         return tuple(self.samples[i] for i in range(start, stop))
 
 
-def make_trees(samples: Sequence[Sample], family: Family) -> list[Tree]:
-    """Samples that show the same pictures as one tree; where questions cannot share a picture, a tree each."""
+def make_trees(samples: Sequence[Sample], family: Family, thought: float = 1.0) -> list[Tree]:
+    """Samples that show the same pictures as one tree; where questions cannot share a picture, a tree each.
+
+    `thought` is the share of targets that hold the sample's thought.
+    """
     if family.shares_pictures:
-        return [make_tree(samples, family)]
-    return [make_tree((sample,), family) for sample in samples]
+        return [make_tree(samples, family, thought)]
+    return [make_tree((sample,), family, thought) for sample in samples]
 
 
-def make_tree(samples: Sequence[Sample], family: Family) -> Tree:
+def make_tree(samples: Sequence[Sample], family: Family, thought: float = 1.0) -> Tree:
     """The tree of samples that show the same pictures; answers are scored, questions are context.
 
     Where the question changes what the picture's tokens see, the prefix is the whole prompt of one sample.
@@ -63,7 +66,7 @@ def make_tree(samples: Sequence[Sample], family: Family) -> Tree:
     first = family.encode(samples[0])
     prompts = [first, *(family.encode(sample) for sample in samples[1:])]
     shared = _common_prefix([p.token_ids for p in prompts]) if family.shares_pictures else len(first.token_ids)
-    branches = [_branch(prompt, shared, target_ids(prompt, family)) for prompt in prompts]
+    branches = [_branch(prompt, shared, target_ids(prompt, family, thought)) for prompt in prompts]
     return Tree(
         token_ids=torch.tensor(first.token_ids[:shared]),
         positions=first.positions[:, :shared],

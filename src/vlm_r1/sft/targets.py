@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 
 from vlm_r1.boxes import Box, BoxMap
 from vlm_r1.errors import DataError
@@ -11,9 +12,16 @@ from vlm_r1.prompts.parse_boxes import loc_tokens
 from vlm_r1.records import Prompt, Sample
 
 
-def target_text(sample: Sample, box_map: BoxMap) -> str:
-    """`<think>...</think><answer>...</answer>` for a sample. Raises `DataError` for a sample without a truth."""
-    return f"<think>{sample.think or ''}</think><answer>{answer_text(sample, box_map)}</answer>"
+def target_text(sample: Sample, box_map: BoxMap, thought: float = 1.0) -> str:
+    """`<think>...</think><answer>...</answer>` for a sample, its thought empty in all but a share `thought` of samples.
+
+    Which ones is decided by id and question, so a sample has one target in all epochs. Raises `DataError` for a sample
+    without a truth.
+    """
+    think = sample.think or ""
+    if thought < 1 and zlib.crc32(f"{sample.id} {sample.question}".encode()) / 2**32 >= thought:
+        think = ""
+    return f"<think>{think}</think><answer>{answer_text(sample, box_map)}</answer>"
 
 
 def answer_text(sample: Sample, box_map: BoxMap) -> str:
@@ -45,7 +53,7 @@ def _rounded(box: Box, box_map: BoxMap) -> list[float]:
     return [round(v, box_map.digits or None) for v in box_map.to_model(box)]
 
 
-def target_ids(prompt: Prompt, family: Family) -> list[int]:
-    """Token ids of the target with the token that ends the model's turns behind it."""
-    text = target_text(prompt.sample, prompt.box_map)
+def target_ids(prompt: Prompt, family: Family, thought: float = 1.0) -> list[int]:
+    """Token ids of the target (see `target_text`) with the token that ends the model's turns behind it."""
+    text = target_text(prompt.sample, prompt.box_map, thought)
     return [*family.tokenizer(text, add_special_tokens=False)["input_ids"], family.end_token_id]

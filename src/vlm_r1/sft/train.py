@@ -78,12 +78,12 @@ def tree_batches(
     session: Session, stream: SampleStream[tuple[Sample, ...]]
 ) -> Prefetcher[tuple[Sample, ...], list[Tree]]:
     """The trees of a stream of images with their samples, batch by batch."""
-    policy, family = session.policy, session.loaded.family
+    policy, family, thought = session.policy, session.loaded.family, session.recipe.sft.thought
     return Prefetcher(
         stream,
         session.world,
         lambda samples: sum(map(family.expected_tokens, samples)),
-        lambda samples: [policy.stage(tree) for tree in make_trees(samples, family)],
+        lambda samples: [policy.stage(tree) for tree in make_trees(samples, family, thought)],
     )
 
 
