@@ -9,14 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from vlm_r1.config import Recipe
 from vlm_r1.config_keys import unknown_key
+from vlm_r1.config_section import Section
 from vlm_r1.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
 
 Keys = tuple[str | int, ...]
 """The way to a setting: `("data", "train", 0, "scenes")`."""
@@ -65,13 +68,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises `ConfigError` with every problem found, one a line, each with its place (`file:line` or `command line`).
     """
+    return load_section(Recipe, path, overrides)
+
+
+def load_section(section: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
+    """Read a YAML file whose top is a section of another kind than a recipe; errors as of `load_config`."""
     values, places = _read(Path(path))
     for override in overrides:
         _override(values, places, override)
     try:
-        return Recipe.model_validate(values, strict=True)
+        return section.model_validate(values, strict=True)
     except ValidationError as error:
-        lines = [_explain(problem, places, str(path)) for problem in error.errors(include_url=False)]
+        lines = [_explain(problem, places, str(path), section) for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(sorted(lines, key=_line_number))) from None
 
 
@@ -181,7 +189,7 @@ def _override(values: dict[str, Any], places: dict[Keys, str], override: str) ->
     places[keys] = COMMAND_LINE
 
 
-def _explain(problem: Mapping[str, Any], places: Mapping[Keys, str], path: str) -> str:
+def _explain(problem: Mapping[str, Any], places: Mapping[Keys, str], path: str, section: type[Section]) -> str:
     """One of pydantic's problems as a line: the place, the key, the value and what is expected."""
     keys: Keys = tuple(problem["loc"])
     near = keys
@@ -189,9 +197,9 @@ def _explain(problem: Mapping[str, Any], places: Mapping[Keys, str], path: str) 
         near = near[:-1]
     place = places.get(near, path)
     if problem["type"] == "extra_forbidden":
-        return f"{place}: {unknown_key(keys)}"
+        return f"{place}: {unknown_key(keys, section)}"
     if problem["type"] in {"value_error", "assertion_error"}:
-        return f"{place}: {_dotted(keys) or 'the recipe'}: {problem['ctx']['error']}"
+        return f"{place}: {_dotted(keys) or 'the file'}: {problem['ctx']['error']}"
     if problem["type"] in {"model_type", "model_attributes_type", "dict_type"}:
         return f"{place}: {_dotted(keys)}: must be a mapping of keys; got {_say(problem['input'])}"
     must = problem["msg"].replace("Input should be", "must be").replace("a valid string", "a text")

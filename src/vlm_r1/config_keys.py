@@ -9,13 +9,13 @@ from vlm_r1.config import Recipe, Section
 from vlm_r1.errors import nearest
 
 
-def all_keys() -> dict[str, str]:
+def all_keys(root: type[Section] = Recipe) -> dict[str, str]:
     """Every setting's dotted name -> its description ("" where the name says it all).
 
     Lists are entered as `[]` and mappings as `{}`: `data.train[].scenes.n`, `data.eval{}.path`.
     """
     found: dict[str, str] = {}
-    _collect(Recipe, "", found)
+    _collect(root, "", found)
     return found
 
 
@@ -34,7 +34,7 @@ OTHER_NAMES = {
 """What TRL calls a setting -> what it is called here."""
 
 
-def unknown_key(keys: tuple[str | int, ...]) -> str:
+def unknown_key(keys: tuple[str | int, ...], root: type[Section] = Recipe) -> str:
     """What to say about a key that does not exist: its nearest neighbour in its section, or the section it belongs to.
 
     >>> unknown_key(("rl", "lr"))
@@ -42,12 +42,12 @@ def unknown_key(keys: tuple[str | int, ...]) -> str:
     """
     name = str(keys[-1])
     said = f'unknown key "{".".join(str(key) for key in keys)}"'
-    elsewhere = [dotted for dotted in all_keys() if dotted.rpartition(".")[2] == name]
-    if name in OTHER_NAMES:
+    elsewhere = [dotted for dotted in all_keys(root) if dotted.rpartition(".")[2] == name]
+    if root is Recipe and name in OTHER_NAMES:
         elsewhere = [OTHER_NAMES[name]]
-    siblings = list(_section_at(keys[:-1]).model_fields)
+    siblings = list(_section_at(keys[:-1], root).model_fields)
     if not elsewhere:
-        leaves = {dotted.rpartition(".")[2]: dotted for dotted in reversed(all_keys())}
+        leaves = {dotted.rpartition(".")[2]: dotted for dotted in reversed(all_keys(root))}
         close = difflib.get_close_matches(name, leaves, n=1, cutoff=0.75)
         elsewhere = [
             leaves[leaf] for leaf in close if _likeness(leaf, name) > max(_likeness(s, name) for s in siblings)
@@ -83,9 +83,9 @@ def _inner(annotation: Any) -> tuple[type[Section] | None, str]:
     return None, ""
 
 
-def _section_at(keys: tuple[str | int, ...]) -> type[Section]:
+def _section_at(keys: tuple[str | int, ...], root: type[Section]) -> type[Section]:
     """The section that `keys` lead to; an index of a list or a name in a mapping follows the field that holds it."""
-    section: type[Section] = Recipe
+    section = root
     rest = list(keys)
     while rest:
         field = section.model_fields.get(str(rest.pop(0)))

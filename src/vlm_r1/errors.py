@@ -39,6 +39,10 @@ class EngineError(UserError):
     """A rollout engine cannot answer, or does not answer as the trainer would: names the server and what to do."""
 
 
+class StudyError(UserError):
+    """A study of `vlm-r1 lab` cannot be run or measured: names the study and the run."""
+
+
 class RewardError(UserError):
     """A reward is unknown, cannot be imported, or raised on a sample: names the reward and the sample."""
 

@@ -53,7 +53,7 @@ Task = Annotated[
 
 _STATE = {"debug": False}
 
-CONTINUES = {"train", "sft", "demo"}
+CONTINUES = {"train", "sft", "demo", "lab"}
 """Commands that go on from their last checkpoint when they are started again."""
 
 

@@ -24,6 +24,7 @@ MOST_POINTS = 240
 """A longer curve is averaged in this many bins: a screen shows no more, and the page stays small."""
 
 _INK, _GRID, _SERIES = "#010203", "#010204", [f"#01020{digit}" for digit in "5678abcd"]
+_PLAIN = ("#4a6fa5", "#e07a3f", "#3f9b6c", "#a05195", "#b8a037", "#6b7280", "#c0392b", "#17a2b8")
 _VARIABLES = {_INK: "currentColor", _GRID: "var(--grid)"} | {c: f"var(--s{i})" for i, c in enumerate(_SERIES)}
 
 
@@ -247,13 +248,13 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     return np.asarray([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
 
 
-def _dress(axes: Axes, from_zero: bool) -> None:
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+def _dress(axes: Axes, from_zero: bool, ink: str = _INK, grid: str = _GRID) -> None:
+    axes.grid(axis="y", color=grid, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
-    axes.tick_params(colors=_INK, length=0, labelsize=10)
-    axes.set_xlabel("step", color=_INK, fontsize=10)
+    axes.spines["bottom"].set_color(grid)
+    axes.tick_params(colors=ink, length=0, labelsize=10)
+    axes.set_xlabel("step", color=ink, fontsize=10)
     axes.margins(x=0.02)
     if from_zero:
         highest = axes.dataLim.y1
@@ -261,6 +262,24 @@ def _dress(axes: Axes, from_zero: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.locator_params(axis="y", nbins=5)
     axes.yaxis.set_major_formatter("{x:g}")
+
+
+def to_png(title: str, lines: Sequence[Line], x: str, *, from_zero: bool = False) -> bytes:
+    """A chart as PNG bytes, for a page without the colors of the report: at most eight lines, each with the band over
+    its runs, over the quantity that `x` names.
+    """
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    for line, color in zip(lines, _PLAIN, strict=False):
+        _draw(axes, line, color, smooth=False)
+        axes.plot([], [], color=color, linewidth=1.8, label=line.label)
+    _dress(axes, from_zero, ink="#1a2027", grid="#d5dae0")
+    axes.set_xlabel(x, fontsize=10)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=140, metadata={"Software": None})
+    return sink.getvalue()
 
 
 def to_svg(figure: Figure, words: str) -> str:
