@@ -5,13 +5,14 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --no-input --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 CODE := src tests $(wildcard benchmarks) $(wildcard examples) $(wildcard docs)
 
-.PHONY: help setup setup-dev setup-bench vllm-env demo test test-slow test-vllm lint format bench clean
+.PHONY: help setup setup-dev setup-bench vllm-env demo lab lab-full test test-slow test-vllm lint format bench clean
 
 help:
 	@echo "make demo   set up, train the shipped tiny model with GRPO for a few minutes, show before and after"
 	@echo "make test   the test suite (make test-slow: the slow tests too)"
 	@echo "make vllm-env   vLLM in .venv-vllm, for rollouts by servers (with CUDA where there is an NVIDIA GPU)"
 	@echo "make test-vllm  the tests with a real vLLM server, which make test leaves out"
+	@echo "make lab    the paper's findings in miniature, a reduced grid (make lab-full: every arm and seed, hours)"
 	@echo "make lint   ruff, mypy, import-linter"
 	@echo "make bench  one training step beside TRL's"
 
@@ -49,6 +50,12 @@ vllm-env: .venv-vllm/.setup
 
 demo: setup
 	$(BIN)/vlm-r1 demo
+
+lab: setup
+	$(BIN)/vlm-r1 lab --reduced $(STUDIES)
+
+lab-full: setup
+	$(BIN)/vlm-r1 lab $(STUDIES)
 
 test: setup-dev
 	$(BIN)/pytest -q -m "not slow and not gpu and not vllm" $(PYTEST_ARGS)

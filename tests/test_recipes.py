@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from vlm_r1.config_file import load_config
+from vlm_r1.lab.study import study_files
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+STUDIES = set(study_files(ROOT / "recipes" / "lab").values())
+RECIPES = sorted(set((ROOT / "recipes").rglob("*.yaml")) - STUDIES)
 COMMAND = {"grpo": "train", "sft": "sft"}
 
 

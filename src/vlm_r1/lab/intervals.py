@@ -3,9 +3,8 @@
 Runs of several seeds answer the same questions, so the error of their mean has two parts. That of the questions is
 the variance of the mean over seeds when the questions are resampled (bootstrap, the same draws for every run, which
 pairs whatever is subtracted). That of the seeds is the variance between runs over their number. A percentile
-bootstrap over a handful of seeds is known to be too narrow (5 seeds: about 83 % for 95 %); so the two variances are
-added and the interval is Student's, its degrees of freedom after Welch and Satterthwaite. `tests/lab` measure its
-coverage.
+bootstrap over a handful of seeds is too narrow where the seeds are what differs; so the two variances are added and the
+interval is Student's, its degrees of freedom after Welch and Satterthwaite. `tests/lab` measure the coverage of both.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 from vlm_r1.errors import StudyError, nearest
 from vlm_r1.eval.outcomes import Outcome, outcome_of_row
 from vlm_r1.eval.suites import ovd, rec
-from vlm_r1.lab.thoughts import lists_first, thought_correlation
+from vlm_r1.lab.thoughts import lists_first, lists_right, thought_correlation
 from vlm_r1.rewards.common import fold_label
 from vlm_r1.rewards.detection import mean_ap
 from vlm_r1.runtime.runlog import read_metrics, read_samples
@@ -92,11 +92,13 @@ HELD_OUT: dict[str, Callable[[Sequence[Row]], Number]] = {
     "accuracy": _share(lambda row: float(bool(row[0].correct))),
     "well_formed": _share(lambda row: float(row[0].well_formed)),
     "mean_length": _share(lambda row: row[0].n_tokens),
-    "lists_first": _share(lambda row: float(lists_first(row[1], row[0].true))),
+    "lists_first": _share(lambda row: float(lists_first(row[1]))),
+    "lists_right": _share(lambda row: float(lists_right(row[1], row[0].true))),
 }
 """Metric -> how it is made of a split's rows. `answer_map` is the mean over answers of the strict mAP (a class that is
 not there counts), `answer_map_lenient` of the reference's (it is free); `pred_per_true` is predicted over true boxes;
-`lists_first` the share of thoughts that name what is there and nothing else, before the answer."""
+`lists_first` the share of thoughts that name kinds of objects or say none, `lists_right` of those that name the right
+ones."""
 
 
 def log_number(metric: str, run: Path, step: int) -> float | None:

@@ -104,7 +104,7 @@ class When(Section):
 
 
 class Claim(Section):
-    """A finding that is tested: shown, refuted, or not shown where neither rule is met."""
+    """A finding that is tested: shown, else refuted, else not shown, where neither rule is met."""
 
     claim: str
     paper: str = Field(description="the paper's number, with its table")

@@ -12,25 +12,28 @@ import numpy as np
 
 from vlm_r1.data.scene_things import COLOURS, SHAPES
 from vlm_r1.records import LabelledBox
-from vlm_r1.runtime.runlog import boxes_from_json, read_rollouts, rollout_steps
+from vlm_r1.runtime.runlog import read_rollouts, rollout_steps
 
 _NAMES = re.compile(rf"\b(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})\b")
+_NONE = re.compile(r"\bnone\b")
 
 
-def lists_first(thought: str, true: Sequence[LabelledBox]) -> bool:
-    """Whether a thought names the kinds of object that are to be found, all of them and no other.
+def lists_first(thought: str) -> bool:
+    """Whether a thought names kinds of objects, or says that there are none: it looks for what is there first.
 
-    Where there is nothing to find, whether it says "none". An empty thought lists nothing.
-
-    >>> lists_first("present: red circle, top left", [LabelledBox(box=(0, 0, 9, 9), label="red circle")])
-    True
+    >>> lists_first("present: red circle, top left"), lists_first("present: none"), lists_first("")
+    (True, True, False)
     """
-    named, there = set(_NAMES.findall(thought)), {item.label for item in true}
-    return named == there and (bool(named) or "none" in thought)
+    return bool(_NAMES.search(thought)) or bool(_NONE.search(thought))
+
+
+def lists_right(thought: str, true: Sequence[LabelledBox]) -> bool:
+    """Whether a thought that lists names all kinds that are to be found and no other."""
+    return lists_first(thought) and set(_NAMES.findall(thought)) == {item.label for item in true}
 
 
 def thought_correlation(run: Path) -> float | None:
-    """Partial correlation, within groups, of "the thought lists what is there" with the reward; in [-1, 1].
+    """Partial correlation, within groups, of "the thought lists what is there" with the accuracy reward; in [-1, 1].
 
     Both are taken as deviations from their group's mean, so that easy questions do not count; the number of tokens is
     partialled out, so that it is not length alone. Over all rollouts that the run kept; None where no group has both
@@ -47,7 +50,7 @@ def thought_correlation(run: Path) -> float | None:
             kept = [row for row in rows if row["reward"] is not None]
             if len(kept) < 2:
                 continue
-            flags = [lists_first(row["think"] or "", boxes_from_json(row["true_boxes"])) for row in kept]
+            flags = [lists_first(row["think"] or "") for row in kept]
             listed.append(_centred(flags))
             rewards.append(_centred([_accuracy(row) for row in kept]))
             lengths.append(_centred([row["n_tokens"] for row in kept]))
