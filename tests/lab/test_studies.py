@@ -39,7 +39,7 @@ def jobs_of(name: str, reduced: bool):
 @pytest.mark.parametrize("reduced", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_run_of_a_study_is_a_valid_recipe_of_its_own(name, reduced):
-    study, before, arms = jobs_of(name, reduced)
+    _, before, arms = jobs_of(name, reduced)
     everything = [*before, *arms]
     assert len({job.folder for job in everything}) == len(everything)
     assert len({job.fingerprint() for job in everything}) == len(everything), "two runs are the same"
@@ -81,7 +81,7 @@ def test_measures_exist_and_everything_is_used(name):
 
 def test_searches_do_not_look_at_what_is_reported():
     for name in NAMES:
-        study, before, arms = jobs_of(name, False)
+        _, before, arms = jobs_of(name, False)
         reported = {s.model_dump_json() for job in arms for s in job.settings().data.eval.values()}
         for job in before:
             held_out = job.settings().data.eval
