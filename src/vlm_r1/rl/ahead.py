@@ -75,8 +75,7 @@ class Ahead(Rollouts):
 
     def prompts(self, step: int, count: int, drawn: int = 0, held: float = 0.0) -> list[Prompt]:
         """The prompts of `step`; those of the steps that may be answered under its weights are asked for."""
-        if not self.lost:
-            self.engine.wake()
+        self.engine.wake()
         for later in range(step, min(step + self.bound + 1, self.recipe.run.steps)):
             if later not in self._orders:
                 self._orders[later] = self._place(later, count)

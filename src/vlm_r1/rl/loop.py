@@ -81,6 +81,7 @@ def run(session: Session, engine: RolloutEngine, trainer: Trainer) -> None:
             update.add(rollouts.tally())
             journal.write(step + 1, step_metrics(trainer, throughput, found, batch, rubric, update, clock), found)
             checkpoints.done = step + 1
+            rollouts.raise_if_lost()  # not in the sync: what is done is written down first
             if evaluation_due(recipe, step + 1):
                 evaluate_at(session, engine, f"step-{step + 1}", step + 1)
             checkpoints.save_when_due()

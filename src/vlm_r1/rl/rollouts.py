@@ -53,16 +53,11 @@ class Rollouts:
         Raises `EngineError` on every process where one cannot get answers, or keeps getting old ones.
         """
         groups: list[RolloutGroup] = []
-        failure = self.lost
-        if failure is None:
-            try:
-                groups = self._fresh(step, self._found(step, prompts))
-            except EngineError as error:
-                failure = error
-        if self.served:
-            raise_together(self.world, failure)
-        elif failure is not None:
-            raise failure
+        try:
+            groups = self._fresh(step, self._found(step, prompts))
+        except EngineError as error:
+            self.lost = error
+        self.raise_if_lost()
         return sorted(groups, key=lambda group: group.prompt.number)
 
     def prefetch(self, step: int) -> None:
@@ -71,13 +66,19 @@ class Rollouts:
             self.batches.prefetch(self.recipe.rl.prompts_per_step)
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """The step before `version` is done: hand over the weights. An engine that is lost here is reported by the next
-        `generate`, when the step is written down and can be saved."""
+        """The step before `version` is done: hand over the weights. Of an engine lost here, `raise_if_lost` tells."""
         self._drawn.pop(version - 1, None)
         try:
             self.engine.sync(weights, version=version)
         except EngineError as error:
             self.lost = error
+
+    def raise_if_lost(self) -> None:
+        """Raise `EngineError` on every process where the engine was lost on one."""
+        if self.served:
+            raise_together(self.world, self.lost)
+        elif self.lost is not None:
+            raise self.lost
 
     def tally(self) -> Tally:
         """What was measured since the last call."""
