@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -23,16 +24,15 @@ class Apart:
     answers. `delay` is slept before each group.
     """
 
-    def __init__(self, session, *, delay: float = 0.0) -> None:
-        recipe = session.recipe
+    def __init__(self, recipe, loaded, start, *, delay: float = 0.0) -> None:
         self.native = NativeEngine(load_policy(recipe.model, recipe.prompt, seed=recipe.run.seed), recipe.rollout)
         self.asked, self.delay, self.busy = [], delay, threading.Lock()
-        self.sync(full_tensors(session.policy), session.start)
+        self.sync(full_tensors(loaded.policy), start)
 
     def generate(self, prompts, sampling, *, n):
         assert self.busy.acquire(blocking=False), "asked while it answers"
         try:
-            if sampling.seed is not None:
+            if sampling.seed is not None and sampling.seed[-1] >= 0:  # of no evaluation and no check at the start
                 numbers = [prompt.number for prompt in prompts]
                 name = threading.current_thread().name
                 self.asked.append((sampling.seed[-1], numbers, self.native.version, name))
@@ -79,9 +79,10 @@ def install(monkeypatch, kind=Apart, **options) -> list:
     """Let runs answer through engines of this kind; returns those opened."""
     opened: list = []
 
-    def open_engine(session):
-        opened.append(kind(session, **options))
-        return opened[-1]
+    @contextmanager
+    def open_engine(recipe, loaded, world, start):
+        opened.append(kind(recipe, loaded, start, **options))
+        yield opened[-1]
 
     monkeypatch.setattr(loop, "open_engine", open_engine)
     return opened

@@ -7,6 +7,7 @@ is lost at that step (from 0), after one group.
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -27,9 +28,9 @@ class Together(Apart):
 
     lose: int | None = None
 
-    def __init__(self, session):
-        self.folder = Path(session.recipe.run.dir).parent
-        super().__init__(session)
+    def __init__(self, recipe, loaded, start):
+        self.folder = Path(recipe.run.dir).parent
+        super().__init__(recipe, loaded, start)
 
     def generate(self, prompts, sampling, *, n):
         mine = self.folder / f"answering-{RANK}"
@@ -51,7 +52,7 @@ class Together(Apart):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    loop.open_engine = Together
+    loop.open_engine = lambda recipe, loaded, world, start: nullcontext(Together(recipe, loaded, start))
     files = sys.argv[1:]
     if files[0] == "--lose":
         Together.lose, files = int(files[1]), files[2:]

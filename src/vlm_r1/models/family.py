@@ -137,6 +137,10 @@ class Family:
         """What the picture processor made, in shapes that can be put one after the other in their first dimension."""
         return found
 
+    def as_seen(self, picture: Picture, vision: VisionInput) -> Image.Image:
+        """The image that a server's processor is given; the original, unless a family knows the one the tower sees."""
+        return picture.open()
+
     @property
     def end_token_id(self) -> int:
         """The token that ends an answer, which supervised training teaches: what the chat template writes behind one,
@@ -179,6 +183,11 @@ class Family:
             box_map=self.prompt_box_map(processed[0].size, pictures[0]) if processed else BoxMap(),
             blocks=self.blocks(token_ids),
         )
+
+    def unexpanded(self, sample: Sample) -> list[int]:
+        """The token ids of a sample's prompt with one placeholder an image, as servers take it."""
+        with self._encoding:
+            return list(self.tokenizer(self.text(sample), add_special_tokens=False)["input_ids"])
 
     def filler(self, *, picture: bool) -> Prompt:
         """A small prompt that counts nothing: with it a process runs the modules that others run."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import nn
 from transformers.core_model_loading import Transpose
 
 from vlm_r1.boxes import BoxMap
 from vlm_r1.models.family import Family, Part
 from vlm_r1.models.recurrent import share_states
-from vlm_r1.records import VisionInput
+from vlm_r1.records import Picture, VisionInput
 
 
 class QwenVL(Family):
@@ -28,6 +30,19 @@ class QwenVL(Family):
         size = self.processor.image_processor.size
         shortest, longest = min_pixels or size["shortest_edge"], max_pixels or size["longest_edge"]
         return {"size": {"shortest_edge": shortest, "longest_edge": longest}}
+
+    def as_seen(self, picture: Picture, vision: VisionInput) -> Image.Image:
+        """The resized image, from the patches: another program's resizing differs by a level here and there, and leaves
+        this one as it is."""
+        processor, [[_, rows, columns]] = self.processor.image_processor, vision.tensors["image_grid_thw"].tolist()
+        merge, patch = processor.merge_size, processor.patch_size
+        patches = vision.tensors["pixel_values"].view(
+            rows // merge, columns // merge, merge, merge, 3, -1, patch, patch
+        )
+        pixels = patches[:, :, :, :, :, 0].permute(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)
+        mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+        levels = (pixels.float().cpu() * std + mean) / processor.rescale_factor
+        return Image.fromarray(levels.round().clamp(0, 255).to(torch.uint8).numpy())
 
     def modules(self) -> dict[Part, list[nn.Module]]:
         """The mergers, which lie inside the tower's module, are the connector."""

@@ -13,7 +13,7 @@ from vlm_r1.eval.run import read_rollouts
 from vlm_r1.rewards.rubric import build_rubric
 from vlm_r1.rl.ahead import open_rollouts
 from vlm_r1.rl.algorithms import ALGORITHMS
-from vlm_r1.rl.engines import correction, open_engine
+from vlm_r1.rl.engines import correction, demand_parity, open_engine
 from vlm_r1.rl.experience import RESAMPLE_ROUNDS, Experience, batch_of, judge, prompt_batches
 from vlm_r1.rl.journal import Journal
 from vlm_r1.rl.metrics import step_metrics
@@ -30,9 +30,12 @@ def train(recipe: Recipe) -> Path:
     """Run a recipe with `method: grpo` (or continue it) and return its run folder. Every process calls it."""
     if not recipe.data.train:
         raise ConfigError("data.train: is empty; name at least one source (path, hub or scenes)")
-    with open_session(recipe) as session:
+    with (
+        open_session(recipe) as session,
+        open_engine(recipe, session.loaded, session.world, session.start) as engine,
+    ):
+        demand_parity(session, engine)
         reference = load_reference(session)
-        engine = open_engine(session)
         trainer = Trainer(session, ALGORITHMS[recipe.rl.algorithm], reference, correction(recipe, engine.check()))
         run(session, engine, trainer)
         return session.run_dir

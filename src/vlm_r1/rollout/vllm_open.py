@@ -1,0 +1,146 @@
+"""The vLLM servers of a run: those that the recipe names, or those that the run starts on its own GPUs."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from vlm_r1.config import Recipe
+from vlm_r1.distributed.processes import World
+from vlm_r1.distributed.wire import MEMORY, WeightFiles
+from vlm_r1.errors import ConfigError, EngineError
+from vlm_r1.models.adapters import NAME, base_of_adapter
+from vlm_r1.models.load import LoadedPolicy, resolve_path
+from vlm_r1.rollout.vllm import Seat, VLLMEngine
+from vlm_r1.rollout.vllm_client import Server
+from vlm_r1.rollout.vllm_launch import Launch, find_python
+from vlm_r1.rollout.vllm_server import ServerProcess, free_port
+
+SECRET = "VLM_R1_SECRET"
+"""The environment variable with the secret that servers and runs share."""
+
+
+@contextmanager
+def open_vllm(loaded: LoadedPolicy, recipe: Recipe, world: World, *, trains: bool = True) -> Iterator[VLLMEngine]:
+    """The engine of `rollout.engine: vllm`, checked, with the weights that its servers were started with.
+
+    With `trains` it takes others by `sync`. Every process enters it. Raises `EngineError` where a server does not
+    start, does not answer or lacks something, and `ConfigError` where a setting does not fit.
+    """
+    settings = recipe.rollout
+    files = WeightFiles(loaded.policy, world, settings.weights_dir) if trains else None
+    process, engine = None, None
+    try:
+        if settings.servers:
+            seats = _named(settings.servers, world)
+        else:
+            process, error = _started(loaded, recipe, world, files)
+            seats = _agreed(process, error, world)
+        sleeps = not settings.servers and world.device.type == "cuda"
+        if sleeps and settings.staleness:
+            raise ConfigError(
+                "rollout.staleness: servers on the GPUs of the run sleep during the update; start others on GPUs of "
+                "their own (vlm-r1 serve) and name them in rollout.servers, or set rollout.staleness: 0"
+            )
+        engine = VLLMEngine(loaded, settings, seats, world, files=files, sleeps=sleeps)
+        if problems := engine.check().problems:
+            raise EngineError("\n".join(problems))
+        yield engine
+    finally:
+        if engine is not None:
+            engine.close()
+        elif files is not None:
+            files.close()
+        if process is not None:
+            process.kill()
+
+
+def _named(urls: list[str], world: World) -> list[Seat]:
+    """Servers of the recipe; the main process sends them weights."""
+    for url in urls:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f'rollout.servers: "{url}" is no address; write it as http://host:port')
+    return [Seat(Server(url, os.environ.get(SECRET)), driven=world.is_main) for url in urls]
+
+
+def _started(
+    loaded: LoadedPolicy, recipe: Recipe, world: World, files: WeightFiles | None
+) -> tuple[ServerProcess | None, Exception | None]:
+    """The server of this process: one on a CPU machine, one for `tensor_parallel` GPUs else. A failure is returned."""
+    on_gpu, settings = world.device.type == "cuda", recipe.rollout
+    each = settings.tensor_parallel if on_gpu else world.local_size
+    if world.local_rank % each:
+        return None, None
+    process = None
+    try:
+        if on_gpu and world.local_size % each:
+            raise ConfigError(
+                f"rollout.tensor_parallel: {world.local_size} processes cannot be divided into groups of {each}"
+            )
+        gpus = tuple(_gpu_name(world.local_rank + i) for i in range(each)) if on_gpu else ()
+        launch = launch_of(
+            recipe, loaded, gpus=gpus, weights_dir=str(files.root if files else settings.weights_dir or MEMORY)
+        )
+        log = Path(recipe.run.dir) / "servers" / f"rank-{world.rank}.log"
+        process = ServerProcess(launch, find_python(settings.vllm_python), log)
+        process.start()
+        process.wait_ready(lambda: world.beat("starting a server"))
+    except (EngineError, ConfigError) as error:
+        if process is not None:
+            process.kill()
+        return None, error
+    return process, None
+
+
+def launch_of(recipe: Recipe, loaded: LoadedPolicy, *, gpus: tuple[str, ...], weights_dir: str) -> Launch:
+    """The server that a run starts for its recipe."""
+    settings, model = recipe.rollout, loaded.policy.model
+    adapters = getattr(model, "peft_config", None) or {}
+    adapter = adapters.get(NAME)
+    path = resolve_path(recipe.model.path)
+    dtype = "float32" if loaded.policy.compute_dtype == torch.float32 else "bfloat16"
+    return Launch(
+        model=base_of_adapter(path) or path,
+        dtype=dtype,  # type: ignore[arg-type]
+        port=free_port(),
+        max_model_len=4096,
+        images=8,
+        picture_kwargs=loaded.family._picture_kwargs,
+        gpus=gpus,
+        tensor_parallel=settings.tensor_parallel if gpus else 1,
+        gpu_memory=settings.server_memory,
+        kv_cache_gb=settings.kv_cache_gb,
+        lora_rank=adapter.r if adapter is not None else None,
+        loras=settings.staleness + 2,
+        seed=recipe.run.seed,
+        sleeps=bool(gpus),
+        threads=recipe.run.threads,
+        weights_dir=weights_dir,
+        secret=secrets.token_hex(16),
+    )
+
+
+def _gpu_name(number: int) -> str:
+    """What CUDA calls a GPU of this process outside of `CUDA_VISIBLE_DEVICES`."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[number] if visible else str(number)
+
+
+def _agreed(process: ServerProcess | None, error: Exception | None, world: World) -> list[Seat]:
+    """The servers of this machine as this process sees them. Raises, on every process, what one of them raised."""
+    mine = (os.uname().nodename, process.url, process.secret) if process else (os.uname().nodename, "", "")
+    told = world.gather((mine, error))
+    for _, failed in told:
+        if failed is not None:
+            raise failed
+    seats = []
+    for rank, ((host, url, secret), _) in enumerate(told):
+        if url and host == os.uname().nodename:
+            driven = rank == world.rank
+            seats.append(Seat(Server(url, secret), driven=driven, process=process if driven else None))
+    return seats
