@@ -80,6 +80,13 @@ def test_in_step_a_run_is_that_of_the_trainers_own_engine(model_folder, tmp_path
 
 
 @pytest.mark.parametrize("k", MODES)
+def test_what_is_measured_of_it_is_told_in_the_docs(runs, root, k):
+    page = (root / "docs" / "run-folder.md").read_text()
+    names = {name for line in read_metrics(runs[k][0]) for name in line if name.startswith("rollout/")}
+    assert len(names) == (5 if k else 3) and all(f"`{name}`" in page for name in names)
+
+
+@pytest.mark.parametrize("k", MODES)
 def test_a_step_is_answered_by_the_weights_of_so_many_steps_before(runs, k):
     run_dir, engine = runs[k]
     expected = [max(0, step - k) for step in range(STEPS)]
