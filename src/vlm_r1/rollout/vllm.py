@@ -89,7 +89,8 @@ class VLLMEngine:
         self._last_seen = time.monotonic()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="vllm").start()
-        self._watchers = [asyncio.run_coroutine_threadsafe(self._watch(seat), self._loop) for seat in self.seats]
+        for seat in self.seats:
+            asyncio.run_coroutine_threadsafe(self._watch(seat), self._loop)
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
@@ -349,14 +350,22 @@ class VLLMEngine:
     def close(self) -> None:
         """End the servers that the run started, and delete the weights on their way."""
         self.closing = True
-        for watcher in self._watchers:
-            watcher.cancel()
+        self._do(self._end())
         for seat in self.seats:
             if seat.process is not None:
                 seat.process.kill()
         if self.files is not None:
             self.files.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _end(self) -> None:
+        """Give up all that runs in the loop."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        for seat in self.seats:
+            await seat.server.http.aclose()
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run something in the loop, and keep the watchdog informed."""

@@ -119,7 +119,7 @@ def launch_of(recipe: Recipe, loaded: LoadedPolicy, *, gpus: tuple[str, ...], we
         loras=settings.staleness + 2,
         seed=recipe.run.seed,
         sleeps=bool(gpus),
-        threads=recipe.run.threads,
+        threads=recipe.run.threads or max(1, (os.cpu_count() or 1) // 2),
         weights_dir=weights_dir,
         secret=secrets.token_hex(16),
     )
