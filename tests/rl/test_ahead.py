@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 from apart import SERVED, Apart, Late, install
-from support import PLAIN, recipe, untimed
+from support import PLAIN, plain_logprobs, plain_model, recipe, untimed
 
 from vlm_r1.config import ModelConfig
 from vlm_r1.data.mixture import SampleStream
@@ -103,20 +104,31 @@ def test_a_step_is_answered_by_the_weights_of_so_many_steps_before(runs, k):
 
 
 def test_the_answers_are_those_that_the_older_weights_write(model_folder, tmp_path, monkeypatch):
-    """Each step asked again, in the main thread, of the weights that the checkpoints hold."""
+    """Each step asked again, in the main thread, of the weights that the checkpoints hold; and the importance weights
+    between those and the weights that are trained, by the plain padded forward."""
     install(monkeypatch)
     run = settings(model_folder, tmp_path / "run", 1, save_every=1)
     loop.train(run)
     loaded = load_policy(ModelConfig(path=str(model_folder)), PLAIN)
     stream = SampleStream([(s.weight, load_source(s, seed=0)) for s in run.data.train], seed=0)
     loaded.policy.eval()
+    metrics = read_metrics(tmp_path / "run")
     for step in range(STEPS):
         if step > 1:
             read_weights_of(tmp_path / "run" / f"checkpoint-{step - 1}", loaded.policy)
         prompts = [replace(loaded.family.encode(s), number=i) for i, s in enumerate(stream.take(2))]
-        groups = NativeEngine(loaded).generate(prompts, sampling_of(run, step), n=3)
+        groups = list(NativeEngine(loaded).generate(prompts, sampling_of(run, step), n=3))
         expected = [list(rollout.token_ids) for group in groups for rollout in group.rollouts]
         assert [row["token_ids"] for row in read_rollouts(tmp_path / "run", step + 1)] == expected
+        if step:
+            trained = load_policy(ModelConfig(path=str(model_folder)), PLAIN)
+            read_weights_of(tmp_path / "run" / f"checkpoint-{step}", trained.policy)
+            old_S = plain_logprobs(plain_model(trained), groups, trained.policy.banned, 1.0).detach()
+            sampler_S = torch.tensor([p for group in groups for rollout in group.rollouts for p in rollout.logprobs])
+            weights_S = (old_S - sampler_S).exp().clamp(max=3.0)
+            name = "sampling/importance_sampling_ratio"
+            assert metrics[step][f"{name}/mean"] == pytest.approx(float(weights_S.mean()), abs=1e-4)
+            assert metrics[step][f"{name}/max"] == pytest.approx(float(weights_S.max()), abs=1e-4)
 
 
 @pytest.mark.parametrize("k", [1, 2])
