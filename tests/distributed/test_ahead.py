@@ -39,7 +39,7 @@ def runs(recipe, tmp_path_factory):
 
 def test_the_same_run(runs):
     assert_same_run(runs[1], runs[2])
-    assert [line["rollout/staleness/mean"] for line in read_metrics(runs[2])] == [0, 1, 1, 1, 1]
+    assert [line["rollout/staleness"] for line in read_metrics(runs[2])] == [0, 1, 1, 1, 1]
 
 
 def test_another_number_of_processes_takes_over_the_groups_that_are_there(runs, recipe, tmp_path):
@@ -51,7 +51,7 @@ def test_another_number_of_processes_takes_over_the_groups_that_are_there(runs, 
     assert sorted((row["step"], row["number"]) for row in state["rollouts"]) == [(3, 0), (3, 1), (3, 2)]
     ahead(recipe, 1, run_dir)
     assert_same_run(runs[1], run_dir)
-    assert read_metrics(run_dir)[3]["rollout/staleness/mean"] == 1  # those of the checkpoint: asked again, it were 0
+    assert read_metrics(run_dir)[3]["rollout/staleness"] == 1  # those of the checkpoint: asked again, it were 0
 
 
 @pytest.mark.parametrize("staleness", [0, 1])

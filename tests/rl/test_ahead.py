@@ -71,7 +71,7 @@ def test_in_step_a_run_is_that_of_the_trainers_own_engine(model_folder, tmp_path
     own = {"engine": "native", "servers": []}
     loop.train(settings(model_folder, tmp_path / "own", 0, rollout=own))
     assert answers(tmp_path / "served") == answers(tmp_path / "own")
-    added = {"rollout/staleness/mean", "rollout/staleness/max", "rollout/stale_groups"}
+    added = {"rollout/staleness", "rollout/staleness_max", "rollout/stale_groups"}
     lines = [{k: v for k, v in line.items() if k not in added} for line in untimed(tmp_path / "served")]
     assert lines == untimed(tmp_path / "own")
     assert weights(tmp_path / "served") == weights(tmp_path / "own")
@@ -95,7 +95,7 @@ def test_a_step_is_answered_by_the_weights_of_so_many_steps_before(runs, k):
     assert [(step, version) for step, _, version, _ in engine.asked] == list(enumerate(expected))
     assert {name for *_, name in engine.asked} == {"rollouts" if k else "MainThread"}
     for step, line in enumerate(read_metrics(run_dir)):
-        assert line["rollout/staleness/mean"] == line["rollout/staleness/max"] == step - expected[step]
+        assert line["rollout/staleness"] == line["rollout/staleness_max"] == step - expected[step]
         assert line["rollout/stale_groups"] == 0
         assert ("rollout/wait_s" in line) == ("rollout/generate_s" in line) == bool(k)
         far = line["sampling/sampling_logp_difference/mean"]
@@ -168,7 +168,7 @@ def test_groups_that_are_too_old_are_dropped_counted_and_asked_again(model_folde
     again = [asked for asked in opened[0].asked if asked[0] == 2]
     assert [(numbers, version) for _, numbers, version, _ in again] == [([0, 1], 2 - k), ([0, 1], 2)]
     assert {row["version"] for row in read_rollouts(tmp_path / "run", 3)} == {2}
-    assert lines[2]["rollout/staleness/max"] == 0 and lines[3]["rollout/staleness/max"] == k
+    assert lines[2]["rollout/staleness_max"] == 0 and lines[3]["rollout/staleness_max"] == k
 
 
 def test_servers_that_stay_behind_end_the_run(model_folder, tmp_path, monkeypatch):

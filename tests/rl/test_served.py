@@ -61,7 +61,7 @@ def test_the_versions_are_those_of_the_schedule(undisturbed, k):
     for step in range(STEPS):
         assert {row["version"] for row in read_rollouts(undisturbed[k], step + 1)} == {max(0, step - k)}
     lines = read_metrics(undisturbed[k])
-    assert [line["rollout/staleness/max"] for line in lines] == [step - max(0, step - k) for step in range(STEPS)]
+    assert [line["rollout/staleness_max"] for line in lines] == [step - max(0, step - k) for step in range(STEPS)]
     far = [line["sampling/sampling_logp_difference/mean"] for line in lines]
     assert all((value > 1e-3) == (bool(k) and step > 0) for step, value in enumerate(far)), far
 

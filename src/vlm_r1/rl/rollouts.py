@@ -118,8 +118,8 @@ class Rollouts:
                     "Start them again; the same command continues the run"
                 )
         ages = [step - version_of(group) for group in groups]
-        self._tally.mean("rollout/staleness/mean", sum(ages), len(ages))
-        self._tally.maximum("rollout/staleness/max", max(ages, default=0))
+        self._tally.mean("rollout/staleness", sum(ages), len(ages))
+        self._tally.maximum("rollout/staleness_max", max(ages, default=0))
         return groups
 
     def _usable(self, step: int, group: RolloutGroup) -> bool:
