@@ -10,7 +10,9 @@ import torch
 from apart import SERVED, Apart, Late, install
 from support import PLAIN, plain_logprobs, plain_model, recipe, untimed
 
+from vlm_r1.cli import main
 from vlm_r1.config import ModelConfig
+from vlm_r1.config_file import resolved_yaml
 from vlm_r1.data.mixture import SampleStream
 from vlm_r1.data.source import load_source
 from vlm_r1.distributed.checkpoints import list_checkpoints, read_state, read_weights_of
@@ -210,6 +212,16 @@ def test_a_lost_engine_saves_the_steps_done_and_the_run_goes_on_later(
         assert untimed(tmp_path / "run") == untimed(runs[0][0]) and weights(tmp_path / "run") == weights(runs[0][0])
     else:  # the group that was there is not asked for again
         assert opened[0].asked[int(k == 2)][:3] == (4, [1], done - bool(k == 2))
+
+
+def test_the_command_says_it_in_one_message_and_exits_with_2(model_folder, tmp_path, monkeypatch, capsys):
+    install(monkeypatch, lost_at(1, EngineError("no server has answered for 900 s")))
+    (tmp_path / "recipe.yaml").write_text(resolved_yaml(settings(model_folder, tmp_path / "run", 1)))
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", str(tmp_path / "recipe.yaml")])
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and "Traceback" not in told
+    assert told.index("saved checkpoint-1") < told.index("no server has answered for 900 s")
 
 
 def test_an_engine_lost_while_it_takes_over_weights_ends_the_run_after_the_step_is_written(
