@@ -8,6 +8,7 @@ from typing import Any
 
 from vlm_r1.config import Recipe
 from vlm_r1.plan.advice import Change
+from vlm_r1.plan.generation import Cost, Division, Phases, Split
 from vlm_r1.plan.machine import GIB, Machine
 from vlm_r1.plan.make import Plan
 
@@ -100,3 +101,67 @@ def as_json(plan: Plan, machine: Machine, changes: Sequence[Change]) -> dict[str
         fits = plan.peak <= machine.room
         found |= {"gpu_memory": machine.memory, "fits": fits, "changes": [asdict(change) for change in changes]}
     return found
+
+
+def division_text(phases: Phases, division: Division) -> str:
+    """The phase times, a table of splits, and the best of them beside colocated servers."""
+    staleness = max(division.best.step_s)
+    shown = [split for split in division.splits if split.generation_gpus % division.unit == 0]
+    if division.best not in shown:
+        shown = sorted([*shown, division.best], key=lambda split: split.generation_gpus)
+    rows = [["GPUs for", "GPUs for", "seconds of", "seconds of", *("seconds of a" for _ in division.best.step_s)]]
+    rows += [
+        ["generation", "training", "generation", "training", *(f"step, staleness {k}" for k in division.best.step_s)]
+    ]
+    for split in shown:
+        times = (split.generation_s, split.training_s, *split.step_s.values())
+        marks = ["best"] * (split == division.best) + ["knee"] * (split == division.knee)
+        rows.append([f"{split.generation_gpus}", f"{split.training_gpus}", *map(_seconds, times), ", ".join(marks)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = ["  ".join([*map(str.rjust, row, widths), *row[len(widths) :]]).rstrip() for row in rows]
+    best, knee = division.best, division.knee
+    return "\n".join(
+        [
+            f"{phases.prompts} prompts a step, sync {_seconds(phases.sync_on(1))} s",
+            f"generation  {_cost(phases.generation)}",
+            f"training    {_cost(phases.training)}",
+            *_unknown(phases),
+            "",
+            *table,
+            "",
+            f"colocated   {_seconds(division.colocated_s)} s a step: all {division.gpus} GPUs generate, then train",
+            f"best        {_seconds(best.step_s[staleness])} s a step with {_named(best)} (staleness {staleness})",
+            f"knee        {_seconds(knee.step_s[staleness])} s a step with {_named(knee)}: more gain less than 5 % for "
+            f"{'another GPU' if division.unit == 1 else f'another {division.unit}'}",
+        ]
+    )
+
+
+def _unknown(phases: Phases) -> list[str]:
+    """What the phase times do not say."""
+    lines = []
+    if not phases.generation.fixed_s and not phases.training.fixed_s:
+        lines.append(
+            "No part of a phase is known that stays the same on more GPUs, so these times are too good for many GPUs: "
+            "add --from-run for a second run with another rl.prompts_per_step"
+        )
+    if phases.sync_on(1) < 1e-3:
+        lines.append("No sync was measured: give --sync-s, or a run with servers")
+    return lines
+
+
+def division_json(phases: Phases, division: Division) -> dict[str, Any]:
+    """The same as plain numbers; times are seconds."""
+    return {"phases": phases.model_dump()} | asdict(division)
+
+
+def _named(split: Split) -> str:
+    return f"{split.generation_gpus} GPUs for generation and {split.training_gpus} for training"
+
+
+def _cost(cost: Cost) -> str:
+    return f"{_seconds(cost.fixed_s)} s + {_seconds(cost.prompt_s)} s a prompt on a GPU"
+
+
+def _seconds(seconds: float) -> str:
+    return "0" if seconds < 1e-4 else f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}"

@@ -49,8 +49,8 @@ class Parity:
             return
         raise EngineError(
             f"the engine is not the trainer's model: log-probs of {self.tokens} tokens differ by {self.mean:.3g} nats "
-            f"on average (maximum {self.maximum:.3g}), the bound is {bound:g} (rollout.max_mismatch). vlm-r1 check-engine "
-            "shows where; docs/vllm.md lists what to look for"
+            f"on average (maximum {self.maximum:.3g}), the bound is {bound:g} (rollout.max_mismatch). vlm-r1 "
+            "check-engine shows more; docs/vllm.md lists what to look for"
         )
 
 

@@ -349,6 +349,8 @@ class VLLMEngine:
 
     def close(self) -> None:
         """End the servers that the run started, and delete the weights on their way."""
+        if self.closing:
+            return
         self.closing = True
         self._do(self._end())
         for seat in self.seats:
