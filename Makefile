@@ -5,11 +5,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --no-input --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 CODE := src tests $(wildcard benchmarks) $(wildcard examples) $(wildcard docs)
 
-.PHONY: help setup setup-dev setup-bench demo test test-slow lint format bench clean
+.PHONY: help setup setup-dev setup-bench vllm-env demo test test-slow test-vllm lint format bench clean
 
 help:
 	@echo "make demo   set up, train the shipped tiny model with GRPO for a few minutes, show before and after"
 	@echo "make test   the test suite (make test-slow: the slow tests too)"
+	@echo "make vllm-env   vLLM in .venv-vllm, for rollouts by servers (with CUDA where there is an NVIDIA GPU)"
+	@echo "make test-vllm  the tests with a real vLLM server, which make test leaves out"
 	@echo "make lint   ruff, mypy, import-linter"
 	@echo "make bench  one training step beside TRL's"
 
@@ -38,14 +40,24 @@ setup: .venv/.setup
 setup-dev: .venv/.setup-dev
 setup-bench: .venv/.setup-bench
 
+.venv-vllm/.setup: tools/vllm_env.sh tools/vllm-constraints.txt tools/torchvision_operators.py
+	@echo "Installing vLLM in an environment of its own (once, a few minutes) ..."
+	PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" tools/vllm_env.sh
+	@touch $@
+
+vllm-env: .venv-vllm/.setup
+
 demo: setup
 	$(BIN)/vlm-r1 demo
 
 test: setup-dev
-	$(BIN)/pytest -q -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(BIN)/pytest -q -m "not slow and not gpu and not vllm" $(PYTEST_ARGS)
 
 test-slow: setup-dev
-	$(BIN)/pytest -q -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/pytest -q -m "not gpu and not vllm" $(PYTEST_ARGS)
+
+test-vllm: setup-dev vllm-env
+	$(BIN)/pytest -q -m vllm $(PYTEST_ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff check $(CODE)

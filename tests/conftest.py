@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from browser import browser, open_page, page  # noqa: F401  # fixtures of the tests with a browser
+from vllm_servers import vllm_python, vllm_server  # noqa: F401
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"

@@ -162,6 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
             fake.load(body["update_info"]["paths"])
         elif url.path == "/finish_weight_update":
             fake.label = body.get("weight_version", fake.label)
+        elif url.path == "/update_weight_version":
+            fake.label = body["new_version"]
         elif url.path in ("/pause", "/resume"):
             fake.paused = url.path == "/pause"
         fixed = {

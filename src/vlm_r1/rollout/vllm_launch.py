@@ -13,7 +13,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from vlm_r1.config import LoraConfig, Recipe
+from vlm_r1.data.source import load_source
 from vlm_r1.errors import EngineError
+from vlm_r1.models.adapters import base_of_adapter
+from vlm_r1.models.family import Family
+from vlm_r1.models.load import resolve_path
+from vlm_r1.records import Sample
 
 MODEL = "policy"
 """What a server calls the model."""
@@ -23,6 +29,11 @@ WORKER = Path(__file__).parent / "vllm_worker"
 ENVIRONMENT = Path(".venv-vllm", "bin", "python")
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Sizes that vLLM can hold adapters in."""
+LOOKED_AT = 16
+"""Questions of each source whose prompts are measured."""
+MIN_PROMPT, MIN_IMAGES = 4096, 4
+"""Tokens and images that a prompt may have in any case: later questions may be longer, and room costs next to nothing.
+"""
 SECRETS = ("VLM_R1_SECRET", "VLLM_API_KEY")
 
 
@@ -64,6 +75,86 @@ class Launch:
         """Where it answers; on this machine, where it answers on all addresses."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def launch_of(
+    recipe: Recipe,
+    family: Family,
+    *,
+    port: int,
+    host: str = "127.0.0.1",
+    gpus: tuple[str, ...] = (),
+    gpu_memory: float | None = None,
+    max_model_len: int | None = None,
+    sleeps: bool = False,
+    secret: str | None = None,
+    weights_dir: str | None = None,
+) -> Launch:
+    """The server that a recipe needs. `family` may be without weights.
+
+    A sequence has room for twice the longest of the data's first prompts and the longest completion. `gpu_memory`
+    defaults to `rollout.server_memory`. Raises `EngineError` where the model is not one that a server can read.
+    """
+    refuse_scratch(recipe)
+    path, settings, how = resolve_path(recipe.model.path), recipe.rollout, recipe.train.how()
+    low = recipe.model.precision == "bfloat16" or (recipe.model.precision == "auto" and bool(gpus))
+    prompts = [(len(family.encode(sample).token_ids), len(sample.images)) for sample in _first_questions(recipe)]
+    return Launch(
+        model=base_of_adapter(path) or path,
+        dtype="bfloat16" if low else "float32",
+        host=host,
+        port=port,
+        max_model_len=max_model_len or _room(recipe, family, [tokens for tokens, _ in prompts]),
+        images=max([MIN_IMAGES, *(images for _, images in prompts)]),
+        picture_kwargs=family.picture_kwargs(recipe.model.min_pixels, recipe.model.max_pixels),
+        gpus=gpus,
+        tensor_parallel=max(1, len(gpus)),
+        gpu_memory=gpu_memory or settings.server_memory,
+        kv_cache_gb=settings.kv_cache_gb,
+        max_num_seqs=max(settings.max_sequences or 256, recipe.rl.group_size),
+        lora_rank=_rank(recipe, family) if "lora" in how.values() else None,
+        loras=2 + settings.staleness,
+        tower_lora="lora" in (how["vision"], how["connector"]),
+        seed=recipe.run.seed,
+        sleeps=sleeps,
+        # On a CPU the trainer and the server's own HTTP need the other cores.
+        threads=None if gpus else recipe.run.threads or max(1, (os.cpu_count() or 1) // 2),
+        weights_dir=weights_dir,
+        secret=secret,
+    )
+
+
+def _rank(recipe: Recipe, family: Family) -> int:
+    """The rank of the adapter that the model has, else of the one that the recipe would give it."""
+    adapters = getattr(family.model, "peft_config", None) or {}
+    return max((adapter.r for adapter in adapters.values()), default=(recipe.lora or LoraConfig()).rank)
+
+
+def refuse_scratch(recipe: Recipe) -> None:
+    """Raise `EngineError` where the recipe's model has no folder."""
+    if recipe.model.init == "scratch":
+        raise EngineError(
+            "model.init: scratch: a server reads its model from a folder; train one step with engine: native and "
+            "name its final/ as model.path"
+        )
+
+
+def _room(recipe: Recipe, family: Family, prompts: list[int]) -> int:
+    tokens = max([MIN_PROMPT, *(2 * length for length in prompts)])
+    tokens += max(recipe.rollout.max_new_tokens, recipe.eval.max_new_tokens)
+    limit = getattr(family.model.config.get_text_config(), "max_position_embeddings", None)
+    return min(tokens, limit or tokens)
+
+
+def _first_questions(recipe: Recipe) -> Iterable[Sample]:
+    """The first questions of each source; data sets on the hub are not read, that would download them."""
+    for source in (*recipe.data.train, *recipe.data.eval.values()):
+        if source.hub is not None:
+            continue
+        if source.scenes is None and source.sampling == "all":
+            source = source.model_copy(update={"sampling": f"first:{LOOKED_AT}"})
+        samples = load_source(source, seed=recipe.run.seed)
+        yield from (samples[i] for i in range(min(LOOKED_AT, len(samples))))
 
 
 def command(launch: Launch, python: str) -> tuple[list[str], dict[str, str]]:

@@ -8,17 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from vlm_r1.config import Recipe
 from vlm_r1.distributed.processes import World
 from vlm_r1.distributed.wire import MEMORY, WeightFiles
 from vlm_r1.errors import ConfigError, EngineError
-from vlm_r1.models.adapters import NAME, base_of_adapter
-from vlm_r1.models.load import LoadedPolicy, resolve_path
+from vlm_r1.models.load import LoadedPolicy
 from vlm_r1.rollout.vllm import Seat, VLLMEngine
 from vlm_r1.rollout.vllm_client import Server
-from vlm_r1.rollout.vllm_launch import Launch, find_python
+from vlm_r1.rollout.vllm_launch import find_python, launch_of
 from vlm_r1.rollout.vllm_server import ServerProcess, free_port
 
 SECRET = "VLM_R1_SECRET"
@@ -84,7 +81,13 @@ def _started(
             )
         gpus = tuple(_gpu_name(world.local_rank + i) for i in range(each)) if on_gpu else ()
         launch = launch_of(
-            recipe, loaded, gpus=gpus, weights_dir=str(files.root if files else settings.weights_dir or MEMORY)
+            recipe,
+            loaded.family,
+            port=free_port(),
+            gpus=gpus,
+            sleeps=on_gpu,
+            secret=secrets.token_hex(16),
+            weights_dir=str(files.root if files else settings.weights_dir or MEMORY),
         )
         log = Path(recipe.run.dir) / "servers" / f"rank-{world.rank}.log"
         process = ServerProcess(launch, find_python(settings.vllm_python), log)
@@ -95,34 +98,6 @@ def _started(
             process.kill()
         return None, error
     return process, None
-
-
-def launch_of(recipe: Recipe, loaded: LoadedPolicy, *, gpus: tuple[str, ...], weights_dir: str) -> Launch:
-    """The server that a run starts for its recipe."""
-    settings, model = recipe.rollout, loaded.policy.model
-    adapters = getattr(model, "peft_config", None) or {}
-    adapter = adapters.get(NAME)
-    path = resolve_path(recipe.model.path)
-    dtype = "float32" if loaded.policy.compute_dtype == torch.float32 else "bfloat16"
-    return Launch(
-        model=base_of_adapter(path) or path,
-        dtype=dtype,  # type: ignore[arg-type]
-        port=free_port(),
-        max_model_len=4096,
-        images=8,
-        picture_kwargs=loaded.family._picture_kwargs,
-        gpus=gpus,
-        tensor_parallel=settings.tensor_parallel if gpus else 1,
-        gpu_memory=settings.server_memory,
-        kv_cache_gb=settings.kv_cache_gb,
-        lora_rank=adapter.r if adapter is not None else None,
-        loras=settings.staleness + 2,
-        seed=recipe.run.seed,
-        sleeps=bool(gpus),
-        threads=recipe.run.threads or max(1, (os.cpu_count() or 1) // 2),
-        weights_dir=weights_dir,
-        secret=secrets.token_hex(16),
-    )
 
 
 def _gpu_name(number: int) -> str:

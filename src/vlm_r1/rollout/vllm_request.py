@@ -39,7 +39,7 @@ def body_of(
         images.append({"type": "image_url", "url": url})
     greedy = sampling.seed is None
     params: dict[str, Any] = {
-        "n": n,
+        "n": 1 if greedy else n,  # vLLM refuses to write the same completion twice
         "temperature": 0.0 if greedy else sampling.temperature,
         "max_tokens": sampling.max_new_tokens,
         "logprobs": 0,
@@ -70,7 +70,14 @@ def seed_of(sampling: SamplingParams, number: int) -> int:
 
 
 def rollouts_of(
-    loaded: LoadedPolicy, prompt: Prompt, answer: dict[str, Any], n: int, version: int, label: str | None
+    loaded: LoadedPolicy,
+    prompt: Prompt,
+    answer: dict[str, Any],
+    n: int,
+    version: int,
+    label: str | None,
+    *,
+    greedy: bool,
 ) -> tuple[Rollout, ...]:
     """The completions of an answer, in order.
 
@@ -84,6 +91,8 @@ def rollouts_of(
             "folder, with the recipe's model.min_pixels and model.max_pixels?"
         )
     choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+    if greedy:
+        choices *= n
     if len(choices) != n or any(choice["finish_reason"] not in ("stop", "length") for choice in choices):
         ends = sorted({str(choice["finish_reason"]) for choice in choices})
         raise Unfit(f"it returned {len(choices)} of {n} completions ({', '.join(ends)})")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -36,12 +36,13 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 class ServerProcess:
-    """A server and all processes it starts, in a process group of their own. What it prints goes to `log`.
+    """A server and all processes it starts, in a process group of their own.
 
+    What it prints is added to the file `log`, or printed where there is none.
     It ends with the process that started it, however that one ends. `url` and `secret` are what a client needs.
     """
 
-    def __init__(self, launch: Launch, python: str, log: Path) -> None:
+    def __init__(self, launch: Launch, python: str, log: Path | None = None) -> None:
         self.launch, self.python, self.log = launch, python, log
         self.url, self.secret = launch.url, launch.secret
         self._guard: subprocess.Popen[bytes] | None = None
@@ -51,8 +52,11 @@ class ServerProcess:
         self._check_port()
         argv, variables = command(self.launch, self.python)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(TORCHRUN)}
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
+        with ExitStack() as stack:
+            log = None
+            if self.log is not None:
+                self.log.parent.mkdir(parents=True, exist_ok=True)
+                log = stack.enter_context(self.log.open("ab"))
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *argv],
                 env=inherited | variables,
@@ -94,20 +98,23 @@ class ServerProcess:
     def alive(self) -> bool:
         """Whether its processes run, which says nothing about whether they answer."""
         # Looked at without taking the exit code: until `kill` does, no other process can get the group's number.
-        look = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return self._guard is not None and os.waitid(os.P_PID, self._guard.pid, look) is None
+        look, guard = os.WEXITED | os.WNOHANG | os.WNOWAIT, self._guard
+        try:
+            return guard is not None and os.waitid(os.P_PID, guard.pid, look) is None
+        except ChildProcessError:  # another thread killed it in between
+            return False
 
     def kill(self) -> None:
         """End it and all it started, at once; returns when they are gone. Nothing happens where it does not run."""
-        if self._guard is None:
+        guard, self._guard = self._guard, None
+        if guard is None:
             return
-        group, end = self._guard.pid, time.monotonic() + END_S
+        group, end = guard.pid, time.monotonic() + END_S
         while _runs(group) and time.monotonic() < end:
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
             time.sleep(0.02)
-        self._guard.wait()
-        self._guard = None
+        guard.wait()
 
     def restart(self) -> None:
         """Kill it where it runs, and start it again with the same address; it has the weights of its model folder."""
@@ -116,6 +123,8 @@ class ServerProcess:
 
     def last_lines(self) -> str:
         """The end of its log, for a message."""
+        if self.log is None:
+            return "What it printed is above"
         try:
             size = self.log.stat().st_size
             with self.log.open("rb") as file:
