@@ -261,7 +261,7 @@ class VLLMEngine:
         if not self.asleep:
             self._do(self._send_all())
         self.world.barrier()
-        self.files.drop_before(version - self.settings.staleness if self._adapted else version)
+        self.files.drop_before(version)
 
     async def _send_all(self) -> None:
         await asyncio.gather(*(self._take_over(seat) for seat in self.seats))
@@ -273,7 +273,7 @@ class VLLMEngine:
             try:
                 if seat.usable:
                     await self._send(seat)
-            except Unfit as why:
+            except (Unfit, EngineError) as why:  # raised here, it would leave the other processes waiting
                 self._lose(seat, str(why))
 
     async def _send(self, seat: Seat) -> None:
@@ -284,8 +284,7 @@ class VLLMEngine:
             known = await seat.server.models()
             if self.label not in known:
                 await seat.server.load_adapter(self.weights[0], self.label)
-            kept = {f"{self.run}-v{self.version - age}" for age in range(self.settings.staleness + 1)}
-            for old in known - kept - {MODEL}:
+            for old in known - {self.label, MODEL}:
                 await seat.server.unload_adapter(old)
 
     # -- memory ------------------------------------------------------------------------------------------------------
@@ -306,7 +305,7 @@ class VLLMEngine:
                     if self.label is not None:
                         await self._send(seat)
                     await seat.server.wake("kv_cache")
-                except Unfit as why:
+                except (Unfit, EngineError) as why:
                     self._lose(seat, str(why))
 
         await asyncio.gather(*(rise(seat) for seat in self.seats))
@@ -327,7 +326,7 @@ class VLLMEngine:
                 async with seat.lock:
                     try:
                         await seat.server.sleep()
-                    except Unfit as why:
+                    except (Unfit, EngineError) as why:
                         self._lose(seat, str(why))
 
         await asyncio.gather(*(lie_down(seat) for seat in self.seats))

@@ -114,7 +114,6 @@ def launch_of(
         kv_cache_gb=settings.kv_cache_gb,
         max_num_seqs=max(settings.max_sequences or 256, recipe.rl.group_size),
         lora_rank=_rank(recipe, family) if adapted else None,
-        loras=2 + settings.staleness,
         tower_lora="lora" in (how["vision"], how["connector"]),
         seed=recipe.run.seed,
         sleeps=sleeps,
