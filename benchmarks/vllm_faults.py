@@ -67,6 +67,16 @@ def servers_of(process: int) -> list[int]:
     return [n for n, name in names.items() if SERVER in name and "-S\0" not in name and below(n)]
 
 
+def answers(server: int) -> bool:
+    """Whether a server process answers on the port that its command line names."""
+    try:
+        words = Path(f"/proc/{server}/cmdline").read_bytes().decode().split("\0")
+        with urllib.request.urlopen(f"http://127.0.0.1:{words[words.index('--port') + 1]}/health", timeout=2) as found:
+            return bool(found.status == 200)
+    except OSError:
+        return False
+
+
 def step_of(folder: Path) -> int:
     """Steps that a run has done."""
     file = folder / "metrics.jsonl"
@@ -84,6 +94,9 @@ def disturb(run: subprocess.Popen[bytes], folder: Path, signals: list[int], seed
         if run.poll() is not None:
             break
         targets = servers_of(run.pid)
+        while number == signal.SIGSTOP and run.poll() is None and not any(map(answers, targets)):
+            time.sleep(0.5)  # one that hangs while it starts is waited for as long as a large model may take
+            targets = servers_of(run.pid)
         for target in targets:
             os.kill(target, number)
         happened.append({"signal": signal.Signals(number).name, "at_step": step_of(folder), "processes": len(targets)})

@@ -46,6 +46,7 @@ class FakeVLLM:
     def __init__(self, loaded: LoadedPolicy, *, config: dict | None = None, version: str = "0.32.0") -> None:
         self.loaded, self.config, self.version = loaded, config or CONFIG, version
         self.first = {name: p.detach().clone() for name, p in loaded.policy.named_parameters()}
+        self.spoilt = ""
         self.faults: list[int | str] = []
         self.delay = 0.0
         self.log: list[str] = []
@@ -92,6 +93,10 @@ class FakeVLLM:
             for name, parameter in self.loaded.policy.model.named_parameters():
                 parameter.copy_(found.pop(name))
         assert not found, found.keys()
+
+    def checksums(self) -> dict[str, str]:
+        found = self.loaded.policy.model.named_parameters()
+        return {name: str(float(p.double().sum())) + self.spoilt for name, p in found}
 
     def generate(self, body: dict) -> dict:
         wanted, prompt = body["sampling_params"], self._prompt(body)
@@ -171,6 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
             "/weight_info": {"weight_version": fake.label},
             "/server_info": {"vllm_config": fake.config, "query": parse_qs(url.query)},
             "/reset_prefix_cache": {"success": True},
+            "/weight_checker": {"checksums": fake.checksums() if url.path == "/weight_checker" else {}},
             "/v1/models": {"data": [{"id": fake.config["model_config"]["served_model_name"]}]},
         }
         self.send(200, fixed.get(url.path, {}))

@@ -13,6 +13,7 @@ from vlm_r1.errors import EngineError
 from vlm_r1.records import Prompt, RolloutGroup, Sample, SamplingParams
 from vlm_r1.rl.experience import deal
 from vlm_r1.rollout.engine import RolloutEngine, awake
+from vlm_r1.rollout.vllm import VLLMEngine
 from vlm_r1.runtime.prefetch import Prefetcher
 from vlm_r1.runtime.session import Session
 from vlm_r1.runtime.tally import Tally
@@ -83,6 +84,9 @@ class Rollouts:
     def tally(self) -> Tally:
         """What was measured since the last call."""
         tally, self._tally = self._tally, Tally()
+        if isinstance(self.engine, VLLMEngine):
+            for name, count in self.engine.take_counts().items():
+                tally.total(f"rollout/{name}", count)
         return tally
 
     def state(self, step: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from vlm_r1.errors import EngineError
 from vlm_r1.models.load import LoadedPolicy
 from vlm_r1.records import Prompt, RolloutGroup, SamplingParams
 from vlm_r1.rollout.engine import EngineState
-from vlm_r1.rollout.vllm_client import RouteError, Server, Unfit
+from vlm_r1.rollout.vllm_client import FROM_FOLDER, RouteError, Server, Unfit
 from vlm_r1.rollout.vllm_launch import MODEL
 from vlm_r1.rollout.vllm_request import body_of, rollouts_of, stops_of
 from vlm_r1.rollout.vllm_server import ServerProcess
@@ -262,6 +262,21 @@ class VLLMEngine:
             self._do(self._send_all())
         self.world.barrier()
         self.files.drop_before(version)
+
+    def checksums(self, *, fresh: bool = False) -> list[dict[str, str]]:
+        """A hash of every parameter, of each server that this process drives; they read all their weights for it.
+
+        With `fresh` only of those that have the weights of their model folder yet.
+        """
+        seats = [seat for seat in self.seats if seat.driven and seat.usable]
+        if fresh:
+            seats = [seat for seat in seats if self._do(seat.server.label()) == FROM_FOLDER]
+        return [self._do(seat.server.checksums()) for seat in seats]
+
+    def take_counts(self) -> dict[str, int]:
+        """How many groups were asked for again, and how often a server was left out, since the last call."""
+        counts, self.counts = self.counts, dict.fromkeys(self.counts, 0)
+        return counts
 
     async def _send_all(self) -> None:
         await asyncio.gather(*(self._take_over(seat) for seat in self.seats))

@@ -19,6 +19,8 @@ from vlm_r1.rollout.vllm_launch import BACKEND, MODEL
 
 OLDEST = (0, 32)
 """The first version of vLLM with all routes that are used, as they are used."""
+FROM_FOLDER = "default"
+"""What a server calls the weights that it was started with."""
 LOADING = "loading"
 """What a server calls weights that are on their way."""
 CONTROL_S = 60.0
