@@ -96,7 +96,7 @@ class FakeVLLM:
 
     def checksums(self) -> dict[str, str]:
         found = self.loaded.policy.model.named_parameters()
-        return {name: str(float(p.double().sum())) + self.spoilt for name, p in found}
+        return {name: str(float(p.detach().double().sum())) + self.spoilt for name, p in found}
 
     def generate(self, body: dict) -> dict:
         wanted, prompt = body["sampling_params"], self._prompt(body)
