@@ -62,6 +62,7 @@ class FakeVLLM:
 
     def start(self) -> "FakeVLLM":
         self.label, self.paused, self.hanging = "default", False, threading.Event()
+        self.resident = {"weights", "kv_cache"}
         with torch.no_grad():
             for name, parameter in self.loaded.policy.named_parameters():
                 parameter.copy_(self.first[name])
@@ -88,6 +89,7 @@ class FakeVLLM:
     # -- routes ------------------------------------------------------------------------------------------------------
 
     def load(self, paths: list[str]) -> None:
+        assert "weights" in self.resident
         found = {name: tensor for path in paths for name, tensor in load_file(path).items()}
         with torch.no_grad():
             for name, parameter in self.loaded.policy.model.named_parameters():
@@ -99,6 +101,7 @@ class FakeVLLM:
         return {name: str(float(p.detach().double().sum())) + self.spoilt for name, p in found}
 
     def generate(self, body: dict) -> dict:
+        assert self.resident == {"weights", "kv_cache"}
         wanted, prompt = body["sampling_params"], self._prompt(body)
         greedy = wanted["temperature"] == 0
         sampling = SamplingParams(
@@ -167,6 +170,12 @@ class _Handler(BaseHTTPRequestHandler):
             fake.load(body["update_info"]["paths"])
         elif url.path == "/finish_weight_update":
             fake.label = body.get("weight_version", fake.label)
+        elif url.path == "/sleep":
+            fake.resident = set()
+            for parameter in fake.loaded.policy.parameters():
+                parameter.data.fill_(float("nan"))
+        elif url.path == "/wake_up":
+            fake.resident |= set(parse_qs(url.query)["tags"])
         elif url.path == "/update_weight_version":
             fake.label = body["new_version"]
         elif url.path in ("/pause", "/resume"):
