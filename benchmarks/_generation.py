@@ -28,7 +28,7 @@ from vlm_r1.records import Prompt, Rollout, RolloutGroup
 from vlm_r1.rewards.rubric import build_rubric
 from vlm_r1.rl.algorithms import ALGORITHMS
 from vlm_r1.rl.experience import batch_of, judge
-from vlm_r1.rl.loop import sampling_of
+from vlm_r1.rl.rollouts import sampling_of
 from vlm_r1.rl.step import Trainer
 from vlm_r1.runtime.session import Session, open_session
 

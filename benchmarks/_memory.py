@@ -32,8 +32,8 @@ from vlm_r1.models.vision_cache import VisionCache
 from vlm_r1.rl.algorithms import ALGORITHMS
 from vlm_r1.rl.batch import make_batch
 from vlm_r1.rl.experience import deal, prompt_batches
-from vlm_r1.rl.loop import sampling_of
 from vlm_r1.rl.reference import load_reference
+from vlm_r1.rl.rollouts import sampling_of
 from vlm_r1.rl.step import Trainer
 from vlm_r1.rollout.engine import awake
 from vlm_r1.rollout.sampling import StoppingCriteria

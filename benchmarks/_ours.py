@@ -32,7 +32,7 @@ from vlm_r1.config import (
     RunConfig,
     TrainConfig,
 )
-from vlm_r1.rl import loop
+from vlm_r1.rl import loop, rollouts
 from vlm_r1.rollout.native import eos_token_ids
 from vlm_r1.runtime.runlog import read_metrics
 from vlm_r1.runtime.session import Session
@@ -79,7 +79,7 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     before: dict[str, Any] = {}
     sessions: list[Session] = []
     after: dict[str, float] = {}
-    open_session, deal = loop.open_session, loop.deal
+    open_session, deal = loop.open_session, rollouts.deal
 
     @contextmanager
     def opened(recipe: Recipe) -> Iterator[Session]:
@@ -95,7 +95,7 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
         cpu.append(time.process_time())
         return deal(*args, **kwargs)
 
-    loop.open_session, loop.deal = opened, dealt
+    loop.open_session, rollouts.deal = opened, dealt
     with tempfile.TemporaryDirectory() as run_dir:
         recipe = recipe_of(setting, Path(run_dir), **options)
         loop.train(recipe)

@@ -23,7 +23,7 @@ from vlm_r1 import demo
 from vlm_r1.config import Recipe
 from vlm_r1.config_file import load_config
 from vlm_r1.models import policy as policy_module
-from vlm_r1.rl import loop, step
+from vlm_r1.rl import loop, rollouts, step
 from vlm_r1.rollout.lean import LeanLayers
 from vlm_r1.runtime.session import Session
 
@@ -75,7 +75,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     clock = Clock()
     marks: list[float] = []
     parts: list[dict[str, float]] = []
-    open_session, deal = loop.open_session, loop.deal
+    open_session, deal = loop.open_session, rollouts.deal
 
     @contextmanager
     def opened(recipe: Recipe) -> Iterator[Session]:
@@ -88,7 +88,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         parts.append(clock.take())
         return deal(*args, **kwargs)
 
-    loop.open_session, loop.deal = opened, dealt
+    loop.open_session, rollouts.deal = opened, dealt
     with tempfile.TemporaryDirectory() as folder:
         steps = job["warmup"] + job["repetitions"] + 1
         recipe = demo_recipe(Path(folder), steps, job.get("model"), job.get("threads"))

@@ -30,10 +30,10 @@ def main() -> None:
         ban_end_of_text(session)
         run(session, *arguments)
 
-    def timed(session: Any, phase: str) -> None:
+    def timed(session: Any, phase: str, *rest: Any) -> None:
         session.world.barrier()
         began = time.perf_counter()
-        evaluate(session, phase)
+        evaluate(session, phase, *rest)
         session.world.barrier()
         seconds.append(time.perf_counter() - began)
 

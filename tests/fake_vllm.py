@@ -46,6 +46,7 @@ class FakeVLLM:
     def __init__(self, loaded: LoadedPolicy, *, config: dict | None = None, version: str = "0.32.0") -> None:
         self.loaded, self.config, self.version = loaded, config or CONFIG, version
         self.first = {name: p.detach().clone() for name, p in loaded.policy.named_parameters()}
+        self.spoilt = ""
         self.faults: list[int | str] = []
         self.delay = 0.0
         self.log: list[str] = []
@@ -61,6 +62,7 @@ class FakeVLLM:
 
     def start(self) -> "FakeVLLM":
         self.label, self.paused, self.hanging = "default", False, threading.Event()
+        self.resident = {"weights", "kv_cache"}
         with torch.no_grad():
             for name, parameter in self.loaded.policy.named_parameters():
                 parameter.copy_(self.first[name])
@@ -87,13 +89,19 @@ class FakeVLLM:
     # -- routes ------------------------------------------------------------------------------------------------------
 
     def load(self, paths: list[str]) -> None:
+        assert "weights" in self.resident
         found = {name: tensor for path in paths for name, tensor in load_file(path).items()}
         with torch.no_grad():
             for name, parameter in self.loaded.policy.model.named_parameters():
                 parameter.copy_(found.pop(name))
         assert not found, found.keys()
 
+    def checksums(self) -> dict[str, str]:
+        found = self.loaded.policy.model.named_parameters()
+        return {name: str(float(p.detach().double().sum())) + self.spoilt for name, p in found}
+
     def generate(self, body: dict) -> dict:
+        assert self.resident == {"weights", "kv_cache"}
         wanted, prompt = body["sampling_params"], self._prompt(body)
         greedy = wanted["temperature"] == 0
         sampling = SamplingParams(
@@ -162,6 +170,12 @@ class _Handler(BaseHTTPRequestHandler):
             fake.load(body["update_info"]["paths"])
         elif url.path == "/finish_weight_update":
             fake.label = body.get("weight_version", fake.label)
+        elif url.path == "/sleep":
+            fake.resident = set()
+            for parameter in fake.loaded.policy.parameters():
+                parameter.data.fill_(float("nan"))
+        elif url.path == "/wake_up":
+            fake.resident |= set(parse_qs(url.query)["tags"])
         elif url.path == "/update_weight_version":
             fake.label = body["new_version"]
         elif url.path in ("/pause", "/resume"):
@@ -171,6 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
             "/weight_info": {"weight_version": fake.label},
             "/server_info": {"vllm_config": fake.config, "query": parse_qs(url.query)},
             "/reset_prefix_cache": {"success": True},
+            "/weight_checker": {"checksums": fake.checksums() if url.path == "/weight_checker" else {}},
             "/v1/models": {"data": [{"id": fake.config["model_config"]["served_model_name"]}]},
         }
         self.send(200, fixed.get(url.path, {}))

@@ -327,8 +327,9 @@ def reference_of(session) -> tuple:
 
 
 def untimed(run_dir: Path) -> list[dict]:
-    """The metrics of a run without those of a clock or of a cache, which starts empty in every process."""
-    dropped = ("time/", "perf/", "vision_cache/")
+    """The metrics of a run without those of a clock, of servers, and of a cache, which is empty in a new process."""
+    dropped = ("time/", "perf/", "vision_cache/", "rollout/wait_s", "rollout/generate_s")
+    dropped += ("rollout/asked_again", "rollout/servers_lost")
     return [{k: v for k, v in row.items() if not k.startswith(dropped)} for row in read_metrics(run_dir)]
 
 

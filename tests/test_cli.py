@@ -188,7 +188,7 @@ def test_the_other_commands_pass_their_arguments_on(monkeypatch):
     ):
         assert run(*line.split()) == 0, line
     assert seen == [
-        ("tiny", Path("a.png"), "what", Path("prediction.png"), "rec", None),
+        ("tiny", Path("a.png"), "what", Path("prediction.png"), "rec", None, {"engine": "native", "servers": ()}),
         (Path("runs/demo"), 3, 5),
         ([Path("runs/a"), Path("runs/b")],),
         (Path("d.jsonl"), Path("pics"), "ovd"),

@@ -351,6 +351,8 @@ class Recipe(Section):
             return self
         if self.model.init == "scratch":
             raise ValueError("train: lora needs a base model with weights, and model.init is scratch")
+        if self.rollout.engine == "vllm" and self.lora is not None and self.lora.variant == "dora":
+            raise ValueError("lora.variant: dora cannot be served by vLLM; use lora or rslora, or engine: native")
         if self.method == "grpo" and self.lora is not None and self.lora.dropout:
             raise ValueError(
                 "lora.dropout: the policy that is updated would not be the one that sampled the answers; use 0"

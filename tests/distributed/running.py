@@ -13,7 +13,7 @@ from vlm_r1.config_file import resolved_yaml
 from vlm_r1.runtime.runlog import read_metrics, read_rollouts, rollout_steps
 
 SCRIPTS = Path(__file__).parent
-LOCAL = ("time/", "perf/", "vision_cache/")
+LOCAL = ("time/", "perf/", "vision_cache/", "rollout/wait_s", "rollout/generate_s")
 """Metrics of a clock, or of caches that every process has for itself."""
 
 

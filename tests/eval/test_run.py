@@ -9,7 +9,7 @@ from PIL import Image
 from support import Scripted, answered, recipe, save_tiny, tiny
 
 from vlm_r1.boxes import iou
-from vlm_r1.errors import ConfigError
+from vlm_r1.errors import ConfigError, EngineError
 from vlm_r1.eval import run
 from vlm_r1.eval.run import evaluate, evaluate_model, load_splits, read_rollouts
 from vlm_r1.rollout.native import NativeEngine
@@ -109,3 +109,27 @@ def test_without_a_split_the_remedy_is_said(settings):
     nothing = settings.model_copy(update={"data": settings.data.model_copy(update={"eval": {}})})
     with pytest.raises(ConfigError, match=r"data\.eval: is empty; name at least one held-out split"):
         evaluate_model(nothing)
+
+
+@pytest.mark.parametrize("wanted", [None, 3, 4])
+def test_answers_of_several_versions_are_not_compared(settings, wanted):
+    class Updated(NativeEngine):
+        def generate(self, prompts, sampling, *, n):
+            self.version = 4 if prompts[0].number >= 4 else 3
+            yield from super().generate(prompts, sampling, n=n)
+
+    loaded, splits = tiny(), load_splits(settings)
+    with pytest.raises(EngineError, match=r"in_domain: .* there are 2 \(3, 4\)"):
+        evaluate(Updated(loaded), loaded.family, splits, settings, version=wanted)
+
+
+def test_answers_of_another_version_than_the_wanted_one_are_refused(settings):
+    loaded, splits = tiny(), load_splits(settings)
+    engine = NativeEngine(loaded)
+    engine.sync(iter(()), version=2)
+    assert (
+        evaluate(engine, loaded.family, splits, settings, version=2)[0]
+        == evaluate(engine, loaded.family, splits, settings)[0]
+    )
+    with pytest.raises(EngineError, match=r"there are 2 \(2, 5\)"):
+        evaluate(engine, loaded.family, splits, settings, version=5)

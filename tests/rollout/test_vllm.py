@@ -16,6 +16,7 @@ from vlm_r1.errors import EngineError
 from vlm_r1.records import SamplingParams
 from vlm_r1.rl.parity import compare
 from vlm_r1.rollout import vllm
+from vlm_r1.rollout.engine import awake
 from vlm_r1.rollout.native import NativeEngine
 from vlm_r1.rollout.vllm import Seat, VLLMEngine
 from vlm_r1.rollout.vllm_client import Server
@@ -43,11 +44,11 @@ def open_engine(request):
     """Make engines over servers, closed at the end."""
     opened = []
 
-    def make(servers, loaded=None, **settings):
+    def make(servers, loaded=None, *, sleeps=False, **settings):
         loaded = loaded or tiny()
         files = WeightFiles(loaded.policy, ALONE, None)
         seats = [Seat(Server(server.url), driven=True) for server in servers]
-        engine = VLLMEngine(loaded, RolloutConfig(engine="vllm", **settings), seats, files=files)
+        engine = VLLMEngine(loaded, RolloutConfig(engine="vllm", **settings), seats, files=files, sleeps=sleeps)
         opened.append(engine)
         engine.sync(loaded.policy.named_parameters(), 0)
         return engine
@@ -204,6 +205,28 @@ def test_an_old_version_is_named(open_engine):
     with FakeVLLM(tiny(), version="0.30.1") as server:
         [problem] = open_engine([server]).check().problems
     assert "vLLM 0.30.1 is older than 0.32" in problem
+
+
+def test_servers_on_the_gpus_of_the_run_sleep_without_weights_and_wake_with_the_current_ones(servers, open_engine):
+    loaded = tiny()
+    engine = open_engine(servers, loaded, sleeps=True)
+    prompts = mixed_prompts(loaded)
+    with awake(engine):
+        answers(engine, prompts)
+    assert all(server.resident == set() for server in servers)
+    changed(loaded)
+    for server in servers:
+        server.log.clear()
+    engine.sync(loaded.policy.named_parameters(), 1)
+    assert all(not server.log for server in servers)  # asleep they have no memory to take weights into
+    for _ in range(2):  # waking without new weights, as for an evaluation, brings them back too
+        with awake(engine):
+            groups = answers(engine, prompts)
+        assert {rollout.version for group in groups for rollout in group.rollouts} == {1}
+    found = compare(loaded, engine, NativeEngine(loaded), prompts, SAMPLED, 2)
+    assert found.same == found.greedy and found.maximum < 1e-4
+    paths = [path for path in servers[0].log if "wake_up" in path or "update_weights" in path]
+    assert paths[:3] == ["/wake_up?tags=weights", "/update_weights", "/wake_up?tags=kv_cache"]
 
 
 def test_old_versions_of_the_weights_are_deleted(servers, open_engine):

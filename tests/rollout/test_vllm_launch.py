@@ -10,7 +10,7 @@ from support import scratch
 
 from vlm_r1.config import Recipe
 from vlm_r1.errors import EngineError
-from vlm_r1.models.load import load_family
+from vlm_r1.models.load import load_without_weights
 from vlm_r1.rollout import vllm_launch
 from vlm_r1.rollout.vllm_launch import Launch, command, find_python, launch_of, shell_line
 
@@ -117,7 +117,7 @@ def recipe(**sections) -> Recipe:
 
 
 def launched(made: Recipe, **settings) -> Launch:
-    return launch_of(made, load_family(made.model, made.prompt), port=8000, **settings)
+    return launch_of(made, load_without_weights(made.model, made.prompt).family, port=8000, **settings)
 
 
 def test_a_recipe_says_what_its_server_needs():
@@ -142,7 +142,7 @@ def test_a_recipe_says_what_its_server_needs():
 
 
 def test_longer_prompts_and_completions_get_more_room(monkeypatch):
-    family = load_family(recipe().model)
+    family = load_without_weights(recipe().model).family
     longest = max(
         len(family.encode(s).token_ids) for s in vllm_launch._first_questions(recipe(model={"max_pixels": 9216}))
     )

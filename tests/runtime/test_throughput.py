@@ -69,6 +69,8 @@ def test_rates_by_hand(monkeypatch):
     found = gpu(monkeypatch, tiny()).rates(values, 6)
     assert found == pytest.approx(expected | shares)
     assert values.keys() == {*tokens, *times, "reward"}
+    ahead = gpu(monkeypatch, tiny()).rates(values | counted | {"rollout/generate_s": 4.0}, 6)  # beside the update
+    assert (ahead["perf/prompt_tokens_per_s"], ahead["perf/completion_tokens_per_s"]) == (25.0, 150.0)
     unknown = gpu(monkeypatch, tiny(), "NVIDIA Unheard-of")
     assert unknown.rates(values | counted, 6) == pytest.approx(expected)
 

@@ -80,16 +80,13 @@ def _run(process: ServerProcess) -> None:
 
 
 def _secret(host: str) -> str | None:
-    from ipaddress import ip_address
 
     secret = os.environ.get("VLM_R1_SECRET") or None
     if secret is not None and not (secret.isascii() and secret.isprintable() and " " not in secret):
         raise EngineError("VLM_R1_SECRET: a secret has printable ASCII characters without spaces; set another one")
-    try:
-        loopback = host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if secret is None and not loopback:
+    from vlm_r1.rollout.vllm_launch import is_loopback
+
+    if secret is None and not is_loopback(host):
         raise EngineError(
             f"--host {host}: whoever reaches this server can load weights into it and call methods of its workers; set "
             'a secret, here and for the runs that use it: export VLM_R1_SECRET="$(openssl rand -hex 16)"'

@@ -33,8 +33,10 @@ class Watchdog:
         self.count, self.doing, self.allow = 0, "starting", 0.0
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
+        self._main = threading.get_ident()
 
     def __enter__(self) -> Watchdog:
+        self._main = threading.get_ident()
         if self.world.size > 1:
             attempt = self.world.gather(uuid.uuid4().hex)[0]  # the store may hold what an earlier attempt wrote
             self.store = dist.PrefixStore(attempt, connect())
@@ -49,6 +51,8 @@ class Watchdog:
         self.world.beat = lambda doing="", allow=0.0: None
 
     def _beat(self, doing: str = "", allow: float = 0.0) -> None:
+        if threading.get_ident() != self._main:
+            return  # what works beside the main thread must not hide that it hangs
         self.count += 1
         self.allow = allow
         if doing:

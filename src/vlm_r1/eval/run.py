@@ -14,18 +14,20 @@ from vlm_r1.config import Recipe
 from vlm_r1.data.source import load_source
 from vlm_r1.distributed import processes
 from vlm_r1.distributed.processes import ALONE, World
-from vlm_r1.errors import ConfigError, nearest
+from vlm_r1.errors import ConfigError, EngineError, nearest
+from vlm_r1.eval.answering import open_answering
 from vlm_r1.eval.measures import summary
 from vlm_r1.eval.outcomes import Outcome, outcome
 from vlm_r1.models.family import Family
-from vlm_r1.models.load import load_policy
 from vlm_r1.prompts.parse import read_answer
 from vlm_r1.records import Answer, RolloutGroup, Sample, SamplingParams
 from vlm_r1.rollout.engine import RolloutEngine, awake
-from vlm_r1.rollout.native import NativeEngine
 from vlm_r1.runtime.rows import answer_row, image_bytes
 from vlm_r1.runtime.runlog import write_atomically
+from vlm_r1.runtime.together import raise_together
 
+SERVED_AT_ONCE = 512
+"""Questions that servers are asked at once by a process; it holds their images."""
 PICTURES_KEPT = 24
 """Pictures of each split that the table of outcomes keeps, for the report."""
 
@@ -46,27 +48,46 @@ def read_rollouts(group: RolloutGroup) -> list[Answer]:
 
 
 def evaluate(
-    engine: RolloutEngine, family: Family, splits: Mapping[str, Sequence[Sample]], recipe: Recipe, world: World = ALONE
+    engine: RolloutEngine,
+    family: Family,
+    splits: Mapping[str, Sequence[Sample]],
+    recipe: Recipe,
+    world: World = ALONE,
+    *,
+    version: int | None = None,
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
     """Metrics per split, and one row per question (`runtime.runlog.EVAL_COLUMNS`).
 
     The questions are spread over the processes, which all call it; the main one gets the result, the others nothing.
+    Raises `EngineError` on all of them where one gets no answers, or where other weights than those of `version`
+    (None: than those of the other answers) wrote one.
     """
     sampling = SamplingParams(
         max_new_tokens=recipe.eval.max_new_tokens, stop_at_answer=recipe.rollout.stop_at_answer, seed=None
     )
+    served = recipe.rollout.engine == "vllm"  # servers queue what they are asked
+    at_once = max(recipe.eval.batch_size, SERVED_AT_ONCE) if served else recipe.eval.batch_size
     metrics: dict[str, dict[str, float]] = {}
     rows: list[dict[str, Any]] = []
+    versions: set[int] = set() if version is None else {version}
     with awake(engine):
         for split, samples in splits.items():
             mine = range(world.rank, len(samples), world.size)
             found: list[tuple[int, Outcome, dict[str, Any]]] = []
             share = -(-len(samples) // world.size)  # the largest: every process makes as many batches
-            for start in range(0, share, recipe.eval.batch_size):
-                numbers = mine[start : start + recipe.eval.batch_size]
-                world.beat("evaluation")
-                prompts = [replace(family.encode(samples[i]), number=i) for i in numbers]
-                found += [_measured(split, group) for group in engine.generate(prompts, sampling, n=1)]
+            failure: EngineError | None = None
+            try:
+                for start in range(0, share, at_once):
+                    numbers = mine[start : start + at_once]
+                    world.beat("evaluation")
+                    prompts = [replace(family.encode(samples[i]), number=i) for i in numbers]
+                    for group in engine.generate(prompts, sampling, n=1):
+                        found.append(_measured(split, group))
+                        versions.add(group.rollouts[0].version)
+            except EngineError as error:
+                failure = error
+            versions.update(*world.gather(versions))
+            raise_together(world, failure or _mixed(versions, split))
             everything = sorted(world.collect(found), key=lambda item: item[0])
             if world.is_main:
                 rows += [row for _, _, row in everything]
@@ -77,6 +98,17 @@ def evaluate(
                     seed=recipe.run.seed,
                 )
     return metrics, rows
+
+
+def _mixed(versions: set[int], split: str) -> EngineError | None:
+    """What to say where answers that are compared come from different weights."""
+    if len(versions) <= 1:
+        return None
+    return EngineError(
+        f"{split}: its answers were to be written by one version of the weights, and there are {len(versions)} "
+        f"({', '.join(map(str, sorted(versions)))}): a server did not take over the current ones. Start the servers "
+        "again; the same command continues the run"
+    )
 
 
 def _measured(split: str, group: RolloutGroup) -> tuple[int, Outcome, dict[str, Any]]:
@@ -115,10 +147,8 @@ def evaluate_model(recipe: Recipe, out: Path | None = None) -> dict[str, dict[st
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     world = processes.start()
-    loaded = load_policy(recipe.model, recipe.prompt, seed=recipe.run.seed)
-    loaded.policy.to(world.device)
-    engine = NativeEngine(loaded, recipe.rollout, world)
-    metrics, rows = evaluate(engine, loaded.family, load_splits(recipe), recipe, world)
+    with open_answering(recipe, world) as (loaded, engine):
+        metrics, rows = evaluate(engine, loaded.family, load_splits(recipe), recipe, world)
     if out is not None and world.is_main:
         from vlm_r1.runtime.runlog import write_eval_samples
 

@@ -30,7 +30,7 @@ from vlm_r1.plan.skeleton import Skeleton, build_skeleton
 from vlm_r1.plan.trace import Bytes
 from vlm_r1.plan.units import gathered_for_answers, gathers_by_layer
 from vlm_r1.records import Prompt, SamplingParams
-from vlm_r1.rl.loop import sampling_of
+from vlm_r1.rl.rollouts import sampling_of
 from vlm_r1.rollout.concurrency import Limits, Piece, cut, kv_bytes_on_gpu, kv_bytes_per_token
 
 WEIGHTS, REFERENCE, OPTIMIZER = "weights", "reference model", "optimizer states"

@@ -13,7 +13,7 @@ from vlm_r1.config import Recipe
 from vlm_r1.data.source import load_source
 from vlm_r1.distributed.processes import World
 from vlm_r1.distributed.sharding import full_tensors
-from vlm_r1.errors import ConfigError
+from vlm_r1.errors import ConfigError, EngineError
 from vlm_r1.models.load import LoadedPolicy
 from vlm_r1.records import Prompt, SamplingParams
 from vlm_r1.rl.algorithms import ALGORITHMS
@@ -21,6 +21,7 @@ from vlm_r1.rl.parity import Parity, compare
 from vlm_r1.rollout.engine import EngineState, RolloutEngine
 from vlm_r1.rollout.native import NativeEngine
 from vlm_r1.rollout.replay import ReplayEngine
+from vlm_r1.rollout.vllm import VLLMEngine
 from vlm_r1.rollout.vllm_open import open_vllm
 from vlm_r1.runtime.runlog import read_rollouts
 from vlm_r1.runtime.session import Session
@@ -38,7 +39,7 @@ def open_engine(recipe: Recipe, loaded: LoadedPolicy, world: World, start: int =
     rollout = recipe.rollout
     if rollout.engine == "vllm":
         with open_vllm(loaded, recipe, world) as served:
-            served.sync(full_tensors(loaded.policy), version=start)
+            first_sync(served, loaded, world, start)
             yield served
         return
     engine: RolloutEngine = NativeEngine(loaded, rollout, world)
@@ -52,6 +53,27 @@ def open_engine(recipe: Recipe, loaded: LoadedPolicy, world: World, start: int =
         engine = ReplayEngine(str(folder), lambda step: read_rollouts(folder, step))
     engine.sync(iter(()), version=start)
     yield engine
+
+
+def first_sync(engine: VLLMEngine, loaded: LoadedPolicy, world: World, start: int) -> None:
+    """Send the weights that a run starts from, and have vLLM's checksums confirm what arrived.
+
+    A fresh run sends what the servers read from the model folder themselves, so nothing may change. Raises
+    `EngineError`, on every process, where something does, or where two servers then differ.
+    """
+    adapted = engine.files is not None and engine.files.adapted
+    before = engine.checksums(fresh=True) if not adapted and start == 0 else []
+    engine.sync(full_tensors(loaded.policy), version=start)
+    after = [] if adapted else engine.checksums()
+    found = [sums for own in world.gather([*before, *after]) for sums in own]
+    expected = found[0] if found else {}
+    for sums in found:
+        if wrong := sorted(name for name in expected.keys() | sums.keys() if expected.get(name) != sums.get(name)):
+            raise EngineError(
+                f"rollout.engine: {len(wrong)} of {len(expected)} parameters of a server are not the trainer's after "
+                f"they were sent ({wrong[0].rpartition(':')[2]}, ...): does it run the folder of model.path, in the "
+                "trainer's precision?"
+            )
 
 
 def parity(

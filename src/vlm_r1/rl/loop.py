@@ -10,16 +10,17 @@ from vlm_r1.data.source import load_source
 from vlm_r1.errors import ConfigError
 from vlm_r1.eval.during import evaluate_splits, evaluation_due
 from vlm_r1.eval.run import read_rollouts
-from vlm_r1.records import SamplingParams
 from vlm_r1.rewards.rubric import build_rubric
+from vlm_r1.rl.ahead import open_rollouts
 from vlm_r1.rl.algorithms import ALGORITHMS
 from vlm_r1.rl.engines import correction, demand_parity, open_engine
-from vlm_r1.rl.experience import RESAMPLE_ROUNDS, Experience, batch_of, deal, judge, prompt_batches
+from vlm_r1.rl.experience import RESAMPLE_ROUNDS, Experience, batch_of, judge, prompt_batches
 from vlm_r1.rl.journal import Journal
 from vlm_r1.rl.metrics import step_metrics
 from vlm_r1.rl.reference import load_reference
+from vlm_r1.rl.saving import Checkpoints
 from vlm_r1.rl.step import Trainer
-from vlm_r1.rollout.engine import RolloutEngine, awake
+from vlm_r1.rollout.engine import RolloutEngine
 from vlm_r1.runtime.clock import Clock
 from vlm_r1.runtime.session import Session, open_session
 from vlm_r1.runtime.throughput import Throughput
@@ -51,17 +52,21 @@ def run(session: Session, engine: RolloutEngine, trainer: Trainer) -> None:
     if session.state:
         stream.load_state_dict(session.state["stream"])
     else:
-        evaluate_splits(session, "before")
+        evaluate_at(session, engine, "before", session.start)
 
-    with Journal(session) as journal, prompt_batches(session, stream) as batches:
+    with (
+        Journal(session) as journal,
+        prompt_batches(session, stream) as batches,
+        open_rollouts(session, engine, batches) as rollouts,
+        Checkpoints(session, lambda step: rollouts.state(step) | {"monitor": journal.state()}) as checkpoints,
+    ):
         for step in range(session.start, recipe.run.steps):
             clock, found, drawn, kept = Clock(world), Experience.empty(G), 0, 0
-            sampling = sampling_of(recipe, step)
             for attempt in range(1, rounds + 1):
                 with clock("data"):
-                    prompts = deal(batches, P - kept, world, drawn, float(found.lengths_PG.sum()))
-                with clock("rollout"), awake(engine):
-                    groups = sorted(engine.generate(prompts, sampling, n=G), key=lambda group: group.prompt.number)
+                    prompts = rollouts.prompts(step, P - kept, drawn, float(found.lengths_PG.sum()))
+                with clock("rollout"):
+                    groups = rollouts.generate(step, prompts)
                 with clock("reward"):
                     answers = [read_rollouts(group) for group in groups]
                     new = judge(groups, answers, rubric, algorithm, G)
@@ -69,32 +74,27 @@ def run(session: Session, engine: RolloutEngine, trainer: Trainer) -> None:
                 drawn, kept = drawn + P - kept, int(world.sum(len(found.groups))[0])
                 if kept >= P:
                     break
-            if step + 1 < recipe.run.steps:  # only here: the rounds of this step draw before the next step
-                batches.prefetch(P)
+            rollouts.prefetch(step)  # only here: the rounds of this step draw before the next step
             with clock("update"):
                 limit = recipe.rollout.max_new_tokens
                 batch = batch_of(found, algorithm, world, limit, keep_all=trainer.reference is not None)
                 update = trainer.step(batch, step)
             with clock("sync"):
-                engine.sync(trainer.weights(), version=step + 1)
+                rollouts.sync(trainer.weights(), version=step + 1)
+            update.add(rollouts.tally())
             journal.write(step + 1, step_metrics(trainer, throughput, found, batch, rubric, update, clock), found)
+            checkpoints.done = step + 1
+            rollouts.raise_if_lost()  # not in the sync: what is done is written down first
             if evaluation_due(recipe, step + 1):
-                evaluate_splits(session, f"step-{step + 1}")
-            if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
-                session.save(step + 1, {"stream": batches.state_dict(), "monitor": journal.state()})
+                evaluate_at(session, engine, f"step-{step + 1}", step + 1)
+            checkpoints.save_when_due()
     session.finish()
-    evaluate_splits(session, "after")
+    evaluate_at(session, engine, "after", max(session.start, recipe.run.steps))
 
 
-def sampling_of(recipe: Recipe, step: int) -> SamplingParams:
-    """How the answers of a step are sampled: seeded by the run and the step."""
-    r = recipe.rollout
-    return SamplingParams(
-        seed=(recipe.run.seed, step),
-        max_new_tokens=r.max_new_tokens,
-        temperature=r.temperature,
-        top_p=r.top_p,
-        top_k=r.top_k,
-        min_p=r.min_p,
-        stop_at_answer=r.stop_at_answer,
-    )
+def evaluate_at(session: Session, engine: RolloutEngine, phase: str, version: int) -> None:
+    """Evaluate the weights after `version` steps with the run's engine; a replay has no answers to other questions."""
+    if session.recipe.rollout.engine == "replay":
+        evaluate_splits(session, phase)
+    else:
+        evaluate_splits(session, phase, engine, version)

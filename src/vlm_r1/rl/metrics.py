@@ -13,6 +13,7 @@ from vlm_r1.rewards.rubric import Rubric
 from vlm_r1.rl.advantage import mean_only
 from vlm_r1.rl.batch import TrainBatch
 from vlm_r1.rl.experience import Experience
+from vlm_r1.rl.mismatch import MismatchWatch
 from vlm_r1.rl.step import Trainer
 from vlm_r1.runtime.clock import Clock
 from vlm_r1.runtime.tally import Tally, merged
@@ -20,26 +21,35 @@ from vlm_r1.runtime.throughput import Shape, Throughput
 
 
 class Monitor:
-    """Follows a run over its steps: the trend of answer length, and shadow metrics that fall while the reward rises."""
+    """Follows a run over its steps: the trend of answer length, shadow metrics that fall while the reward rises, and,
+    where servers answer, how far they are from the trainer."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.shadow_names = recipe.rewards.shadow
         self.watch, self.trend = ShadowWatch(), Trend()
+        rollout = recipe.rollout
+        self.mismatch = MismatchWatch(rollout.max_mismatch) if rollout.engine == "vllm" else None
 
     def observe(self, step: int, metrics: dict[str, float]) -> list[str]:
         """Add the trend to the metrics of a step and return the warnings that are due."""
         metrics["completions/length_trend"] = self.trend.update(metrics["completions/mean_length"])
         shadow = {name: metrics.get(f"shadow/{name}/mean") for name in self.shadow_names}
-        return self.watch.update(step, metrics.get("reward", float("nan")), shadow)
+        warnings = self.watch.update(step, metrics.get("reward", float("nan")), shadow)
+        if self.mismatch is not None:
+            warnings += self.mismatch.update(step, metrics.get("sampling/sampling_logp_difference/mean"))
+        return warnings
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON data that `load_state_dict` takes."""
-        return {"watch": self.watch.state(), "trend": self.trend.state()}
+        kept: dict[str, Any] = {"watch": self.watch.state(), "trend": self.trend.state()}
+        return kept if self.mismatch is None else kept | {"mismatch": self.mismatch.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
         self.watch.restore(state["watch"])
         self.trend.restore(state["trend"])
+        if self.mismatch is not None:
+            self.mismatch.restore(state["mismatch"])
 
 
 def step_metrics(
@@ -61,7 +71,8 @@ def step_metrics(
         for group in experience.groups
     ]
     trained = [Shape.of(tree) for tree in batch.trees]
-    sampled, forwards = trainer.rollout.engine != "replay", int(trainer.reference is not None)
+    elsewhere = trainer.rollout.engine == "replay" or bool(trainer.rollout.servers)
+    sampled, forwards = not elsewhere, int(trainer.reference is not None)
     throughput.count(tally, groups, trained, rollout=sampled, steps=rl.iterations, forwards=forwards)
     values = kinds_that_occur(merged(world.gather(tally)).values())
     values.setdefault("reward", float("nan"))

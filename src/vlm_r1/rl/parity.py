@@ -71,12 +71,12 @@ def compare(
     with awake(engine):
         sampled = _in_order(engine.generate(prompts, sampling, n=n))
         likeliest = _in_order(engine.generate(prompts, greedy, n=1))
-    with awake(own):
+    with awake(own):  # scoring too: a sharded forward without a backward spoils the gradients of the next one
         mine = _in_order(own.generate(prompts, greedy, n=1))
-    pairs = [(score(loaded, group, sampling.temperature), _sampler(group)) for group in sampled]
+        pairs = [(score(loaded, group, sampling.temperature), _sampler(group)) for group in sampled]
+        gaps = [_gap(loaded, a, b) for a, b in zip(likeliest, mine, strict=True) if _tokens(a) != _tokens(b)]
     trainer, sampler = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     difference = (trainer - sampler).abs()
-    gaps = [_gap(loaded, a, b) for a, b in zip(likeliest, mine, strict=True) if _tokens(a) != _tokens(b)]
     return Parity(
         family=loaded.policy.model.config.model_type,
         tokens=len(sampler),

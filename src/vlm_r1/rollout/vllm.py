@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from vlm_r1.errors import EngineError
 from vlm_r1.models.load import LoadedPolicy
 from vlm_r1.records import Prompt, RolloutGroup, SamplingParams
 from vlm_r1.rollout.engine import EngineState
-from vlm_r1.rollout.vllm_client import RouteError, Server, Unfit
+from vlm_r1.rollout.vllm_client import FROM_FOLDER, RouteError, Server, Unfit
 from vlm_r1.rollout.vllm_launch import MODEL
 from vlm_r1.rollout.vllm_request import body_of, rollouts_of, stops_of
 from vlm_r1.rollout.vllm_server import ServerProcess
@@ -216,8 +216,8 @@ class VLLMEngine:
                         current = True
                     if not seat.usable and current:
                         self._back(seat)
-            except (Unfit, EngineError) as why:
-                self._lose(seat, str(why))
+            except Exception as why:  # whatever it is: a server that nobody looks after would never come back
+                self._lose(seat, str(why) or type(why).__name__)
                 await self._revive(seat)
 
     async def _holds_current(self, seat: Seat) -> bool:
@@ -240,10 +240,12 @@ class VLLMEngine:
         if seat.process is None or self.closing:
             return
         self._tell(f"{seat.server.url} is started again")
-        await asyncio.to_thread(seat.process.restart)
         try:
+            await asyncio.to_thread(seat.process.restart)
             await asyncio.to_thread(seat.process.wait_ready)
-        except EngineError as why:
+            if self.asleep:  # the update has its GPU by now
+                await seat.server.sleep()
+        except (Unfit, EngineError) as why:
             seat.why = str(why)
 
     # -- weights -----------------------------------------------------------------------------------------------------
@@ -259,22 +261,41 @@ class VLLMEngine:
         self.world.barrier()
         self.weights, self.version, self.label = files, version, f"{self.run}-v{version}"
         if not self.asleep:
-            self._do(self._send_all())
+            self._do(self._each(self._send_to_usable))
         self.world.barrier()
-        self.files.drop_before(version - self.settings.staleness if self._adapted else version)
+        self.files.drop_before(version)
 
-    async def _send_all(self) -> None:
-        await asyncio.gather(*(self._take_over(seat) for seat in self.seats))
+    def checksums(self, *, fresh: bool = False) -> list[dict[str, str]]:
+        """A hash of every parameter, of each server that this process drives; they read all their weights for it.
 
-    async def _take_over(self, seat: Seat) -> None:
-        if not seat.driven:
-            return
-        async with seat.lock:
-            try:
-                if seat.usable:
-                    await self._send(seat)
-            except Unfit as why:
-                self._lose(seat, str(why))
+        With `fresh` only of those that have the weights of their model folder yet.
+        """
+        seats = [seat for seat in self.seats if seat.driven and seat.usable]
+        if fresh:
+            seats = [seat for seat in seats if self._do(seat.server.label()) == FROM_FOLDER]
+        return [self._do(seat.server.checksums()) for seat in seats]
+
+    def take_counts(self) -> dict[str, int]:
+        """How many groups were asked for again, and how often a server was left out, since the last call."""
+        counts, self.counts = self.counts, dict.fromkeys(self.counts, 0)
+        return counts
+
+    async def _each(self, act: Callable[[Seat], Coroutine[Any, Any, None]]) -> None:
+        """Do something with each server that this process drives. One that fails at it is left out: an error raised
+        here would leave the other processes waiting."""
+
+        async def one(seat: Seat) -> None:
+            async with seat.lock:
+                try:
+                    await act(seat)
+                except (Unfit, EngineError) as why:
+                    self._lose(seat, str(why))
+
+        await asyncio.gather(*(one(seat) for seat in self.seats if seat.driven))
+
+    async def _send_to_usable(self, seat: Seat) -> None:
+        if seat.usable:
+            await self._send(seat)
 
     async def _send(self, seat: Seat) -> None:
         assert self.label is not None and self.files is not None
@@ -284,8 +305,7 @@ class VLLMEngine:
             known = await seat.server.models()
             if self.label not in known:
                 await seat.server.load_adapter(self.weights[0], self.label)
-            kept = {f"{self.run}-v{self.version - age}" for age in range(self.settings.staleness + 1)}
-            for old in known - kept - {MODEL}:
+            for old in known - {self.label, MODEL}:
                 await seat.server.unload_adapter(old)
 
     # -- memory ------------------------------------------------------------------------------------------------------
@@ -293,44 +313,23 @@ class VLLMEngine:
     def wake(self) -> None:
         """Servers that slept get their memory and the current weights."""
         if self.sleeps and self.asleep:
-            self._do(self._wake_all())
+            self._do(self._each(self._wake))
+            self.asleep = False
             self.world.barrier()
 
-    async def _wake_all(self) -> None:
-        async def rise(seat: Seat) -> None:
-            if not seat.driven:
-                return
-            async with seat.lock:
-                try:
-                    await seat.server.wake("weights")
-                    if self.label is not None:
-                        await self._send(seat)
-                    await seat.server.wake("kv_cache")
-                except Unfit as why:
-                    self._lose(seat, str(why))
-
-        await asyncio.gather(*(rise(seat) for seat in self.seats))
-        self.asleep = False
-        self._last_seen = time.monotonic()
+    async def _wake(self, seat: Seat) -> None:
+        await seat.server.wake("weights")
+        if self.label is not None:
+            await self._send(seat)
+        await seat.server.wake("kv_cache")
 
     def sleep(self) -> None:
         """Servers on the GPUs of the run give their memory back to the update."""
         if self.sleeps and not self.asleep:
             self.world.barrier()  # another process may still be asking
             self.asleep = True
-            self._do(self._sleep_all())
+            self._do(self._each(lambda seat: seat.server.sleep()))
             self.world.barrier()
-
-    async def _sleep_all(self) -> None:
-        async def lie_down(seat: Seat) -> None:
-            if seat.driven:
-                async with seat.lock:
-                    try:
-                        await seat.server.sleep()
-                    except Unfit as why:
-                        self._lose(seat, str(why))
-
-        await asyncio.gather(*(lie_down(seat) for seat in self.seats))
 
     # -- all in all ----------------------------------------------------------------------------------------------------
 

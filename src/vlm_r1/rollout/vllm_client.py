@@ -19,6 +19,8 @@ from vlm_r1.rollout.vllm_launch import BACKEND, MODEL
 
 OLDEST = (0, 32)
 """The first version of vLLM with all routes that are used, as they are used."""
+FROM_FOLDER = "default"
+"""What a server calls the weights that it was started with."""
 LOADING = "loading"
 """What a server calls weights that are on their way."""
 CONTROL_S = 60.0
@@ -82,11 +84,14 @@ class Server:
     async def generate(self, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """The completions of one prompt. Raises `EngineError` where the server says that the request is wrong."""
         try:
-            return dict(await self.call("/inference/v1/generate", body, timeout=timeout))
+            found = await self.call("/inference/v1/generate", body, timeout=timeout)
         except RouteError as error:
             if error.status in (400, 413, 422):
                 raise EngineError(f"{self.url}: refuses a prompt: {error.said}") from None
             raise
+        if not isinstance(found, dict):
+            raise Unfit("it answered a prompt with something that is not JSON")
+        return found
 
     async def load(self, files: Sequence[str], label: str) -> None:
         """Take over the weights in these files and forget everything made with the ones before.

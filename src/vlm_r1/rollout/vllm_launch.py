@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
+from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -114,7 +115,6 @@ def launch_of(
         kv_cache_gb=settings.kv_cache_gb,
         max_num_seqs=max(settings.max_sequences or 256, recipe.rl.group_size),
         lora_rank=_rank(recipe, family) if adapted else None,
-        loras=2 + settings.staleness,
         tower_lora="lora" in (how["vision"], how["connector"]),
         seed=recipe.run.seed,
         sleeps=sleeps,
@@ -296,6 +296,14 @@ def find_python(given: str | None) -> str:
         "Elsewhere install vLLM in an environment of its own (python3 -m venv .venv-vllm; .venv-vllm/bin/pip install "
         "vllm), or name its Python: rollout.vllm_python"
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this computer's own."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _installed(distribution: str) -> bool:

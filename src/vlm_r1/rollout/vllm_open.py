@@ -7,15 +7,16 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from vlm_r1.config import Recipe
+from vlm_r1.config import Recipe, RolloutConfig
 from vlm_r1.distributed.processes import World
 from vlm_r1.distributed.wire import MEMORY, WeightFiles
 from vlm_r1.errors import ConfigError, EngineError
 from vlm_r1.models.load import LoadedPolicy
 from vlm_r1.rollout.vllm import Seat, VLLMEngine
 from vlm_r1.rollout.vllm_client import Server
-from vlm_r1.rollout.vllm_launch import find_python, launch_of
+from vlm_r1.rollout.vllm_launch import find_python, is_loopback, launch_of
 from vlm_r1.rollout.vllm_server import ServerProcess, free_port
 
 SECRET = "VLM_R1_SECRET"
@@ -34,7 +35,7 @@ def open_vllm(loaded: LoadedPolicy, recipe: Recipe, world: World, *, trains: boo
     process, engine = None, None
     try:
         if settings.servers:
-            seats = _named(settings.servers, world)
+            seats = _named(settings, world)
         else:
             process, error = _started(loaded, recipe, world, files)
             seats = _agreed(process, error, world)
@@ -57,12 +58,18 @@ def open_vllm(loaded: LoadedPolicy, recipe: Recipe, world: World, *, trains: boo
             process.kill()
 
 
-def _named(urls: list[str], world: World) -> list[Seat]:
+def _named(settings: RolloutConfig, world: World) -> list[Seat]:
     """Servers of the recipe; the main process sends them weights."""
-    for url in urls:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f'rollout.servers: "{url}" is no address; write it as http://host:port')
-    return [Seat(Server(url, os.environ.get(SECRET)), driven=world.is_main) for url in urls]
+    for url in settings.servers:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f'rollout.servers: "{url}" is not an address; write it as http://host:port')
+        if settings.weights_dir is None and not is_loopback(parts.hostname):
+            raise ConfigError(
+                f"rollout.servers: {parts.hostname} may be another machine, which does not see this one's memory; set "
+                "rollout.weights_dir to a folder that both see, here and for vlm-r1 serve"
+            )
+    return [Seat(Server(url, os.environ.get(SECRET)), driven=world.is_main) for url in settings.servers]
 
 
 def _started(

@@ -137,8 +137,9 @@ class Throughput:
         prompts, completions = values["tokens/prompt"], values["tokens/answer"]
         trained = values.get("tokens/update_prompt", prompts) + values.get("tokens/update_answer", completions)
         if group_size is not None:
-            found["perf/prompt_tokens_per_s"] = prompts / seconds["rollout"]
-            found["perf/completion_tokens_per_s"] = completions / seconds["rollout"]
+            if rollout := values.get("rollout/generate_s", seconds["rollout"]):
+                found["perf/prompt_tokens_per_s"] = prompts / rollout
+                found["perf/completion_tokens_per_s"] = completions / rollout
             found["perf/throughput"] = (group_size * prompts + completions) / step / self.size
         found["perf/trained_tokens_per_s"] = trained / update
         per_second = {
