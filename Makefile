@@ -52,7 +52,7 @@ demo: setup
 	$(BIN)/vlm-r1 demo
 
 lab: setup
-	$(BIN)/vlm-r1 lab --reduced $(STUDIES)
+	$(BIN)/vlm-r1 lab --reduced $(STUDIES) --out runs/lab/results --check docs/results/lab
 
 lab-full: setup
 	$(BIN)/vlm-r1 lab $(STUDIES)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 
 from vlm_r1.errors import StudyError
 from vlm_r1.lab.grid import Job, arm_jobs, base_jobs, tuning_jobs
-from vlm_r1.lab.lab import rewrite, run_study, status
+from vlm_r1.lab.lab import differences, rewrite, run_study, status
 from vlm_r1.lab.runner import best_value, is_done, run_jobs
 from vlm_r1.runtime.runlog import read_metrics
 
@@ -139,6 +140,37 @@ def test_an_interrupted_lab_ends_its_processes(place):
     pids = [int(file.name.removeprefix("pid-")) for file in place.glob("pid-*")]
     assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert not any(is_done(job) for job in jobs)
+
+
+def test_a_folder_in_which_a_run_goes_on_is_left_alone(place):
+    job = Job(name="j", folder=Path("runs/j"), recipe="rl.yaml")
+    job.folder.mkdir(parents=True)
+    # Started by another lab that was killed: the run alone still holds its log.
+    code = "import fcntl, sys, time; fcntl.flock(sys.stdout, fcntl.LOCK_EX); print('.', flush=True); time.sleep(60)"
+    with open(job.folder / "lab.log", "ab") as log:
+        running = subprocess.Popen([sys.executable, "-c", code], stdout=log)
+    try:
+        deadline = time.monotonic() + 30
+        while not (job.folder / "lab.log").stat().st_size and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with pytest.raises(StudyError, match=r"runs/j: another process is running j"):
+            run_jobs([job], at_once=1, threads=1, say=silent, command=(sys.executable, "-c", "pass"))
+    finally:
+        running.kill()
+        running.wait()
+
+
+def test_results_are_compared_with_those_of_a_folder(done, study, settings):
+    found = json.loads((done / "out/mini.json").read_text())
+    assert differences(found, done / "out") == []
+    old = found["quantities"]["difference"]
+    reach = (old["high"] - old["low"]) / 2
+    for times, said in ((1.3, 0), (1.5, 1)):  # sqrt(2) half widths are allowed
+        moved = old | {key: old[key] + times * reach for key in ("value", "low", "high")}
+        other = found | {"quantities": found["quantities"] | {"difference": moved}}
+        assert len(differences(other, done / "out")) == said
+    with pytest.raises(StudyError, match=r"mini.reduced.json: is missing"):
+        differences(found | {"reduced": True}, done / "out")
 
 
 def test_without_runs_the_page_is_made_from_the_json(done, study, settings):

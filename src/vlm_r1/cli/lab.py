@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,10 @@ def lab(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each run.")] = 1,
     folder: Annotated[Path, typer.Option("--studies", help="The folder of the studies.")] = Path("recipes/lab"),
     runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs/lab"),
+    check: Annotated[
+        Path | None,
+        typer.Option(help="Compare the quantities with the JSON files of this folder; exit code 2 where they differ."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the JSON files and pages go.")] = Path("docs/results/lab"),
 ) -> None:
     """Test the paper's findings in small: studies of recipes over seeds, called by rules set beforehand.
@@ -37,10 +42,11 @@ def lab(
 
     Example: vlm-r1 lab reward-hacking --reduced
     """
-    from vlm_r1.lab.lab import Settings, rewrite, run_study
+    from vlm_r1.lab.lab import Settings, differences, rewrite, run_study
     from vlm_r1.lab.lab import status as status_of
     from vlm_r1.lab.study import chosen_studies
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs as Ctrl-C does
     chosen = chosen_studies(studies or [], folder)
     settings = Settings(
         runs=runs, out=out, reduced=reduced, at_once=jobs or Settings.processes(threads), threads=threads
@@ -62,5 +68,7 @@ def lab(
                 continue
             for claim in found["claims"]:
                 typer.echo(f"{name}: {claim['claim']}: {claim['verdict']}")
+            if check is not None:
+                failed += [f"{name}: {text}" for text in differences(found, check)]
     if failed:
         raise StudyError("\n".join(failed))

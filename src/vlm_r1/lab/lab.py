@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,27 @@ def rewrite(name: str, study: Study, settings: Settings) -> Document:
     write_page(found, file.with_suffix(".md"))
     _write_index(settings.out)
     return found
+
+
+def differences(found: Document, folder: Path) -> list[str]:
+    """Where the quantities of a study differ from those in a folder's JSON by more than both intervals allow.
+
+    The half widths of the two intervals are combined as independent errors are. Raises `StudyError` where the folder
+    has no results of this grid.
+    """
+    file = folder / f"{found['study']}{'.reduced' if found['reduced'] else ''}.json"
+    if not file.is_file():
+        raise StudyError(f"{file}: is missing, so there is nothing to compare with; leave out --check")
+    old = read_document(file)
+    said = []
+    for name, new in found["quantities"].items():
+        before = old["quantities"].get(name, {})
+        if new.get("low") is None or before.get("low") is None:
+            continue
+        reach = math.hypot(*((q["high"] - q["low"]) / 2 for q in (new, before)))
+        if abs(new["value"] - before["value"]) > reach + 1e-9:
+            said.append(f"{name}: {new['value']:.4f} here, {before['value']:.4f} there, {reach:.4f} allowed")
+    return said
 
 
 def result_file(name: str, settings: Settings) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -108,9 +109,10 @@ class _Process:
     def __init__(self, job: Job, threads: int, command: Sequence[str]) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
         arguments = job.command(threads)
-        _mark(job, arguments)
         self.started = time.monotonic()
         self.log: IO[bytes] = open(job.folder / LOG, "ab")  # noqa: SIM115  (closed when the process has ended)
+        _lock(self.log, job)
+        _mark(job, arguments)
         self.process = subprocess.Popen(
             [*command, *arguments],
             stdout=self.log,
@@ -140,6 +142,17 @@ class _Process:
         """Minutes and seconds since the start."""
         minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
         return f"{minutes} min {seconds} s"
+
+
+def _lock(log: IO[bytes], job: Job) -> None:
+    """One process a folder. The run inherits the lock with its output: it holds even where this process was killed."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.close()
+        raise StudyError(
+            f"{job.folder}: another process is running {job.name}; wait for it or end it (its output is in {LOG})"
+        ) from None
 
 
 def _mark(job: Job, arguments: Sequence[str]) -> None:
