@@ -9,7 +9,7 @@ from vlm_r1.errors import ConfigError
 from vlm_r1.lab.grid import arm_jobs, base_jobs, tuning_jobs
 from vlm_r1.lab.measures import HELD_OUT
 from vlm_r1.lab.results import LOG
-from vlm_r1.lab.study import chosen_studies, load_study, study_files
+from vlm_r1.lab.study import Study, chosen_studies, load_study, study_files
 from vlm_r1.models.load import load_policy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,3 +134,9 @@ def test_an_unknown_study_and_a_folder_without_any_are_named(tmp_path):
         chosen_studies(["sizes"], FOLDER)
     with pytest.raises(ConfigError, match="holds no study"):
         study_files(tmp_path)
+
+
+def test_the_page_of_the_lab_names_every_key_of_a_study():
+    from pages import first_column
+
+    assert sorted(first_column("lab.md", "key of a study")) == sorted(Study.model_fields)
