@@ -8,7 +8,7 @@ import pytest
 
 from vlm_r1.errors import StudyError
 from vlm_r1.eval.outcomes import Outcome
-from vlm_r1.lab.measures import HELD_OUT, log_number, number
+from vlm_r1.lab.measures import HELD_OUT, Rows, log_number, number
 from vlm_r1.lab.thoughts import lists_first, lists_right, partial_correlation, thought_correlation
 from vlm_r1.records import LabelledBox
 from vlm_r1.runtime.runlog import RunLog
@@ -24,7 +24,7 @@ def answer(true, predicted, think="", **fields):
 
 
 def of(metric, *rows, counts=None):
-    return number(metric, rows)(np.ones(len(rows), dtype=int) if counts is None else np.array(counts))
+    return number(metric, Rows(rows))(np.ones(len(rows), dtype=int) if counts is None else np.array(counts))
 
 
 def test_absent_classes_are_free_in_the_lenient_protocol_and_cost_in_the_strict_one():
@@ -54,7 +54,7 @@ def test_suites_measure_as_evaluation_does():
 
 def test_an_unknown_metric_is_named():
     with pytest.raises(StudyError, match=r'no metric "mean_iuo".*did you mean "mean_iou"'):
-        number("mean_iuo", [])
+        number("mean_iuo", Rows())
     assert set(HELD_OUT) >= {"mean_iou", "mAP", "lists_first"}
 
 

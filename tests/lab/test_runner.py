@@ -28,7 +28,9 @@ def calls(folder: Path) -> list[str]:
 
 def test_a_study_runs_its_bases_searches_and_arms_in_that_order(done):
     made = [line.split()[0] + " " + line.split()[1].split("/")[0] for line in calls(done)]
-    assert len(made) == 2 + 3 * 2 + 2 * 3 and all(line.endswith("threads=3") for line in calls(done))
+    assert len(made) == 2 + 3 * 2 + 2 * 3
+    # Two at once with three threads each; the two bases come one after the other and have all six.
+    assert [line.split("=")[1] for line in calls(done)] == ["6"] * 2 + ["3"] * 12
     assert made[0].startswith("train rl-") and made[1].startswith("sft sft-")
     assert {m.split()[1] for m in made[2:8]} == {"0.001", "0.02", "0.01"}
     assert sorted(made[8:]) == ["sft sft"] * 3 + ["train rl"] * 3

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlm_r1.errors import StudyError, nearest
+from vlm_r1.eval.detection import Matches, match_split
 from vlm_r1.eval.outcomes import Outcome, outcome_of_row
-from vlm_r1.eval.suites import ovd, rec
+from vlm_r1.eval.suites import rec
 from vlm_r1.lab.thoughts import lists_first, lists_right, thought_correlation
 from vlm_r1.rewards.common import fold_label
 from vlm_r1.rewards.detection import mean_ap
@@ -34,28 +36,47 @@ Row = tuple[Outcome, str]
 """A held-out question's outcome and the thought before its answer."""
 
 
-def read_rows(run: Path, phase: str) -> dict[str, list[Row]]:
+class Rows(list[Row]):
+    """The rows of a split; its boxes are matched once, whichever metrics are asked for."""
+
+    @cached_property
+    def matches(self) -> Matches:
+        """Predicted and true boxes, matched."""
+        return match_split([found.true for found, _ in self], [found.predicted for found, _ in self])
+
+
+def read_rows(run: Path, phase: str) -> dict[str, Rows]:
     """Split -> its rows, in the order they were asked. Raises `StudyError` where the evaluation is missing."""
     file = run / f"eval-{phase}.parquet"
     if not file.is_file():
         raise StudyError(f"{file}: is missing, though eval.json names that evaluation; remove {run} to run it again")
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, Rows] = {}
     for row in read_samples(file, COLUMNS):
-        rows.setdefault(row["split"] or "", []).append((outcome_of_row(row), row["think"] or ""))
+        rows.setdefault(row["split"] or "", Rows()).append((outcome_of_row(row), row["think"] or ""))
     return rows
 
 
-def number(metric: str, rows: Sequence[Row]) -> Number:
+def number(metric: str, rows: Rows) -> Number:
     """A metric of one split. Raises `StudyError` for an unknown one."""
     if metric not in HELD_OUT:
         raise StudyError(f'no metric "{metric}" of held-out answers: {nearest(metric, HELD_OUT)}')
     return HELD_OUT[metric](rows)
 
 
-def _of_suite(suite: Callable[[Sequence[Outcome]], Any], name: str) -> Callable[[Sequence[Row]], Number]:
-    def build(rows: Sequence[Row]) -> Number:
-        statistic = suite([found for found, _ in rows])
+def _of_rec(name: str) -> Callable[[Rows], Number]:
+    def build(rows: Rows) -> Number:
+        statistic = rec([found for found, _ in rows])
         return lambda counts_N: statistic(counts_N).get(name)
+
+    return build
+
+
+def _of_matches(measure: Callable[[Matches, np.ndarray], tuple[float, float] | None], place: int) -> Any:
+    """One of two numbers of the matched boxes: of `Matches.mean_ap`, which is slow, or of `Matches.greedy`."""
+
+    def build(rows: Rows) -> Number:
+        matches = rows.matches
+        return lambda counts_N: None if (found := measure(matches, counts_N)) is None else found[place]
 
     return build
 
@@ -63,7 +84,7 @@ def _of_suite(suite: Callable[[Sequence[Outcome]], Any], name: str) -> Callable[
 def _share(top: Callable[[Row], float], bottom: Callable[[Row], float] = lambda _: 1.0) -> Callable[..., Number]:
     """A ratio of sums over questions."""
 
-    def build(rows: Sequence[Row]) -> Number:
+    def build(rows: Rows) -> Number:
         tops_N, bottoms_N = np.array([top(row) for row in rows]), np.array([bottom(row) for row in rows])
         return lambda counts_N: float(tops_N @ counts_N / total) if (total := float(bottoms_N @ counts_N)) else None
 
@@ -81,10 +102,13 @@ def _absent(row: Row) -> float:
     return float(sum(fold_label(item.label) not in labels for item in row[0].predicted))
 
 
-HELD_OUT: dict[str, Callable[[Sequence[Row]], Number]] = {
-    "mean_iou": _of_suite(rec, "mean_iou"),
-    "acc@0.5": _of_suite(rec, "acc@0.5"),
-    **{name: _of_suite(ovd, name) for name in ("mAP", "AP50", "GP", "GR")},
+HELD_OUT: dict[str, Callable[[Rows], Number]] = {
+    "mean_iou": _of_rec("mean_iou"),
+    "acc@0.5": _of_rec("acc@0.5"),
+    "mAP": _of_matches(Matches.mean_ap, 0),
+    "AP50": _of_matches(Matches.mean_ap, 1),
+    "GP": _of_matches(Matches.greedy, 0),
+    "GR": _of_matches(Matches.greedy, 1),
     "answer_map": _share(lambda row: _answer_map(row, lenient=False)),
     "answer_map_lenient": _share(lambda row: _answer_map(row, lenient=True)),
     "pred_per_true": _share(lambda row: len(row[0].predicted), lambda row: len(row[0].true)),

@@ -14,7 +14,7 @@ from vlm_r1.config_file import load_config
 from vlm_r1.errors import StudyError
 from vlm_r1.lab.grid import Job
 from vlm_r1.lab.intervals import Estimate, draws, estimate
-from vlm_r1.lab.measures import MANY_RESAMPLES, RESAMPLES, Row, log_number, number, read_rows
+from vlm_r1.lab.measures import MANY_RESAMPLES, RESAMPLES, Rows, log_number, number, read_rows
 from vlm_r1.lab.study import BEFORE, Measure, Quantity, Study
 from vlm_r1.report.curves import phase_step
 from vlm_r1.runtime.runlog import read_eval, read_metrics
@@ -50,7 +50,7 @@ class Measured:
     job: Job
     points: tuple[Point, ...]
     _values: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict)
-    _rows: dict[str, dict[str, list[Row]]] = field(default_factory=dict)
+    _rows: dict[str, dict[str, Rows]] = field(default_factory=dict)
 
     def at(self, budget: Budget, limit: float) -> Point:
         """The last evaluation that used no more than `limit` (with 0.1 % of tolerance), or the last of all."""
@@ -90,7 +90,7 @@ class Measured:
             of_splits.append([np.nan if value is None else value for value in found])
         return np.mean(of_splits, axis=0)
 
-    def _split(self, point: Point, split: str) -> list[Row]:
+    def _split(self, point: Point, split: str) -> Rows:
         if point.phase not in self._rows:
             self._rows[point.phase] = read_rows(self.job.folder, point.phase)
         rows = self._rows[point.phase].get(split)

@@ -69,7 +69,7 @@ def run_jobs(
     say: Callable[[str], None],
     command: Sequence[str] = VLM_R1,
 ) -> None:
-    """Run all jobs that are not done, `at_once` at a time with `threads` threads each.
+    """Run all jobs that are not done, `at_once` at a time with `threads` threads each, or more where jobs are fewer.
 
     A run that fails does not stop the others; at the end a `StudyError` names every one that failed with the end of
     its log. Interrupted, it ends its processes, whose runs continue from their checkpoints when this is called again.
@@ -78,6 +78,7 @@ def run_jobs(
     if len(jobs) > len(waiting):
         say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are done already")
     total, running, failed = len(waiting), dict[Job, _Process](), list[Job]()
+    threads *= at_once // max(1, min(at_once, total))  # a base that is alone has all of them
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
