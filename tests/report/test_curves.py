@@ -1,4 +1,7 @@
+import io
+
 import numpy as np
+from PIL import Image
 
 from vlm_r1.report.curves import (
     MOST_POINTS,
@@ -10,6 +13,7 @@ from vlm_r1.report.curves import (
     held_out,
     in_words,
     moving_average,
+    to_png,
 )
 
 
@@ -71,3 +75,13 @@ def test_more_lines_than_colours_are_told_of():
     metrics = [{"step": step} | {f"rewards/{i}/mean": i for i in range(10)} for step in (1, 2)]
     (chart,) = charts([metrics], [{}])
     assert len(chart.legend) == 8 and chart.note.endswith("the first 8 of 10")
+
+
+def test_a_chart_for_a_plain_page_is_a_png_with_its_lines():
+    lines = [
+        Line(label=f"arm {i}", runs=[[(0, 0.1), (10, 0.2 + i / 10)], [(0, 0.1), (10, 0.3 + i / 10)]]) for i in (0, 1)
+    ]
+    with Image.open(io.BytesIO(to_png("mean IoU", lines, "step"))) as picture:
+        shown = {color for _, color in picture.convert("RGB").getcolors(1 << 20)}
+    assert {(0x4A, 0x6F, 0xA5), (0xE0, 0x7A, 0x3F)} <= shown
+    assert to_png("mean IoU", lines, "step") == to_png("mean IoU", lines, "step")
