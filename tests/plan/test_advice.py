@@ -58,6 +58,19 @@ def test_the_cache_is_bounded_by_the_gpu(run):
     assert tight.sequences < plan.sequences == 32
 
 
+def test_a_vllm_server_takes_its_share_while_it_is_awake(run):
+    """Named servers take nothing here; one that does not fit beside the trainer is made smaller."""
+    machine = Machine(memory=2**27)
+    served = changed_recipe(run, {"rollout.engine": "vllm", "rollout.server_memory": 0.9})
+    plan = make_plan(served, machine=machine)
+    assert plan.peak_phase == "rollout" and plan.phases["rollout"]["vLLM server"] == int(0.9 * 2**27)
+    assert plan.phases["update"] == make_plan(run, machine=machine).phases["update"]
+    change = next(advise(served, plan, find_questions(served), machine))
+    assert change.settings == {"rollout.server_memory": 0.675}
+    elsewhere = changed_recipe(served, {"rollout.servers": ["http://127.0.0.1:8000"]})
+    assert "rollout" not in make_plan(elsewhere, machine=machine).phases
+
+
 def test_more_gpus_share_the_states(run):
     plan = make_plan(run)
     wider = make_plan(run, machine=Machine(processes=4))

@@ -11,10 +11,12 @@ from pydantic import ValidationError
 from vlm_r1.config import Recipe
 from vlm_r1.errors import ConfigError
 from vlm_r1.plan.machine import GIB, Machine
-from vlm_r1.plan.make import Plan, make_plan
+from vlm_r1.plan.make import SERVER, Plan, make_plan
 from vlm_r1.plan.phases import ANSWER_CACHE, PROMPT_CACHE
 from vlm_r1.plan.prompts import Questions
 
+MIN_SERVER_MEMORY = 0.2
+"""Share of a GPU below which a server is not made smaller: it holds the weights, and room for completions."""
 MIN_SAVING = 0.01
 """A change that saves a smaller share is not worth a line."""
 MAX_PROCESSES = 64
@@ -153,6 +155,13 @@ def _fewer_sequences(recipe: Recipe, plan: Plan, questions: Questions) -> Option
     return {"rollout.max_sequences": plan.sequences // 2}, "fewer answers at once; the result is the same"
 
 
+def _smaller_server(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
+    share = recipe.rollout.server_memory
+    if plan.peak_phase != "rollout" or not plan.phases["rollout"][SERVER] or share < MIN_SERVER_MEMORY:
+        return None
+    return {"rollout.server_memory": round(share * 0.75, 3)}, "fewer answers at once; the result is the same"
+
+
 def _less_budget(recipe: Recipe, plan: Plan, questions: Questions) -> Option:
     least = max(plan.prompts) + (recipe.rollout.max_new_tokens if recipe.method == "grpo" else 0)
     budget = max(least, max(plan.rows) // 2)
@@ -208,6 +217,7 @@ OPTIONS = (
     _checkpointing,
     _less_cache,
     _fewer_sequences,
+    _smaller_server,
     _less_budget,
     _offload,
     _bfloat16,

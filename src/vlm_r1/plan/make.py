@@ -33,7 +33,7 @@ from vlm_r1.records import Prompt, SamplingParams
 from vlm_r1.rl.rollouts import sampling_of
 from vlm_r1.rollout.concurrency import Limits, Piece, cut, kv_bytes_on_gpu, kv_bytes_per_token
 
-WEIGHTS, REFERENCE, OPTIMIZER = "weights", "reference model", "optimizer states"
+WEIGHTS, REFERENCE, OPTIMIZER, SERVER = "weights", "reference model", "optimizer states", "vLLM server"
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 """bitsandbytes keeps smaller parameters' moments in float32, and one float32 scale for so many values."""
 
@@ -103,7 +103,10 @@ def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Mac
     sequences = 0
     layers = machine.processes > 1 and gathers_by_layer(skeleton.units.values(), recipe.rollout.gather, machine.memory)
     trees, rows, accumulates = _rows(recipe, questions, skeleton, machine)
-    if recipe.method == "grpo" and recipe.rollout.engine == "native":
+    served = recipe.method == "grpo" and recipe.rollout.engine == "vllm"
+    if served and not recipe.rollout.servers and machine.memory is not None:  # they sleep otherwise
+        found["rollout"] = Counter({SERVER: int(recipe.rollout.server_memory * machine.memory)})
+    elif recipe.method == "grpo" and recipe.rollout.engine == "native":
         prompts = max(_prompts(recipe, questions, skeleton, machine), key=_work)
         limits = _limits(recipe, skeleton, machine, static)
         piece = _largest(prompts, recipe.rl.group_size, recipe.rollout.max_new_tokens, limits)
@@ -115,7 +118,7 @@ def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Mac
         largest = max(rows, key=lambda trees: sum(tree.n_tokens for tree in trees))
         found["update"] = phases.update(skeleton, [largest], 1.0, accumulates=accumulates)
     found["optimizer step"] = gradient_bytes(skeleton)
-    if recipe.data.eval:
+    if recipe.data.eval and not served:
         batch = encode(family, questions.take(recipe.eval.batch_size), skeleton.fake)
         limits = _limits(recipe, skeleton, machine, static)
         piece = _largest(batch, 1, recipe.eval.max_new_tokens, limits)

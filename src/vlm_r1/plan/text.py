@@ -46,7 +46,8 @@ def _step(plan: Plan, recipe: Recipe) -> list[str]:
         budget = f"sft.token_budget {recipe.sft.token_budget:,}"
     else:
         asked = f"{len(plan.prompts)} prompts of {_span(plan.prompts)} tokens, {recipe.rl.group_size} answers each of "
-        asked += f"up to {recipe.rollout.max_new_tokens}, at most {plan.sequences} at once"
+        decoded = "by vLLM servers" if recipe.rollout.engine == "vllm" else f"at most {plan.sequences} at once"
+        asked += f"up to {recipe.rollout.max_new_tokens}, {decoded}"
         budget = f"rl.token_budget {recipe.rl.token_budget:,}"
     passes = "1 forward pass" if len(plan.rows) == 1 else f"{len(plan.rows)} forward passes"
     return [

@@ -6,10 +6,9 @@ import torch
 
 from vlm_r1.config import Recipe
 from vlm_r1.distributed import processes
-from vlm_r1.distributed.loading import open_policy
 from vlm_r1.rl.engines import open_engine, parity
 from vlm_r1.rl.parity import Parity
-from vlm_r1.runtime.session import choose_trained
+from vlm_r1.runtime.session import open_trained
 
 
 def check_engine(recipe: Recipe, prompts: int, answers: int) -> Parity:
@@ -17,13 +16,6 @@ def check_engine(recipe: Recipe, prompts: int, answers: int) -> Parity:
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     world = processes.start()
-    loaded = open_policy(
-        recipe.model,
-        recipe.prompt,
-        world,
-        prepare=lambda family: choose_trained(family, recipe),
-        seed=recipe.run.seed,
-        shard_size=recipe.run.shard_size,
-    )
+    loaded = open_trained(recipe, world)
     with open_engine(recipe, loaded, world) as engine:
         return parity(recipe, loaded, engine, world, prompts, answers)

@@ -126,14 +126,7 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
 
 def _session(recipe: Recipe, run_dir: Path, world: World, log: RunLog) -> Session:
     trackers = Trackers(recipe.run.trackers if world.is_main else (), run_dir)
-    loaded = open_policy(
-        recipe.model,
-        recipe.prompt,
-        world,
-        prepare=lambda family: choose_trained(family, recipe),
-        seed=recipe.run.seed,
-        shard_size=recipe.run.shard_size,
-    )
+    loaded = open_trained(recipe, world)
     if world.is_main:
         print(trained_parameters(loaded.family, recipe.train), file=sys.stderr)
     cache_features(loaded, recipe)
@@ -159,6 +152,18 @@ def _session(recipe: Recipe, run_dir: Path, world: World, log: RunLog) -> Sessio
         writer=CheckpointWriter(run_dir, world, recipe.run.keep),
         start=start,
         state=state,
+    )
+
+
+def open_trained(recipe: Recipe, world: World) -> LoadedPolicy:
+    """The policy that a recipe trains, on this process's device, as it is before the first step."""
+    return open_policy(
+        recipe.model,
+        recipe.prompt,
+        world,
+        prepare=lambda family: choose_trained(family, recipe),
+        seed=recipe.run.seed,
+        shard_size=recipe.run.shard_size,
     )
 
 
