@@ -90,6 +90,20 @@ def test_the_verdict_on_the_page_is_the_rules_and_a_missing_arm_is_not_run(runs,
 
     jobs = [run.job for run in runs if run.job.arm == "rl"]
     found = write_results("mini", study, settings, jobs, {})
-    assert found["claims"][0]["verdict"] == "not run" and "difference" in found["claims"][0]["why"]
+    assert found["claims"][0]["verdict"] == "not run" and "difference" in found["claims"][0]["why"][0]
     assert "| `difference` | mean IoU | iou: +1 rl -1 sft (end) |  |  |" in page(found)
     assert "**not run**" in summary([found])
+
+
+def test_runs_of_uncommitted_code_are_named_as_a_limit(done, study, settings):
+    from vlm_r1.lab.lab import rewrite
+
+    before = rewrite("mini", study, settings)["limits"]
+    for seed in (1, 2):
+        mark = done / f"runs/mini/rl/seed-{seed}/lab.json"
+        content = json.loads(mark.read_text())
+        mark.write_text(json.dumps(content | {"commits": ["abc", "def+changes"]}))
+    assert [text for text in rewrite("mini", study, settings)["limits"] if text not in before] == [
+        "2 of 6 runs were made with code or recipes that were not committed: that the rule came before them is not on "
+        "record."
+    ]

@@ -13,7 +13,7 @@ from vlm_r1.errors import StudyError
 from vlm_r1.lab.intervals import Estimate
 from vlm_r1.lab.results import LOG, Measured, take_quantity
 from vlm_r1.lab.rules import judge
-from vlm_r1.lab.runner import commit, read_mark
+from vlm_r1.lab.runner import CHANGES, commit, read_mark
 from vlm_r1.lab.study import BEFORE, Measure, Quantity, Study
 from vlm_r1.runtime.runlog import read_environment, write_atomically
 
@@ -63,7 +63,7 @@ def document(
         },
         "claims": [{**claim.model_dump(), **asdict(judge(claim, known))} for claim in study.claims],
         "plots": [plot.model_dump() for plot in study.plots],
-        "limits": [*study.limits, *_edges(tuned)],
+        "limits": [*study.limits, *_edges(tuned), *_uncommitted(runs)],
         "runs": [_run(run, study) for run in runs],
     }
 
@@ -95,6 +95,17 @@ def _edges(tuned: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 "a better one may lie beyond."
             )
     return said
+
+
+def _uncommitted(runs: Sequence[Measured]) -> list[str]:
+    """What to say where a rule may have been written after the runs that it judges."""
+    changed = [run for run in runs if any(c.endswith(CHANGES) for c in read_mark(run.job.folder).get("commits", []))]
+    if not changed:
+        return []
+    return [
+        f"{len(changed)} of {len(runs)} runs were made with code or recipes that were not committed: that the rule "
+        "came before them is not on record."
+    ]
 
 
 def _run(run: Measured, study: Study) -> dict[str, Any]:

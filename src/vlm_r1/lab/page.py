@@ -63,7 +63,8 @@ def _claims(found: Document) -> str:
     return "\n\n".join(
         f"**{claim['claim']}**\n\n- Paper: {claim['paper']}\n- Rule, set before the runs: shown if "
         f"{_rule(claim['shown'])}; refuted if {_rule(claim['refuted'])}; else not shown\n"
-        f"- Here: {claim['why']}\n- Verdict: **{claim['verdict']}**"
+        + "".join(f"- Here: {text}\n" for text in claim["why"])
+        + f"- Verdict: **{claim['verdict']}**"
         for claim in found["claims"]
     )
 

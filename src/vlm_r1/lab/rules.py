@@ -13,10 +13,10 @@ SHOWN, REFUTED, NOT_SHOWN, NOT_RUN = "shown", "refuted", "not shown", "not run"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a claim came to and why: `Verdict(verdict="shown", why="gain > 0: 0.05 (0.03 to 0.07), holds")`."""
+    """What a claim came to and why: `Verdict(verdict="not run", why=("needs two or more seeds of ...",))`."""
 
     verdict: str
-    why: str
+    why: tuple[str, ...]
 
 
 def judge(claim: Claim, measured: Mapping[str, Estimate]) -> Verdict:
@@ -30,12 +30,13 @@ def judge(claim: Claim, measured: Mapping[str, Estimate]) -> Verdict:
         if (name := condition.split(" ")[0]) not in measured or measured[name].error is None
     ]
     if missing:
+        names = ", ".join(dict.fromkeys(missing))
         return Verdict(
-            verdict=NOT_RUN, why=f"needs two or more seeds of every arm in {', '.join(dict.fromkeys(missing))}"
+            verdict=NOT_RUN, why=(f"{names}: needs two or more finished seeds of every arm, with a value in each",)
         )
     verdict = SHOWN if met(claim.shown, measured) else REFUTED if met(claim.refuted, measured) else NOT_SHOWN
-    told = [f"shown if {_told(claim.shown, measured)}", f"refuted if {_told(claim.refuted, measured)}"]
-    return Verdict(verdict=verdict, why="; ".join(told))
+    told = (f"shown if {_told(claim.shown, measured)}", f"refuted if {_told(claim.refuted, measured)}")
+    return Verdict(verdict=verdict, why=told)
 
 
 def met(when: When, measured: Mapping[str, Estimate]) -> bool:

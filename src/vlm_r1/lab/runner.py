@@ -22,6 +22,8 @@ MARK = "lab.json"
 LOG = "lab.log"
 VLM_R1 = (sys.executable, "-m", "vlm_r1")
 POLL_S = 0.2
+CHANGES = "+changes"
+"""The end of a commit whose files were changed."""
 TAIL = 5
 """Lines of a failed run's log that its message repeats."""
 
@@ -176,7 +178,7 @@ def commit() -> str:
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "recipes")
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+        return git("rev-parse", "--short=12", "HEAD") + (CHANGES if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
