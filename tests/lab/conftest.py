@@ -1,10 +1,12 @@
 """A small study whose runs are made by `fake_trainer.py`."""
 
+import io
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vlm_r1.lab.lab import Settings, run_study
 from vlm_r1.lab.study import load_study
@@ -42,6 +44,7 @@ claims:
     refuted: {any: [difference < 0.01]}
 plots:
   - {measure: iou, arms: [rl, sft]}
+pictures: {rl: val}
 reduced:
   arms: {rl: ["run.steps=3"], sft: []}
   seeds: [1, 2]
@@ -51,11 +54,18 @@ reduced:
 TRAINER = (sys.executable, str(Path(__file__).with_name("fake_trainer.py")))
 
 
+def image_bytes() -> bytes:
+    sink = io.BytesIO()
+    Image.new("RGB", (96, 96), "white").save(sink, "PNG")
+    return sink.getvalue()
+
+
 def furnish(folder: Path, monkeypatch) -> None:
     """Two recipes and the study `mini`, and the fake trainer's controls in `control/`; work goes on in this folder."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("FAKE_CONTROL", "control")
     monkeypatch.setenv("FAKE_GAIN_RL", "0.2")
+    monkeypatch.setenv("FAKE_IMAGE", image_bytes().hex())
     (folder / "control").mkdir(exist_ok=True)
     (folder / "mini.yaml").write_text(STUDY)
     for name, method in (("rl", "grpo"), ("sft", "sft")):

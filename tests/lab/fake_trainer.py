@@ -16,6 +16,7 @@ from vlm_r1.config_file import load_config, resolved_yaml
 from vlm_r1.runtime.runlog import RunLog, read_metrics
 
 N = 60
+IMAGE = bytes.fromhex(os.environ.get("FAKE_IMAGE", ""))
 
 
 def rows(arm: str, seed: int, gain: float) -> list[dict]:
@@ -42,6 +43,9 @@ def rows(arm: str, seed: int, gain: float) -> list[dict]:
             "n_tokens": 20,
             "true_boxes": box,
             "pred_boxes": box,
+            "image": IMAGE if i < 6 else None,
+            "image_width": 96,
+            "image_height": 96,
         }
         for i, iou in enumerate(ious)
     ]

@@ -80,6 +80,7 @@ def test_the_files_hold_every_run_and_the_page_says_what_they_say(done):
     assert f"| {told(difference)} | 3 |" in text
     assert "table 2" in text and "Verdict: **shown**" in text and "`vlm-r1 lab mini`" in text
     assert "![iou](mini-1.png)" in text and (done / "out" / "mini-1.png").read_bytes().startswith(b"\x89PNG")
+    assert "rl, its first seed:\n\n![rl](mini-rl.png)" in text and (done / "out" / "mini-rl.png").is_file()
     assert "0.001: 0." in text and "largest that was tried" in text
     index = (done / "out" / "README.md").read_text()
     assert "| [mini](mini.md) | RL is better | table 2 | **shown** |" in index

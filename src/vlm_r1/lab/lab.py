@@ -16,6 +16,7 @@ from vlm_r1.lab.page import summary, write_page
 from vlm_r1.lab.results import measured
 from vlm_r1.lab.runner import VLM_R1, best_value, is_done, run_jobs, state_of
 from vlm_r1.lab.study import Study
+from vlm_r1.report.picture import before_after_png
 from vlm_r1.runtime.runlog import write_atomically
 
 Say = Callable[[str], None]
@@ -86,6 +87,11 @@ def write_results(
     runs = [measured(job) for job in jobs if is_done(job)]
     found = document(name, study, runs, command=command, reduced=settings.reduced, tuned=tuned)
     file = result_file(name, settings)
+    for arm, split in study.pictures.items():
+        shown = next((run for run in runs if run.job.arm == arm), None)
+        if shown is not None:
+            before_after_png(shown.job.folder, file.with_name(f"{file.stem}-{arm}.png"), split)
+            found["pictures"][arm] = f"{file.stem}-{arm}.png"
     write_document(found, file)
     write_page(found, file.with_suffix(".md"))
     _write_index(settings.out)
