@@ -46,7 +46,7 @@ def run_seed(way: str, seed: int) -> dict[str, object]:
     folder = RUNS / f"{way.replace(', ', '-').replace(' ', '-')}-{seed}"
     if "after" not in read_eval(folder):
         train(way, folder, f"run.seed={seed}")
-        (folder / "commit.txt").write_text(commit())
+        (folder / "commit.txt").write_text(commit(":/src", ":/benchmarks"))
     evaluated, steps = read_eval(folder), read_metrics(folder)
     row: dict[str, object] = {"way": way, "seed": seed, "commit": (folder / "commit.txt").read_text()}
     for split in SPLITS:
@@ -101,7 +101,7 @@ def main() -> None:
     result = json.loads(file.read_text()) if file.is_file() else {"runs": [], "times": []}
     if given.time:
         result["times"] = time_ways()
-        result["times_commit"] = commit()
+        result["times_commit"] = commit(":/src", ":/benchmarks")
     else:
         runs = {(row["way"], row["seed"]): row for row in result["runs"]}
         runs |= {(way, seed): run_seed(way, seed) for seed in given.seeds for way in given.ways}

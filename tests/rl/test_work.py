@@ -10,7 +10,7 @@ from support import recipe
 from vlm_r1.models.family import Family
 from vlm_r1.models.load import load_policy
 from vlm_r1.records import Picture
-from vlm_r1.rl import loop
+from vlm_r1.rl import loop, rollouts
 from vlm_r1.rl.step import Trainer
 from vlm_r1.rollout import native
 from vlm_r1.runtime.runlog import read_metrics
@@ -55,7 +55,7 @@ def counting(monkeypatch):
         everything["loads"] += 1
         return watch(load_policy(*args, **kwargs))
 
-    deal, update = loop.deal, Trainer.step
+    deal, update = rollouts.deal, Trainer.step
 
     def start(*args):
         steps.append({"rollout": Work(), "update": Work()})
@@ -67,7 +67,7 @@ def counting(monkeypatch):
         return update(*args)
 
     monkeypatch.setattr("vlm_r1.distributed.loading.load_policy", load)
-    monkeypatch.setattr(loop, "deal", start)
+    monkeypatch.setattr(rollouts, "deal", start)
     monkeypatch.setattr(Trainer, "step", go_on)
     monkeypatch.setattr(native, "DROP_SHARE", 0.0)
     yield steps, everything

@@ -13,7 +13,7 @@ from vlm_r1.config import OptimConfig
 from vlm_r1.distributed.checkpoints import CheckpointWriter, list_checkpoints, load_checkpoint, read_state
 from vlm_r1.distributed.processes import ALONE
 from vlm_r1.errors import CheckpointError, RewardError
-from vlm_r1.rl import loop
+from vlm_r1.rl import loop, rollouts
 from vlm_r1.runtime.optim import build_optimizer, place_of
 from vlm_r1.sft.train import train
 
@@ -188,21 +188,21 @@ def test_a_checkpoint_is_there_soon_after_it_was_written_and_not_only_when_the_n
     model_folder, tmp_path, monkeypatch
 ):
     """A run that is killed between two checkpoints continues from the last of them."""
-    run, seen, deal = recipe(model_folder, tmp_path / "run", run={"steps": 8, "save_every": 4}), [], loop.deal
+    run, seen, deal = recipe(model_folder, tmp_path / "run", run={"steps": 8, "save_every": 4}), [], rollouts.deal
 
     def slow_deal(*args):
         time.sleep(0.2)
         seen.append([path.name for path in list_checkpoints(tmp_path / "run")])
         return deal(*args)
 
-    monkeypatch.setattr(loop, "deal", slow_deal)
+    monkeypatch.setattr(rollouts, "deal", slow_deal)
     loop.train(run)
     assert seen[:4] == [[]] * 4
     assert seen[6:] == [["checkpoint-4"]] * 2  # at the start of the third step after it, at the latest
 
 
 def test_a_run_that_ends_with_an_error_keeps_the_checkpoint_before_it(model_folder, tmp_path, monkeypatch):
-    run, deal, calls = recipe(model_folder, tmp_path / "run", run={"steps": 4, "save_every": 2}), loop.deal, []
+    run, deal, calls = recipe(model_folder, tmp_path / "run", run={"steps": 4, "save_every": 2}), rollouts.deal, []
 
     def fails(*args):
         calls.append(args)
@@ -210,7 +210,7 @@ def test_a_run_that_ends_with_an_error_keeps_the_checkpoint_before_it(model_fold
             raise RewardError("in the fourth step")
         return deal(*args)
 
-    monkeypatch.setattr(loop, "deal", fails)
+    monkeypatch.setattr(rollouts, "deal", fails)
     with pytest.raises(RewardError):
         loop.train(run)
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-2"]
