@@ -25,7 +25,7 @@ class ScenesSource(Section):
         "others stay unseen)",
     )
     n: int = Field(1000, gt=0, le=1 << 32, description="number of pictures; a split owns 2**32 seeds")
-    start: int = Field(0, ge=0, lt=1 << 32, description="number of the first picture: another one is another set")
+    start: int = Field(0, ge=0, lt=1 << 32, description="number of the first image: another one is another set")
     difficulty: Literal["mixed", "easy", "hard"] = Field(
         "mixed",
         description="easy: 3 large objects that differ in color and shape; hard: 6 to 8 small ones of 3 colors and 2 "
@@ -46,7 +46,7 @@ class ScenesSource(Section):
     @model_validator(mode="after")
     def _within_the_split(self) -> ScenesSource:
         if self.start + self.n > 1 << 32:
-            raise ValueError("start + n goes beyond the 2**32 pictures of a split; make one of them smaller")
+            raise ValueError("start + n goes beyond the 2**32 images of a split; make one of them smaller")
         return self
 
 

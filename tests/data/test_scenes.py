@@ -311,7 +311,7 @@ def test_a_start_shows_later_pictures_of_the_same_split():
     later = load_scenes(ScenesSource(n=10, start=5, **options))
     whole = load_scenes(ScenesSource(n=15, **options))
     assert [(s.id, s.question) for s in later] == [(s.id, s.question) for s in whole][5:]
-    with pytest.raises(ValueError, match=r"beyond the 2\*\*32 pictures"):
+    with pytest.raises(ValueError, match=r"beyond the 2\*\*32 images"):
         ScenesSource(n=2, start=(1 << 32) - 1)
 
 

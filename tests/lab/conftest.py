@@ -44,7 +44,7 @@ claims:
     refuted: {any: [difference < 0.01]}
 plots:
   - {measure: iou, arms: [rl, sft]}
-pictures: {rl: val}
+images: {rl: val}
 reduced:
   arms: {rl: ["run.steps=3"], sft: []}
   seeds: [1, 2]

@@ -114,7 +114,7 @@ def test_the_bases_are_one_architecture_in_three_sizes(size):
         ("difference > 0, gain", "diference > 0, gain", r'unknown name "diference": did you mean "difference"'),
         ("seeds: [11, 12]", "seeds: [1, 12]", r"\[1\] are seeds of the study too"),
         ("measure: iou, arms", "measure: iuo, arms", r'plots.measure: unknown name "iuo"'),
-        ("arms: {rl: [", "arms: {xx: [", r'reduced.arms and pictures: unknown name "xx"'),
+        ("arms: {rl: [", "arms: {xx: [", r'reduced.arms and images: unknown name "xx"'),
         ("seeds: [1, 2, 3]", "seeds: [0, 2, 3]", r"seeds: begin at 1"),
         ("paper: table 2", "papr: table 2", r'study.yaml:\d+: unknown key "claims.0.papr": did you mean "paper"'),
         ("claims:", "claim:", r'unknown key "claim"'),

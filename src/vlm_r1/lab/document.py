@@ -63,7 +63,7 @@ def document(
         },
         "claims": [{**claim.model_dump(), **asdict(judge(claim, known))} for claim in study.claims],
         "plots": [plot.model_dump() for plot in study.plots],
-        "pictures": {},
+        "images": {},
         "limits": [*study.limits, *_edges(tuned), *_uncommitted(runs)],
         "runs": [_run(run, study) for run in runs],
     }

@@ -87,11 +87,11 @@ def write_results(
     runs = [measured(job) for job in jobs if is_done(job)]
     found = document(name, study, runs, command=command, reduced=settings.reduced, tuned=tuned)
     file = result_file(name, settings)
-    for arm, split in study.pictures.items():
+    for arm, split in study.images.items():
         shown = next((run for run in runs if run.job.arm == arm), None)
         if shown is not None:
             before_after_png(shown.job.folder, file.with_name(f"{file.stem}-{arm}.png"), split)
-            found["pictures"][arm] = f"{file.stem}-{arm}.png"
+            found["images"][arm] = f"{file.stem}-{arm}.png"
     write_document(found, file)
     write_page(found, file.with_suffix(".md"))
     _write_index(settings.out)

@@ -37,9 +37,9 @@ def page(found: Document, charts: Sequence[tuple[str, str]] = ()) -> str:
         parts.append("This is the reduced grid: fewer arms, seeds and steps, from a shipped model.")
     parts += ["## Claims and verdicts", _claims(found), "## Quantities", _quantities(found), "## Arms", _arms(found)]
     parts += [f"![{measure}]({name})" for name, measure in charts]
-    if found["pictures"]:
+    if found["images"]:
         parts.append("## Before and after")
-    parts += [f"{arm}, its first seed:\n\n![{arm}]({name})" for arm, name in found["pictures"].items()]
+    parts += [f"{arm}, its first seed:\n\n![{arm}]({name})" for arm, name in found["images"].items()]
     if found["tuned"]:
         parts += ["## Settings that were searched for", _tuned(found)]
     if found["limits"]:

@@ -144,7 +144,7 @@ class Study(Section):
     quantities: dict[str, Quantity]
     claims: list[Claim] = Field(min_length=1)
     plots: list[Plot] = Field(default_factory=list)
-    pictures: dict[str, str] = Field(
+    images: dict[str, str] = Field(
         default_factory=dict, description="arm -> split whose questions are shown before and after, of its first seed"
     )
     reduced: Reduced
@@ -170,8 +170,8 @@ class Study(Section):
             _known("plots.measure", plot.measure, self.measures)
             for arm_name in plot.arms:
                 _known("plots.arms", arm_name, self.arms)
-        for name in (*self.pictures, *self.reduced.arms):
-            _known("reduced.arms and pictures", name, self.arms)
+        for name in (*self.images, *self.reduced.arms):
+            _known("reduced.arms and images", name, self.arms)
         if min(*self.seeds, *self.reduced.seeds) < 1:
             raise ValueError("seeds: begin at 1: {seed} also stands before zeros, as in start={seed}00000")
         return self
