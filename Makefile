@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --no-input --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
-CODE := src tests $(wildcard benchmarks) $(wildcard examples) $(wildcard docs)
+CODE := src tests $(wildcard benchmarks) $(wildcard examples) $(wildcard docs) $(wildcard tools)
 
 .PHONY: help setup setup-dev setup-bench vllm-env demo lab lab-full test test-slow test-vllm lint format bench clean
 

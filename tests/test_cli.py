@@ -197,6 +197,11 @@ def test_the_other_commands_pass_their_arguments_on(monkeypatch):
     ]
 
 
+def test_predict_wants_the_engine_that_a_server_belongs_to(capsys):
+    assert run("predict", "tiny", "a.png", "what", "--server", "http://127.0.0.1:1") == 2
+    assert "--server: names a vLLM server; add --engine vllm" in capsys.readouterr().err
+
+
 def test_score_sorts_options_by_reward(monkeypatch, capsys):
     seen = []
     summary = SimpleNamespace(rows=3, means={"iou": 0.5, "f": None}, scorable={"iou": 2, "f": 0}, counts={"late": 1})

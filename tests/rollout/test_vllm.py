@@ -157,7 +157,9 @@ def test_one_server_dies_for_good_and_the_other_finishes(servers, open_engine):
     answers(engine, prompts)
     loaded = engine.loaded
     engine.sync(loaded.policy.named_parameters(), 1)
-    answers(engine, prompts)
+    groups = answers(engine, prompts)
+    assert {rollout.version for group in groups for rollout in group.rollouts} == {1}
+    assert [seat.usable for seat in engine.seats] == [False, True]
 
 
 def test_without_any_server_for_too_long_the_engine_says_so(servers, open_engine):

@@ -46,3 +46,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EngineError, match=r"rollout.weights_dir: .*file.* cannot be written"):
         opened(tmp_path, "http://127.0.0.1:9", weights_dir=str(tmp_path / "file" / "below")).__enter__()
+
+
+def test_a_server_elsewhere_that_keeps_its_weights_needs_no_shared_folder(tmp_path):
+    settings = recipe(tmp_path, tmp_path / "run", rollout={"engine": "vllm", "servers": ["http://node7.invalid:8000"]})
+    with pytest.raises(EngineError, match="is no vLLM server that answers"):
+        open_vllm(tiny(), settings, ALONE, trains=False).__enter__()

@@ -23,6 +23,7 @@ from vlm_r1.config import ModelConfig
 from vlm_r1.errors import EngineError
 from vlm_r1.models.load import load_policy, resolve_path
 from vlm_r1.records import SamplingParams
+from vlm_r1.rollout import vllm_server
 from vlm_r1.rollout.vllm_launch import MODEL, Launch
 from vlm_r1.rollout.vllm_request import body_of, stops_of
 from vlm_r1.rollout.vllm_server import ServerProcess, free_port
@@ -112,6 +113,21 @@ def test_one_that_takes_too_long_is_ended(make, tmp_path):
     with pytest.raises(EngineError, match=r"(?s)not ready after 1 s.*loading"):
         server.wait_ready(timeout_s=1)
     assert gone(pids(tmp_path), 0)
+
+
+def test_one_that_started_before_is_not_waited_for_as_long(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm_server, "AGAIN_S", 1.0)
+    hangs = tmp_path / "hangs"
+    server = make(f"while os.path.exists({str(hangs)!r}): time.sleep(0.05)")
+    server.start()
+    server.wait_ready()
+    hangs.touch()
+    server.restart()
+    with pytest.raises(EngineError, match="was not ready after"):
+        server.wait_ready()
+    hangs.unlink()
+    server.restart()
+    server.wait_ready()
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -71,6 +71,8 @@ def predict(
 
     Example: vlm-r1 predict runs/x/final photo.jpg "the man with the red umbrella" --out answer.png
     """
+    if server and engine != "vllm":
+        raise ConfigError("--server: names a vLLM server; add --engine vllm")
     from vlm_r1.report.predict import predict as run
 
     run(model, image, question, out, task, template, engine=engine, servers=server or ())

@@ -95,6 +95,12 @@ class World:
                 for tensor in tensors:
                     dist.all_reduce(tensor)
 
+    def raise_together(self, failure: Exception | None) -> None:
+        """Raise on every process what one of them met (the lowest rank has it), so that none waits in a collective."""
+        for found in self.gather(failure):
+            if found is not None:
+                raise found
+
     def barrier(self) -> None:
         """Wait for every process."""
         self.sum(0.0)

@@ -67,7 +67,8 @@ class WeightFiles:
 
         With an adapter it is one folder in peft's layout. Raises `EngineError` where a process cannot write.
         """
-        folder, failed = self.root / f"v{version}", None
+        folder = self.root / f"v{version}"
+        failed: EngineError | None = None
         kept = self._adapter(weights) if self.adapted else self._share(weights)
         try:
             folder.mkdir(exist_ok=True)
@@ -76,10 +77,10 @@ class WeightFiles:
             elif kept and not self.adapted:
                 save_file(kept, folder / f"rank-{self.world.rank}.safetensors")
         except (OSError, SafetensorError) as error:
-            failed = f"{folder}: weights cannot be written ({error}); free memory there, or set rollout.weights_dir"
-        for told in self.world.gather(failed):
-            if told:
-                raise EngineError(told)
+            failed = EngineError(
+                f"{folder}: weights cannot be written ({error}); free memory there, or set rollout.weights_dir"
+            )
+        self.world.raise_together(failed)
         return [str(folder)] if self.adapted else sorted(str(file) for file in folder.glob("rank-*.safetensors"))
 
     def drop_before(self, version: int) -> None:

@@ -24,7 +24,6 @@ from vlm_r1.records import Answer, RolloutGroup, Sample, SamplingParams
 from vlm_r1.rollout.engine import RolloutEngine, awake
 from vlm_r1.runtime.rows import answer_row, image_bytes
 from vlm_r1.runtime.runlog import write_atomically
-from vlm_r1.runtime.together import raise_together
 
 SERVED_AT_ONCE = 512
 """Questions that servers are asked at once by a process; it holds their images."""
@@ -87,7 +86,7 @@ def evaluate(
             except EngineError as error:
                 failure = error
             versions.update(*world.gather(versions))
-            raise_together(world, failure or _mixed(versions, split))
+            world.raise_together(failure or _mixed(versions, split))
             everything = sorted(world.collect(found), key=lambda item: item[0])
             if world.is_main:
                 rows += [row for _, _, row in everything]

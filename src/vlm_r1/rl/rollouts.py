@@ -17,7 +17,6 @@ from vlm_r1.rollout.vllm import VLLMEngine
 from vlm_r1.runtime.prefetch import Prefetcher
 from vlm_r1.runtime.session import Session
 from vlm_r1.runtime.tally import Tally
-from vlm_r1.runtime.together import raise_together
 
 
 class Rollouts:
@@ -77,7 +76,7 @@ class Rollouts:
     def raise_if_lost(self) -> None:
         """Raise `EngineError` on every process where the engine was lost on one."""
         if self.served:
-            raise_together(self.world, self.lost)
+            self.world.raise_together(self.lost)
         elif self.lost is not None:
             raise self.lost
 

@@ -1,7 +1,7 @@
 """What answers prompts: the protocol of rollout engines. Training, evaluation, `predict` and `play` answer through one.
 
 The group is the unit, because the image and the prompt are computed once for it. `native` shares the module that is
-trained; `replay` answers from recorded rollouts.
+trained; `vllm` asks servers, which get its weights by `sync`; `replay` answers from recorded rollouts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class RolloutEngine(Protocol):
     """Prompts in, groups of answers out, under weights of a version."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams, *, n: int) -> Iterator[RolloutGroup]:
-        """`n` answers to each of the prompts of this process, group by group as they finish (in any order)."""
+        """`n` answers to each of the prompts of this process, group by group as they finish (in any order).
+
+        Where the engine is not the trainer, another thread may call it while the trainer updates the weights.
+        """
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take over weights: full tensors by name. Every process calls it."""

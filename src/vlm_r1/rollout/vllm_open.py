@@ -35,7 +35,7 @@ def open_vllm(loaded: LoadedPolicy, recipe: Recipe, world: World, *, trains: boo
     process, engine = None, None
     try:
         if settings.servers:
-            seats = _named(settings, world)
+            seats = _named(settings, world, takes_weights=trains)
         else:
             process, error = _started(loaded, recipe, world, files)
             seats = _agreed(process, error, world)
@@ -58,13 +58,13 @@ def open_vllm(loaded: LoadedPolicy, recipe: Recipe, world: World, *, trains: boo
             process.kill()
 
 
-def _named(settings: RolloutConfig, world: World) -> list[Seat]:
-    """Servers of the recipe; the main process sends them weights."""
+def _named(settings: RolloutConfig, world: World, *, takes_weights: bool) -> list[Seat]:
+    """Servers of the recipe; where they take weights, the main process sends them."""
     for url in settings.servers:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f'rollout.servers: "{url}" is not an address; write it as http://host:port')
-        if settings.weights_dir is None and not is_loopback(parts.hostname):
+        if takes_weights and settings.weights_dir is None and not is_loopback(parts.hostname):
             raise ConfigError(
                 f"rollout.servers: {parts.hostname} may be another machine, which does not see this one's memory; set "
                 "rollout.weights_dir to a folder that both see, here and for vlm-r1 serve"
@@ -116,12 +116,9 @@ def _gpu_name(number: int) -> str:
 def _agreed(process: ServerProcess | None, error: Exception | None, world: World) -> list[Seat]:
     """The servers of this machine as this process sees them. Raises, on every process, what one of them raised."""
     mine = (os.uname().nodename, process.url, process.secret) if process else (os.uname().nodename, "", "")
-    told = world.gather((mine, error))
-    for _, failed in told:
-        if failed is not None:
-            raise failed
+    world.raise_together(error)
     seats = []
-    for rank, ((host, url, secret), _) in enumerate(told):
+    for rank, (host, url, secret) in enumerate(world.gather(mine)):
         if url and host == os.uname().nodename:
             driven = rank == world.rank
             seats.append(Seat(Server(url, secret), driven=driven, process=process if driven else None))

@@ -21,6 +21,8 @@ GUARD = Path(__file__).with_name("vllm_guard.py")
 POLL_S = 0.2
 START_S = 900.0
 """Seconds a server may take to start: a large model is read from a slow disk, and its kernels are compiled."""
+AGAIN, AGAIN_S = 4.0, 60.0
+"""A server that started before may take so many times as long, and so many seconds more."""
 END_S = 10.0
 """Seconds for killed processes to be gone."""
 LOG_LINES, LOG_BYTES = 25, 16384
@@ -46,6 +48,7 @@ class ServerProcess:
         self.launch, self.python, self.log = launch, python, log
         self.url, self.secret = launch.url, launch.secret
         self._guard: subprocess.Popen[bytes] | None = None
+        self._took: float | None = None
 
     def start(self) -> None:
         """Start it and return at once. Raises `EngineError` where its port is taken."""
@@ -66,12 +69,16 @@ class ServerProcess:
                 start_new_session=True,
             )
 
-    def wait_ready(self, beat: Callable[[], object] = lambda: None, timeout_s: float = START_S) -> None:
+    def wait_ready(self, beat: Callable[[], object] = lambda: None, timeout_s: float | None = None) -> None:
         """Return when it answers; calls `beat` meanwhile.
 
-        Raises `EngineError`, with the end of its log, where it ends before or takes longer than `timeout_s`.
+        Raises `EngineError`, with the end of its log, where it ends before or takes longer than `timeout_s`; by default
+        that is 15 minutes, and later several times what its first start took: one that hangs is not waited for so long.
         """
-        end = time.monotonic() + timeout_s
+        started = time.monotonic()
+        if timeout_s is None:
+            timeout_s = START_S if self._took is None else min(START_S, AGAIN_S + AGAIN * self._took)
+        end = started + timeout_s
         while not self.healthy():
             beat()
             if not self.alive():
@@ -82,6 +89,7 @@ class ServerProcess:
                     f"the vLLM server at {self.url} was not ready after {timeout_s:.0f} s. {self.last_lines()}"
                 )
             time.sleep(POLL_S)
+        self._took = self._took or time.monotonic() - started
 
     def healthy(self, timeout_s: float = 5.0) -> bool:
         """Whether it says that it can answer."""

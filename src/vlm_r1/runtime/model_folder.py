@@ -58,9 +58,7 @@ def save_policy(target: Path, loaded: LoadedPolicy, prompt: PromptConfig, world:
             write_folder(target, lambda folder: save_model(folder, policy.model, loaded.processor, prompt, weights))
     except CheckpointError as error:
         failed = error
-    for told in world.gather(failed):
-        if told is not None:
-            raise told
+    world.raise_together(failed)
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:

@@ -1,4 +1,4 @@
-"""What keeps processes together: each runs as many rows as the others, the tower where they do, and stops with them.
+"""Rows that keep processes together: each runs as many as the others, and the tower where the others do.
 
 Sharded modules are collectives. A process without a row, or without a picture in one, runs a small tree whose tokens
 count nothing.
@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 import torch
 
-from vlm_r1.distributed.processes import World
-from vlm_r1.errors import UserError
 from vlm_r1.models.packing import Branch, Tree
 from vlm_r1.runtime.session import Session
 
@@ -46,13 +44,3 @@ def filler(session: Session, *, picture: bool) -> Tree:
         branches=(branch,),
         blocks=prompt.blocks,
     )
-
-
-def raise_together(world: World, failure: UserError | None) -> None:
-    """Raise on every process what one of them met (the lowest rank's), so that none waits for it in a collective.
-
-    Every process calls it.
-    """
-    for found in world.gather(failure):
-        if found is not None:
-            raise found
