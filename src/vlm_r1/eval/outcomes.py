@@ -21,7 +21,7 @@ CORRECT_IOU = 0.5
 class Outcome:
     """One question and its greedy answer, measured.
 
-    `kind` is the kind of answer (`prompts.templates.Task.kind`). `iou` is set where one box is asked for. `score` is
+    `kind` names the kind of answer (`prompts.kinds.KINDS`). `iou` is set where one box is asked for. `score` is
     the plain accuracy of the answer in [0, 1] (`rewards.accuracy`), `correct` whether it counts as right; both are
     None where the sample holds no truth to compare with. Boxes are in pixels of the original picture.
 
@@ -54,18 +54,16 @@ def outcome(sample: Sample, answer: Answer) -> Outcome:
     predicted = answer.value if isinstance(answer.value, tuple) else ()
     if score is None:
         correct = None
-    elif kind == "box":
-        correct = score >= CORRECT_IOU
-    elif kind == "boxes":
+    elif kind.correct_from is None:
         correct = answer.failure is None and _all_found(sample.truth.boxes or (), predicted)
     else:
-        correct = score >= 1.0
+        correct = score >= kind.correct_from
     return Outcome(
-        kind=kind,
+        kind=kind.name,
         sample_id=sample.id,
         question=sample.question,
         source=sample.source,
-        iou=score if kind == "box" else None,
+        iou=score if kind.suite == "rec" else None,
         score=score,
         correct=correct,
         true=sample.truth.boxes or (),
@@ -81,7 +79,7 @@ def outcome_of_row(row: Mapping[str, Any]) -> Outcome:
     task = TASKS.get(row.get("task") or "")
     iou = row.get("iou")
     return Outcome(
-        kind=task.kind if task is not None else "box" if iou is not None else "text",
+        kind=task.kind.name if task is not None else "box" if iou is not None else "text",
         sample_id=row.get("sample_id") or "",
         question=row.get("question") or "",
         source=row.get("source") or "",

@@ -9,6 +9,7 @@ import numpy as np
 from vlm_r1.eval.bootstrap import Statistic
 from vlm_r1.eval.detection import Matches, match_split, suppress
 from vlm_r1.eval.outcomes import CORRECT_IOU, Outcome
+from vlm_r1.prompts.kinds import KINDS
 
 OVDEVAL = "ovdeval/"
 """Begin of the source of a row that comes from OVDEval; its subset follows."""
@@ -113,11 +114,8 @@ SUITES: dict[str, Callable[[Sequence[Outcome]], Statistic]] = {
 
 def suites_for(outcome: Outcome) -> tuple[str, ...]:
     """The suites that measure an outcome where none is named."""
-    if outcome.kind == "box":
-        return ("rec",)
-    if outcome.kind == "boxes":
-        return ("ovd", "ovdeval") if outcome.source.startswith(OVDEVAL) else ("ovd",)
-    return ("accuracy",)
+    suite = KINDS[outcome.kind].suite
+    return (suite, "ovdeval") if suite == "ovd" and outcome.source.startswith(OVDEVAL) else (suite,)
 
 
 def build_statistic(outcomes: Sequence[Outcome], suites: Sequence[str] | None = None) -> Statistic:

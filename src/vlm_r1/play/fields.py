@@ -11,23 +11,9 @@ import gradio as gr
 from vlm_r1.play.pictures import Pictures
 from vlm_r1.play.playground import CHOSEN_REWARDS, LONGEST_ANSWER, MOST_SAMPLES
 from vlm_r1.play.truth import written
-from vlm_r1.prompts.templates import TEMPLATES
+from vlm_r1.prompts.templates import TASKS, TEMPLATES
 from vlm_r1.records import Sample
 
-TASK_NAMES = {
-    "rec": "Find one object: a box (rec)",
-    "reasoning": "Find what answers a question: a box (reasoning)",
-    "ovd": "Detect named objects: boxes (ovd)",
-    "list": "List objects: boxes (list)",
-    "count": "Count: a number (count)",
-    "choice": "Choose an option: a letter (choice)",
-    "yes_no": "Yes or no (yes_no)",
-    "number": "A number (number)",
-    "math": "Mathematics (math)",
-    "text": "Free text (text)",
-    "ocr": "Read text (ocr)",
-    "gui": "Where to click: a point (gui)",
-}
 _ANNOUNCE = "element.setAttribute('role', 'status');"
 
 Parts = dict[str, Any]
@@ -76,7 +62,10 @@ def question_parts(sample: Sample) -> Parts:
     """Task, question and truth, filled in with those of `sample`."""
     return {
         "task": gr.Dropdown(
-            [(words, name) for name, words in TASK_NAMES.items()], value=sample.task, label="Task", elem_id="task"
+            [(f"{task.title} ({name})", name) for name, task in TASKS.items()],
+            value=sample.task,
+            label="Task",
+            elem_id="task",
         ),
         "question": gr.Textbox(sample.question, label="Question", lines=1, max_lines=8, elem_id="question"),
         "truth": gr.Textbox(

@@ -25,6 +25,7 @@ from vlm_r1.play.fields import (
 from vlm_r1.play.pictures import Pictures, example_scenes
 from vlm_r1.play.playground import Form, Playground
 from vlm_r1.play.truth import written
+from vlm_r1.prompts.kinds import KINDS
 from vlm_r1.prompts.templates import TASKS
 from vlm_r1.records import Sample
 from vlm_r1.report.web import css_of
@@ -158,7 +159,7 @@ def _connect_pictures(parts: Any, pictures: Pictures, scenes: Sequence[Any], sam
         box = ", ".join(str(int(side)) for side in event.box)
         if len(event.box) == 2:
             return {parts.status: status(f"One corner at {box}: click the opposite one.")}
-        several = TASKS[task].kind == "boxes" and truth.strip()
+        several = TASKS[task].kind is KINDS["boxes"] and truth.strip()
         return {
             parts.truth: f"{truth.rstrip()}\n{box}" if several else box,
             parts.status: status(f"True box {box}"),

@@ -19,9 +19,8 @@ from vlm_r1.play.answers import Asked, Progress, Speaker, stream
 from vlm_r1.play.cards import Card, Column, finished_card, growing_cards, summary
 from vlm_r1.play.pictures import Pictures
 from vlm_r1.play.truth import read_truth
-from vlm_r1.prompts.templates import TASKS, task_of
+from vlm_r1.prompts.templates import task_of
 from vlm_r1.records import Answer, Sample, Score, Truth
-from vlm_r1.rewards.accuracy import DEFAULT_FOR_KIND
 from vlm_r1.rewards.registry import BATCHED, REWARDS
 from vlm_r1.rewards.rubric import build_rubric
 
@@ -209,4 +208,4 @@ def _rewards(form: Form, sample: Sample) -> list[str]:
     chosen = [str(name) for name in form.rewards or ()]
     if unknown := [name for name in chosen if name not in CHOSEN_REWARDS]:
         raise DataError(f'There is no reward "{unknown[0]}" here')
-    return chosen or [DEFAULT_FOR_KIND[TASKS[sample.task].kind], "format"]
+    return chosen or [task_of(sample).kind.accuracy, "format"]

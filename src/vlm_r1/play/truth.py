@@ -27,7 +27,7 @@ def read_truth(text: str, task: str, size: tuple[int, int]) -> Truth | None:
     if not text.strip():
         return None
     solution: object = text.strip()
-    if TASKS[task].kind in ("box", "boxes", "point") and not text.strip().startswith(("[{", "[[", "{")):
+    if TASKS[task].kind.boxes and not text.strip().startswith(("[{", "[[", "{")):
         solution = _boxes(text) or solution
     try:
         truth = read_solution(solution, task)

@@ -17,10 +17,9 @@ import re
 from dataclasses import dataclass
 
 from vlm_r1.boxes import BoxMap
-from vlm_r1.prompts.parse_boxes import read_boxes
-from vlm_r1.prompts.parse_values import read_choice, read_number, read_text, read_yes_no
+from vlm_r1.prompts.kinds import Value
 from vlm_r1.prompts.templates import task_of
-from vlm_r1.records import Answer, LabelledBox, ParseFailure, Sample
+from vlm_r1.records import Answer, ParseFailure, Sample
 
 FAILURE_KINDS: dict[str, str] = {
     # Of the tags. The first three also leave nothing to read; the others are faults of format alone.
@@ -115,23 +114,15 @@ def read_answer(raw: str, sample: Sample, box_map: BoxMap, *, n_tokens: int = 0,
     kind = task_of(sample).kind
     blocks = extract_blocks(raw)
     text = raw if box_map.loc and not _TAG.search(raw) else blocks.answer
-    value: tuple[LabelledBox, ...] | float | str | None = None
+    value: Value = None
     failure: str | None = None
     dropped = 0
     if text is None:
         failure = blocks.fault if blocks.fault in ("unclosed_answer", "stray_tag", "nested_tag") else "no_answer"
     elif not text.strip():
         failure = "empty_answer"
-    elif kind in ("box", "boxes", "point"):
-        value, failure, dropped = read_boxes(text, box_map, points=kind == "point")
-    elif kind == "number":
-        value, failure = read_number(text)
-    elif kind == "choice":
-        value, failure = read_choice(text)
-    elif kind == "yes_no":
-        value, failure = read_yes_no(text)
     else:
-        value, failure = read_text(text)
+        value, failure, dropped = kind.read(text, box_map)
     return Answer(
         raw=raw,
         think=blocks.think,

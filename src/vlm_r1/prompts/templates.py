@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from vlm_r1.errors import ConfigError, DataError, nearest
+from vlm_r1.prompts.kinds import KINDS, AnswerKind
 from vlm_r1.records import Sample
-
-AnswerKind = Literal["box", "boxes", "choice", "yes_no", "number", "math", "text", "point"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """What is asked and what kind of answer is read.
 
-    `question` is the default wording around a bare expression ("the red circle"): converters use it where the source
-    holds expressions instead of questions. `hint` says in a few words what stands between the answer tags.
+    `title` says it in a few words for a list of tasks. `question` is the default wording around a bare expression ("the
+    red circle"): converters use it where the source holds expressions instead of questions. `hint` says in a few words
+    what stands between the answer tags.
 
     Example: `TASKS["rec"].question.replace("{question}", "the red circle")`.
     """
 
     name: str
+    title: str
     kind: AnswerKind
     question: str = "{question}"
     hint: str = ""
@@ -37,35 +38,51 @@ TASKS: dict[str, Task] = {
         # Wordings of rec and ovd: VLM-R1 (arXiv 2504.07615).
         Task(
             name="rec",
-            kind="box",
+            title="Find one object: a box",
+            kind=KINDS["box"],
             question="Please provide the bounding box coordinates of the region this sentence describes: {question}.",
             hint=_BOX_HINT,
         ),
         Task(
             name="reasoning",
-            kind="box",
+            title="Find what answers a question: a box",
+            kind=KINDS["box"],
             question="Please find the region that answers this question and give its bounding box: {question}",
             hint=_BOX_HINT,
         ),
         Task(
             name="ovd",
-            kind="boxes",
+            title="Detect named objects: boxes",
+            kind=KINDS["boxes"],
             question="Please carefully check the image and detect the following objects: {question}. "
             "Output each detected target's bbox coordinates in JSON format. "
             "If there are no such targets in the image, simply respond with None.",
             hint=_BOXES_HINT,
         ),
-        Task(name="list", kind="boxes", question="{question}", hint=_BOXES_HINT),
-        Task(name="count", kind="number", question="How many of these are in the image: {question}?", hint="A number."),
-        Task(name="choice", kind="choice", hint="The letter of one option."),
-        Task(name="yes_no", kind="yes_no", hint="Yes or no."),
-        Task(name="number", kind="number", hint="A number."),
-        Task(name="math", kind="math", hint="A number or a LaTeX expression."),
-        Task(name="text", kind="text", hint="A short text."),
-        Task(name="ocr", kind="text", question="Read the text in the image. {question}", hint="The text as written."),
+        Task(name="list", title="List objects: boxes", kind=KINDS["boxes"], question="{question}", hint=_BOXES_HINT),
+        Task(
+            name="count",
+            title="Count: a number",
+            kind=KINDS["number"],
+            question="How many of these are in the image: {question}?",
+            hint="A number.",
+        ),
+        Task(name="choice", title="Choose an option: a letter", kind=KINDS["choice"], hint="The letter of one option."),
+        Task(name="yes_no", title="Yes or no", kind=KINDS["yes_no"], hint="Yes or no."),
+        Task(name="number", title="A number", kind=KINDS["number"], hint="A number."),
+        Task(name="math", title="Mathematics", kind=KINDS["math"], hint="A number or a LaTeX expression."),
+        Task(name="text", title="Free text", kind=KINDS["text"], hint="A short text."),
+        Task(
+            name="ocr",
+            title="Read text",
+            kind=KINDS["text"],
+            question="Read the text in the image. {question}",
+            hint="The text as written.",
+        ),
         Task(
             name="gui",
-            kind="point",
+            title="Where to click: a point",
+            kind=KINDS["point"],
             question="Where do you click to do this: {question}?",
             hint="A point [x, y] or a box [x1, y1, x2, y2].",
         ),

@@ -31,18 +31,6 @@ ACCURACY: dict[str, Callable[..., Score]] = {
 }
 """Rewards that judge what an answer says."""
 
-DEFAULT_FOR_KIND: dict[str, str] = {
-    "box": "iou",
-    "boxes": "od_map",
-    "point": "point_in_box",
-    "choice": "choice",
-    "yes_no": "yes_no",
-    "number": "number",
-    "math": "math",
-    "text": "exact_text",
-}
-"""Kind of answer -> the reward that is its accuracy."""
-
 
 def accuracy_for(sample: Sample, name: str | None) -> Callable[..., Score]:
     """The accuracy reward of a name, or of the sample's kind of answer where the name is None.
@@ -50,7 +38,7 @@ def accuracy_for(sample: Sample, name: str | None) -> Callable[..., Score]:
     Raises `ConfigError` for an unknown name.
     """
     if name is None:
-        return ACCURACY[DEFAULT_FOR_KIND[task_of(sample).kind]]
+        return ACCURACY[task_of(sample).kind.accuracy]
     if name not in ACCURACY:
         raise ConfigError(f'rewards.options.length_cosine.correct: unknown reward "{name}": {nearest(name, ACCURACY)}')
     return ACCURACY[name]

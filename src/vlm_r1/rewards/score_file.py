@@ -153,7 +153,7 @@ def _sample(row: Mapping[str, Any], reward: str, name: str) -> Sample:
     if task not in TASKS:
         raise DataError(f'unknown task "{task}": {nearest(str(task), TASKS)}')
     # Where a text is asked for, "[0, 1]" is an interval and no malformed box.
-    as_text = isinstance(solution, str) and TASKS[task].kind in ("math", "text")
+    as_text = isinstance(solution, str) and TASKS[task].kind.written
     truth = read_solution(solution, task if as_text else None)
     # Answers to "which are there?" are counted as well as answers to "how many?".
     if named is None and reward == "count" and truth.number is None and truth.boxes is not None:
