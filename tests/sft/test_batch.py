@@ -8,7 +8,7 @@ from vlm_r1.config import ScenesSource
 from vlm_r1.data.scenes import load_scenes
 from vlm_r1.models.packing import cut_by_budget, pack
 from vlm_r1.records import Rollout, RolloutGroup, Truth
-from vlm_r1.sft.batch import ByPicture, make_tree
+from vlm_r1.sft.batch import ByPicture, picture_tree
 from vlm_r1.sft.targets import target_ids
 
 KINDS = {"attribute": 1.0, "list": 1.0, "count": 1.0}
@@ -46,7 +46,7 @@ def per_question(loaded) -> list[RolloutGroup]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradient_equal_the_padded_ones_of_each_question(family, budget):
     loaded = tiny(family)
-    trees = [make_tree(shown, loaded.family) for shown in pictures()]
+    trees = [picture_tree(shown, loaded.family) for shown in pictures()]
     ours = []
     for row in cut_by_budget(trees, budget):
         logprobs, _ = loaded.policy(pack(row))
@@ -62,7 +62,7 @@ def test_loss_and_gradient_equal_the_padded_ones_of_each_question(family, budget
 def test_a_tree_holds_the_picture_once_and_scores_answers_alone():
     loaded = tiny()
     shown = pictures()[0]
-    tree = make_tree(shown, loaded.family)
+    tree = picture_tree(shown, loaded.family)
     prompts = [loaded.family.encode(one) for one in shown]
     image = loaded.policy.model.config.image_token_id
     assert tree.token_ids.tolist().count(image) == 6 == prompts[0].token_ids.count(image)
@@ -78,7 +78,7 @@ def test_a_tree_holds_the_picture_once_and_scores_answers_alone():
 def test_equal_questions_leave_each_branch_a_token_of_its_own():
     loaded = tiny()
     shown = picture(48, 32)
-    tree = make_tree([sample("the circle", shown), sample("the circle", shown)], loaded.family)
+    tree = picture_tree([sample("the circle", shown), sample("the circle", shown)], loaded.family)
     assert [branch.context for branch in tree.branches] == [1, 1]
 
 

@@ -14,7 +14,7 @@ from vlm_r1.records import Rollout, RolloutGroup
 from vlm_r1.runtime.optim import learning_rate
 from vlm_r1.runtime.runlog import read_eval, read_eval_samples, read_metrics, read_samples
 from vlm_r1.runtime.session import open_session
-from vlm_r1.sft.batch import ByPicture, make_tree
+from vlm_r1.sft.batch import ByPicture, picture_tree
 from vlm_r1.sft.targets import target_ids
 from vlm_r1.sft.train import sft_step, train
 
@@ -43,7 +43,7 @@ def test_a_steps_loss_is_the_mean_over_answer_tokens_whatever_the_budget(model_f
             ]
             with torch.no_grad():
                 expected = -plain_logprobs(plain_model(loaded), groups, loaded.policy.banned, 1.0)
-            trees = [make_tree(shown, loaded.family) for shown in pictures]
+            trees = [picture_tree(shown, loaded.family) for shown in pictures]
             metrics = sft_step(session, trees, 0).values()
         assert metrics["loss"] == pytest.approx(float(expected.mean()), rel=1e-5)
         assert metrics["tokens/answer"] == len(expected)

@@ -25,7 +25,7 @@ from vlm_r1.models.families import FAMILIES
 from vlm_r1.models.family import Family
 from vlm_r1.models.layout import Layout, Rule
 from vlm_r1.models.logprobs import masked_logprobs
-from vlm_r1.models.packing import Branch, Tree, pack
+from vlm_r1.models.packing import make_tree, pack
 from vlm_r1.models.policy import Policy
 from vlm_r1.prompts.templates import chat_messages
 from vlm_r1.records import Picture, Prompt, Sample, Truth
@@ -145,7 +145,7 @@ class _Watch:
 @torch.no_grad()
 def _packed(policy: Policy, prompts: list[Prompt], answers: list[list[int]]) -> Tensor:
     """Log-probs `(S,)` of the answers' tokens in one packed row."""
-    row = pack([_tree(prompt, answers) for prompt in prompts]).to(policy.banned.device)
+    row = pack([make_tree([prompt] * len(answers), answers) for prompt in prompts]).to(policy.banned.device)
     watch = _Watch(row.layout)
     logprobs, _ = policy(replace(row, layout=watch))  # type: ignore[arg-type]
     text = policy.model.config.get_text_config()
@@ -156,23 +156,6 @@ def _packed(policy: Policy, prompts: list[Prompt], answers: list[list[int]]) -> 
         if kind == "sliding_attention" and watch.rules[layer].window is None:
             raise ModelError(f"the attention of layer {layer} is sliding and is not told its window")
     return logprobs.float()
-
-
-def _tree(prompt: Prompt, answers: list[list[int]]) -> Tree:
-    branches = tuple(
-        Branch(
-            token_ids=torch.tensor(ids),
-            positions=torch.arange(prompt.next_position, prompt.next_position + len(ids)).expand(3, -1),
-        )
-        for ids in answers
-    )
-    return Tree(
-        token_ids=torch.tensor(prompt.token_ids),
-        positions=prompt.positions,
-        pictures=prompt.pictures,
-        branches=branches,
-        blocks=prompt.blocks,
-    )
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vlm_r1.models.layout import Layout, make_layout
-from vlm_r1.records import VisionInput
+from vlm_r1.records import Prompt, VisionInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,33 @@ class Tree:
     def n_tokens(self) -> int:
         """Tokens of the prefix and all branches that run through the model."""
         return len(self.token_ids) + sum(b.n_tokens for b in self.branches)
+
+
+def make_tree(prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], shared: int | None = None) -> Tree:
+    """One prefix with a branch for each answer (its token ids), which follows the prompt at the same place.
+
+    The prefix is the first `shared` tokens of all prompts, or the whole first prompt, which all then are; what a prompt
+    has beyond it is context of its branch. Positions of an answer go on where its prompt's end.
+    """
+    first = prompts[0]
+    shared = len(first.token_ids) if shared is None else shared
+    return Tree(
+        token_ids=torch.tensor(first.token_ids[:shared], dtype=torch.long),
+        positions=first.positions[:, :shared],
+        pictures=first.pictures,
+        branches=tuple(_branch(prompt, shared, ids) for prompt, ids in zip(prompts, answers, strict=True)),
+        blocks=None if first.blocks is None else first.blocks[:shared],
+    )
+
+
+def _branch(prompt: Prompt, shared: int, answer: Sequence[int]) -> Branch:
+    tail = prompt.token_ids[shared:]
+    positions = (prompt.next_position + torch.arange(len(answer)))[None].expand(3, -1)
+    return Branch(
+        token_ids=torch.tensor([*tail, *answer], dtype=torch.long),
+        positions=torch.cat([prompt.positions[:, shared:], positions], 1) if tail else positions,
+        context=len(tail),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

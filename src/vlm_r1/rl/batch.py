@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_r1.models.packing import Branch, Tree, cut_by_budget
+from vlm_r1.models.packing import Tree, cut_by_budget, make_tree
 from vlm_r1.records import RolloutGroup
 
 
@@ -57,21 +57,7 @@ EMPTY = TrainBatch(trees=(), advantages_B=torch.zeros(0), weights_B=torch.zeros(
 
 def group_tree(group: RolloutGroup) -> Tree:
     """A prompt and its answers; positions of each answer go on where the prompt's end."""
-    prompt = group.prompt
-    lengths = [len(rollout.token_ids) for rollout in group.rollouts]
-    token_ids = torch.tensor([token for rollout in group.rollouts for token in rollout.token_ids], dtype=torch.long)
-    positions = (prompt.next_position + torch.arange(max(lengths, default=0)))[None].expand(3, -1)
-    branches = [
-        Branch(token_ids=ids, positions=positions[:, :length])
-        for ids, length in zip(token_ids.split(lengths), lengths, strict=True)
-    ]
-    return Tree(
-        token_ids=torch.tensor(prompt.token_ids),
-        positions=prompt.positions,
-        pictures=prompt.pictures,
-        branches=tuple(branches),
-        blocks=prompt.blocks,
-    )
+    return make_tree([group.prompt] * len(group.rollouts), [rollout.token_ids for rollout in group.rollouts])
 
 
 def make_batch(

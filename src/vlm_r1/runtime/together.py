@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from vlm_r1.models.packing import Branch, Tree
+from vlm_r1.models.packing import Tree, make_tree
 from vlm_r1.runtime.session import Session
 
 
@@ -33,14 +31,4 @@ def fill_rows(session: Session, rows: Sequence[Sequence[Tree]]) -> list[list[Tre
 def filler(session: Session, *, picture: bool) -> Tree:
     """A small prompt, with or without a picture, and one token that it predicts."""
     prompt = session.loaded.family.filler(picture=picture)
-    branch = Branch(
-        token_ids=torch.tensor([session.loaded.family.end_token_id]),
-        positions=torch.full((3, 1), prompt.next_position),
-    )
-    return Tree(
-        token_ids=torch.tensor(prompt.token_ids),
-        positions=prompt.positions,
-        pictures=prompt.pictures,
-        branches=(branch,),
-        blocks=prompt.blocks,
-    )
+    return make_tree([prompt], [[session.loaded.family.end_token_id]])

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, overload
 
-import torch
-from torch import Tensor
-
 from vlm_r1.models.family import Family
-from vlm_r1.models.packing import Branch, Tree
-from vlm_r1.records import Prompt, Sample
+from vlm_r1.models.packing import Tree, make_tree
+from vlm_r1.records import Sample
 from vlm_r1.sft.targets import target_ids
 
 
@@ -54,11 +51,11 @@ def make_trees(samples: Sequence[Sample], family: Family, thought: float = 1.0) 
     `thought` is the share of targets that hold the sample's thought.
     """
     if family.shares_pictures:
-        return [make_tree(samples, family, thought)]
-    return [make_tree((sample,), family, thought) for sample in samples]
+        return [picture_tree(samples, family, thought)]
+    return [picture_tree((sample,), family, thought) for sample in samples]
 
 
-def make_tree(samples: Sequence[Sample], family: Family, thought: float = 1.0) -> Tree:
+def picture_tree(samples: Sequence[Sample], family: Family, thought: float = 1.0) -> Tree:
     """The tree of samples that show the same pictures; answers are scored, questions are context.
 
     Where the question changes what the picture's tokens see, the prefix is the whole prompt of one sample.
@@ -66,14 +63,7 @@ def make_tree(samples: Sequence[Sample], family: Family, thought: float = 1.0) -
     first = family.encode(samples[0])
     prompts = [first, *(family.encode(sample) for sample in samples[1:])]
     shared = _common_prefix([p.token_ids for p in prompts]) if family.shares_pictures else len(first.token_ids)
-    branches = [_branch(prompt, shared, target_ids(prompt, family, thought)) for prompt in prompts]
-    return Tree(
-        token_ids=torch.tensor(first.token_ids[:shared]),
-        positions=first.positions[:, :shared],
-        pictures=first.pictures,
-        branches=tuple(branches),
-        blocks=None if first.blocks is None else first.blocks[:shared],
-    )
+    return make_tree(prompts, [target_ids(prompt, family, thought) for prompt in prompts], shared)
 
 
 def _common_prefix(rows: Sequence[tuple[int, ...]]) -> int:
@@ -83,13 +73,3 @@ def _common_prefix(rows: Sequence[tuple[int, ...]]) -> int:
         if any(row[i] != rows[0][i] for row in rows):
             return i
     return shortest
-
-
-def _branch(prompt: Prompt, shared: int, answer_ids: list[int]) -> Branch:
-    tail = list(prompt.token_ids[shared:])
-    answer_positions: Tensor = prompt.next_position + torch.arange(len(answer_ids))
-    return Branch(
-        token_ids=torch.tensor(tail + answer_ids),
-        positions=torch.cat([prompt.positions[:, shared:], answer_positions[None].expand(3, -1)], 1),
-        context=len(tail),
-    )
