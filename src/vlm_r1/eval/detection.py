@@ -1,36 +1,25 @@
-"""Detection over a whole split: COCO's matching by pycocotools, and what is counted from it.
+"""Detection over a whole split: boxes matched question by question, and what is counted from the matches.
 
 The answers of a language model carry no confidence, so every predicted box has score 1, as in VLM-R1, and boxes rank
-in the order of the questions and, within one, in the order written. pycocotools matches predicted to true boxes; its
-accumulation over a split takes seconds, which a thousand resamples would pay each time, so that sum is written out
-here over multiplicities of the questions. The tests hold it equal to the library.
+in the order of the questions and, within one, in the order written.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from vlm_r1.boxes import pairwise_iou
 from vlm_r1.records import LabelledBox
+from vlm_r1.rewards.average_precision import THRESHOLDS, average_precision, match
 from vlm_r1.rewards.common import fold_label
 
 Boxes = Sequence[LabelledBox]
 
-MAX_PER_CLASS = 100
-"""COCO looks at the first 100 predictions of a class in a picture."""
-
 SUPPRESS_IOU = 0.5
 """OVDEval's threshold for two boxes to be about the same object."""
-
-_RECALLS = np.linspace(0.0, 1.0, 101)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +31,13 @@ class ClassMatches:
     n_true_N: np.ndarray
     n_seen_N: np.ndarray
     hits_TD: np.ndarray
+
+    def of(self, questions: np.ndarray) -> np.ndarray:
+        """The hits of the predictions of these questions, in their order; a question may come several times."""
+        lengths = self.n_seen_N[questions]
+        starts = (np.cumsum(self.n_seen_N) - self.n_seen_N)[questions]
+        place = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+        return self.hits_TD[:, place]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +59,7 @@ class Matches:
         """
         questions = np.repeat(np.arange(len(counts_N)), counts_N)
         per_class = [
-            _average_precision(found, questions, n_true)
+            average_precision(found.of(questions), n_true)
             for found in self.classes
             if (n_true := int(found.n_true_N @ counts_N))
         ]
@@ -90,18 +86,15 @@ class Matches:
 
 def match_split(true: Sequence[Boxes], predicted: Sequence[Boxes]) -> Matches:
     """Match the predictions of each question (original pixels) with its true boxes; labels compare as rewards do."""
-    labels = sorted({fold_label(item.label) for boxes in (*true, *predicted) for item in boxes})
-    ids = {label: number for number, label in enumerate(labels, start=1)}
+    of_label: dict[str, list[tuple[int, np.ndarray]]] = {}
     n = len(true)
-    by_class: list[ClassMatches] = []
-    if labels:
-        # pycocotools reports its progress on standard output.
-        with contextlib.redirect_stdout(io.StringIO()):
-            run = COCOeval(_data_set(true, ids, n), _data_set(predicted, ids, n), "bbox")
-            run.params.areaRng, run.params.areaRngLbl = [[0, float("inf")]], ["all"]
-            run.params.maxDets = [MAX_PER_CLASS]
-            run.evaluate()
-        by_class = [_class_matches(run.evalImgs[k * n : (k + 1) * n]) for k in range(len(labels))]
+    for question, (wanted, found) in enumerate(zip(true, predicted, strict=True)):
+        iou_NM = pairwise_iou([item.box for item in found], [item.box for item in wanted])
+        columns, rows = _by_label(wanted), _by_label(found)
+        for label in {*columns, *rows}:
+            iou = iou_NM[np.ix_(rows.get(label, []), columns.get(label, []))]
+            of_label.setdefault(label, []).append((question, iou))
+    by_class = [_class_matches(of_label[label], n) for label in sorted(of_label)]
     return Matches(
         classes=tuple(by_class),
         n_true_N=np.array([len(boxes) for boxes in true], dtype=np.int64),
@@ -129,65 +122,25 @@ def suppress(true: Boxes, predicted: Boxes, threshold: float = SUPPRESS_IOU) -> 
     return [item for i, item in enumerate(predicted) if i in kept or i not in rivals]
 
 
-def _data_set(boxes_by_question: Sequence[Boxes], ids: dict[str, int], n: int) -> COCO:
-    annotations: list[dict[str, Any]] = []
-    for image_id, boxes in enumerate(boxes_by_question, start=1):
-        for item in boxes:
-            x1, y1, x2, y2 = item.box
-            wide, high = x2 - x1, y2 - y1
-            annotations.append(
-                {
-                    # pycocotools takes an id of 0 for "not matched".
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": ids[fold_label(item.label)],
-                    "bbox": [x1, y1, wide, high],
-                    "area": wide * high,
-                    "iscrowd": 0,
-                    "score": 1.0,
-                }
-            )
-    data = COCO()
-    data.dataset = {
-        "images": [{"id": i} for i in range(1, n + 1)],
-        "categories": [{"id": i, "name": label} for label, i in ids.items()],
-        "annotations": annotations,
-    }
-    data.createIndex()
-    return data
+def _by_label(boxes: Boxes) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for place, item in enumerate(boxes):
+        places.setdefault(fold_label(item.label), []).append(place)
+    return places
 
 
-def _class_matches(evaluated: Sequence[dict[str, Any] | None]) -> ClassMatches:
-    return ClassMatches(
-        n_true_N=np.array([len(e["gtIds"]) if e else 0 for e in evaluated], dtype=np.int64),
-        n_seen_N=np.array([len(e["dtIds"]) if e else 0 for e in evaluated], dtype=np.int64),
-        hits_TD=np.concatenate(
-            [np.zeros((10, 0), bool), *(np.asarray(e["dtMatches"]) > 0 for e in evaluated if e)], axis=1
-        ),
-    )
+def _class_matches(found: Sequence[tuple[int, np.ndarray]], n: int) -> ClassMatches:
+    """The matches of one label; of each question that has any, the IoU `(N, M)` of its predictions and true boxes."""
+    n_true_N, n_seen_N = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    hits = [np.zeros((len(THRESHOLDS), 0), dtype=bool)]
+    for question, iou_NM in found:
+        n_true_N[question] = iou_NM.shape[1]
+        hits.append(np.array(match(iou_NM.tolist(), iou_NM.shape[1]), dtype=bool))
+        n_seen_N[question] = hits[-1].shape[1]
+    return ClassMatches(n_true_N=n_true_N, n_seen_N=n_seen_N, hits_TD=np.concatenate(hits, axis=1))
 
 
 def _taken(found: ClassMatches) -> np.ndarray:
     """True boxes found at IoU 0.5, `(N,)`."""
     owner_D = np.repeat(np.arange(len(found.n_seen_N)), found.n_seen_N)
     return np.bincount(owner_D, weights=found.hits_TD[0], minlength=len(found.n_seen_N)).astype(np.int64)
-
-
-def _average_precision(found: ClassMatches, questions: np.ndarray, n_true: int) -> np.ndarray:
-    """AP of one label at each threshold, `(10,)`: mean over 101 recalls of the best precision from there on."""
-    lengths = found.n_seen_N[questions]
-    total = int(lengths.sum())
-    if not total:
-        return np.zeros(10)
-    starts = (np.cumsum(found.n_seen_N) - found.n_seen_N)[questions]
-    place = np.arange(total) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-    found_TD = np.cumsum(found.hits_TD[:, place], axis=1)
-    precision_TD = found_TD / np.arange(1, total + 1)
-    best_TD = np.maximum.accumulate(precision_TD[:, ::-1], axis=1)[:, ::-1]
-    # The rank at which each recall is first reached; whole numbers, so all thresholds go through one search.
-    needed_R = np.searchsorted(np.arange(n_true + 1) / n_true, _RECALLS, side="left")
-    rows_T1 = np.arange(10)[:, None]
-    ahead = (found_TD + rows_T1 * (n_true + 1)).ravel()
-    rank_TR = np.searchsorted(ahead, needed_R + rows_T1 * (n_true + 1), side="left") - rows_T1 * total
-    padded = np.concatenate([best_TD, np.zeros((10, 1))], axis=1)
-    return np.take_along_axis(padded, np.minimum(rank_TR, total), axis=1).mean(axis=1)
