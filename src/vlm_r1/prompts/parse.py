@@ -127,7 +127,7 @@ def read_answer(raw: str, sample: Sample, box_map: BoxMap, *, n_tokens: int = 0,
     elif kind == "number":
         value, failure = read_number(text)
     elif kind == "choice":
-        value, failure = read_choice(text)
+        value, failure = read_choice(text, sample.question)
     elif kind == "yes_no":
         value, failure = read_yes_no(text)
     else:

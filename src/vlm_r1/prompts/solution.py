@@ -15,7 +15,7 @@ from typing import Any
 from vlm_r1.boxes import Box
 from vlm_r1.errors import Fault, RowError, nearest, shown
 from vlm_r1.prompts.parse import extract_blocks
-from vlm_r1.prompts.parse_values import unfence
+from vlm_r1.prompts.parse_values import exact_number, lettered_options, unfence
 from vlm_r1.prompts.templates import TASKS
 from vlm_r1.records import LabelledBox, Truth
 
@@ -23,7 +23,6 @@ BOX_KEYS = ("bbox_2d", "bbox")
 _BOX_REMEDY = "Write boxes as [x1, y1, x2, y2] in pixels of the original picture"
 _THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
 _CHOICE = re.compile(r"^[(\[]?\s*([A-Za-z])\s*(?:[)\].:](?:\s.*)?)?$", re.DOTALL)
-_OPTION = re.compile(r"(?:^|[\s(\[])([A-Z])[)\].:]")
 _NUMBER = re.compile(r"^[$€£]?\s*([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*%?$", re.ASCII)
 _FRACTION = re.compile(r"([+-]?\d{1,15})\s?/\s?([1-9]\d{0,14})", re.ASCII)
 
@@ -96,7 +95,7 @@ def infer_task(solution: Any, question: str = "") -> str:
         return "text"
     if value.strip(" .").casefold() in ("yes", "no"):
         return "yes_no"
-    letters = set(_OPTION.findall(question))
+    letters = lettered_options(question)
     choice = _CHOICE.match(value)
     if choice and len(letters) > 1 and choice.group(1).upper() in letters:
         return "choice"
@@ -218,13 +217,10 @@ def _number_of(value: Any) -> float | None:
         if fraction:
             return int(fraction.group(1)) / int(fraction.group(2))
         match = _NUMBER.match(text)
-        try:
-            value = float(match.group(1).replace(",", "")) if match else None
-        except ValueError:
-            return None
+        value = exact_number(match.group(1).replace(",", "")) if match else None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
         return None
-    return float(value)
+    return exact_number(str(value))
 
 
 def _yes_or_no(value: Any) -> str | None:

@@ -9,6 +9,7 @@ from vlm_r1.boxes import Box, BoxMap
 from vlm_r1.errors import DataError
 from vlm_r1.models.family import Family
 from vlm_r1.prompts.parse_boxes import loc_tokens
+from vlm_r1.prompts.parse_values import number_text
 from vlm_r1.records import Prompt, Sample
 
 
@@ -42,7 +43,7 @@ def answer_text(sample: Sample, box_map: BoxMap) -> str:
         rows = [{"bbox_2d": _rounded(b.box, box_map), "label": b.label} for b in boxes]
         return json.dumps(rows, ensure_ascii=False)
     if truth.number is not None:
-        return f"{truth.number:g}"
+        return number_text(truth.number)
     text = truth.choice if truth.choice is not None else truth.text
     if text is None:
         raise DataError(f"sample {sample.id}: has no truth to learn from")
