@@ -99,9 +99,11 @@ def _report(run: Path) -> None:
     from rich.console import Console
 
     from vlm_r1.report.html import write_report
+    from vlm_r1.report.model_card import write_card
     from vlm_r1.report.table import before_after_table
     from vlm_r1.runtime.runlog import read_eval
 
     if evaluation := read_eval(run):
         Console().print(before_after_table(evaluation))
     typer.echo(f"report: {write_report([run])}")
+    typer.echo(f"model card: {write_card(run)}")
