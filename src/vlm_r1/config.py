@@ -306,8 +306,9 @@ class RunConfig(Section):
     track_pictures_every: int = Field(
         0,
         ge=0,
-        description="steps between pictures of rollouts sent to the trackers, 4 questions each time; 0: none, because "
-        "pictures show your data to whoever sees the tracker, and take room there",
+        description="steps between pictures of rollouts sent to the trackers, 4 questions each time, to wandb and "
+        "trackio with a table of the answers; 0: none, because pictures show your data to whoever sees the tracker, and "
+        "take room there",
     )
 
     @model_validator(mode="after")

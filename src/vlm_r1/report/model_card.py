@@ -131,7 +131,7 @@ def model_card(run_dir: Path, folder: Path) -> str:
         base = "none: random weights"
     on_hub = recipe.model.init == "pretrained" and not Path(base).exists() and base != "tiny"
     hubs = [source.hub for source in recipe.data.train if source.hub]
-    extra = {"base_model_relation": "adapter" if adapter else "finetune"} if on_hub else {}
+    extra: dict[str, Any] = {"base_model_relation": "adapter" if adapter else "finetune"} if on_hub else {}
     data = ModelCardData(
         library_name="peft" if adapter else "transformers",
         pipeline_tag="image-text-to-text",

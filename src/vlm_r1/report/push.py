@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vlm_r1.errors import ModelError, UserError
 from vlm_r1.report.model_card import CARD, PLACE, write_card
@@ -48,10 +49,10 @@ def prepare(source: Path, repo: str, *, private: bool = True, licence: str | Non
             raise ModelError(f"{folder}: has no model card; write {CARD}, or push the folder of a run")
         write_card(folder.parent, folder)
     card = ModelCard((folder / CARD).read_text(encoding="utf-8").replace(PLACE, repo), ignore_metadata_errors=True)
+    data: Any = card.data
     if licence is not None:
-        card.data.license = licence
-        card.data.license_name = card.data.license_link = None
-    if not private and not card.data.license:
+        data.license, data.license_name, data.license_link = licence, None, None
+    if not private and not data.license:
         raise UserError(f"{folder / CARD}: names no licence; give one that the base allows: --license apache-2.0")
     text = str(card)
     sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in _files(folder)}
