@@ -307,8 +307,8 @@ class RunConfig(Section):
         0,
         ge=0,
         description="steps between pictures of rollouts sent to the trackers, 4 questions each time, to wandb and "
-        "trackio with a table of the answers; 0: none, because pictures show your data to whoever sees the tracker, and "
-        "take room there",
+        "trackio with a table of the answers; 0: none, because pictures show your data to whoever sees the tracker, "
+        "and take room there",
     )
 
     @model_validator(mode="after")

@@ -48,10 +48,10 @@ class Journal:
         self.progress.show(step, metrics, SHOWN, warnings)
         if self.run.track_pictures_every and step % self.run.track_pictures_every == 0:
             pictures = sorted(world.collect(rollout_pictures(experience)), key=lambda pair: pair[0])
-            rows = sorted(world.collect(answer_rows(experience)), key=lambda pair: pair[0])
+            told = sorted(world.collect(answer_rows(experience)), key=lambda pair: pair[0])
             kept = {number for number, _ in pictures[:MOST_GROUPS]}
             track_pictures(session.trackers, step, [picture for _, picture in pictures[:MOST_GROUPS]])
-            track_table(session.trackers, step, [row for number, row in rows if number in kept])
+            track_table(session.trackers, step, [row for number, row in told if number in kept])
         if self.run.log_rollouts_every and step % self.run.log_rollouts_every == 0:
             advantages = torch.nan_to_num(experience.advantages_PG).tolist()
             rows = world.collect(rollout_rows(experience.groups, experience.answers, experience.scores, advantages))
