@@ -106,4 +106,5 @@ def _report(run: Path) -> None:
     if evaluation := read_eval(run):
         Console().print(before_after_table(evaluation))
     typer.echo(f"report: {write_report([run])}")
-    typer.echo(f"model card: {write_card(run)}")
+    if (run / "final").is_dir():
+        typer.echo(f"model card: {write_card(run)}")
