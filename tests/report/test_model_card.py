@@ -93,6 +93,27 @@ def test_the_request_is_what_a_server_takes(run, tmp_path, monkeypatch):
     assert sent[0]["messages"][0]["content"][1] == {"type": "text", "text": "the red circle"}
 
 
+@pytest.mark.vllm
+def test_a_real_server_answers_the_request(run, tmp_path, monkeypatch, vllm_server):
+    """The shared server has the shipped model, which one step with a small rate hardly moved."""
+    import httpx
+    from PIL import Image
+
+    client = httpx.Client(base_url=vllm_server.url, headers={"Authorization": f"Bearer {vllm_server.secret}"})
+    served = client.get("/v1/models").json()["data"][0]["id"]
+
+    def post(url, json, timeout):
+        return client.post(url.removeprefix("http://localhost:8000"), json={**json, "model": served}, timeout=timeout)
+
+    monkeypatch.setattr(httpx, "post", post)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (96, 96), "white").save("image.png")
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        exec(programs((run / "final" / CARD).read_text(), "python")[1], {})
+    assert re.fullmatch(r"<think>.*</think><answer>.*</answer>", shown.getvalue().strip(), re.DOTALL)
+
+
 def test_an_adapter_is_said_to_be_one(tmp_path):
     base = save_tiny(tmp_path / "tiny")
     (base / CARD).write_text("---\nlicense: other\nlicense_name: mine\nlicense_link: https://x.org\n---\n# base\n")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from vlm_r1 import __version__
-from vlm_r1.config import DataSource, Recipe
+from vlm_r1.config import DataSource, LoraConfig, Recipe
 from vlm_r1.config_file import load_config
 from vlm_r1.models.load import resolve_path
 from vlm_r1.prompts.templates import build_question
@@ -22,6 +22,9 @@ from vlm_r1.runtime.runlog import write_atomically
 CARD = "README.md"
 PLACE = "FOLDER_OR_HUB_ID"
 """Stands in a card for the name under which the model is found; `vlm-r1 push` fills it in."""
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for `--max-lora-rank`."""
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
 
@@ -199,7 +202,9 @@ def _programs(recipe: Recipe, adapter: bool, base: str) -> dict[str, str]:
     }
     serve = f"vllm serve {PLACE} --served-model-name model"
     if adapter:
-        serve = f"vllm serve {_short(base)} --enable-lora --lora-modules model={PLACE} --max-lora-rank 64"
+        rank = (recipe.lora or LoraConfig()).rank
+        most = next((size for size in VLLM_RANKS if size >= rank), rank)
+        serve = f"vllm serve {_short(base)} --enable-lora --lora-modules model={PLACE} --max-lora-rank {most}"
     stop = ',\n    stop_strings=["</answer>"], tokenizer=processor.tokenizer,\n'
     client = ', "stop": ["</answer>"], "include_stop_str_in_output": True'
     return {
@@ -218,7 +223,7 @@ def _results(run_dir: Path) -> str:
     if not names:
         return "Not evaluated."
     table = to_markdown(names, compare_rows([found[name] for name in names]))
-    return f"Greedy answers; 95 % bootstrap intervals over the questions in parentheses.\n\n{table}".strip()
+    return f"Greedy answers.\n\n{table}".strip()
 
 
 def _space(recipe: Recipe, folder: Path) -> str:
