@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --no-input --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 CODE := src tests $(wildcard benchmarks) $(wildcard examples) $(wildcard docs) $(wildcard tools)
 
-.PHONY: help setup setup-dev setup-bench vllm-env demo lab lab-full test test-slow test-vllm lint format bench clean
+.PHONY: help setup setup-dev setup-bench vllm-env demo docs lab lab-full test test-slow test-vllm lint format bench clean
 
 help:
 	@echo "make demo   set up, train the shipped tiny model with GRPO for a few minutes, show before and after"
@@ -15,6 +15,7 @@ help:
 	@echo "make lab    the paper's findings in miniature, a reduced grid (make lab-full: every arm and seed, hours)"
 	@echo "make lint   ruff, mypy, import-linter"
 	@echo "make bench  one training step beside TRL's"
+	@echo "make docs   the documentation as a site, in build/site"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -78,6 +79,9 @@ format: setup-dev
 
 bench: setup-bench
 	$(BIN)/python benchmarks/grpo_step.py
+
+docs: setup-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

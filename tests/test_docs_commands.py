@@ -6,6 +6,8 @@ import pickle
 import re
 import shlex
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pages import PAGES, ROOT, TOURS, blocks
 from PIL import Image
@@ -54,6 +56,12 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "data" / "instances.json").write_text(json.dumps(annotations))
     refs = [{"ref_id": 3, "ann_id": 7, "split": "val", "sentences": [{"sent_id": 5, "sent": "the cat"}]}]
     (tmp_path / "data" / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    image = {"id": 1, "file_name": "a.jpg", "width": 100, "height": 100, "caption": "the cat"}
+    mark = {"id": 7, "image_id": 1, "bbox": [10, 20, 30, 40], "caption_quality": 1}
+    reviewed = {"images": [image], "annotations": [mark]}
+    (tmp_path / "data" / "refcoco+_val_reviewed.json").write_text(json.dumps(reviewed))
+    about = {"split": "val", "ori_category_id": "o365_1", "is_rewrite": False}
+    pq.write_table(pa.Table.from_pylist([image | mark | about]), tmp_path / "data" / "ref-l4-val.parquet")
     (tmp_path / "answers.jsonl").write_text(blocks("rewards.md", "json")[0])
     (tmp_path / "my_rewards.py").write_text("\n\n".join(blocks("rewards.md", "python")))
     for name in ("base.json", "tuned.json"):
@@ -98,6 +106,9 @@ def test_converted_rows_are_the_annotations(folder):
     assert sorted(row["categories"]) == ["cat", "dog"]
     [row] = [json.loads(line) for line in (folder / "data" / "refcoco.jsonl").read_text().splitlines()]
     assert (row["task"], row["solution"], row["split"]) == ("rec", [10, 20, 40, 60], "val")
+    for name in ("refcoco+_val_reviewed", "ref_l4_val"):
+        [row] = [json.loads(line) for line in (folder / "data" / f"{name}.jsonl").read_text().splitlines()]
+        assert (row["task"], row["solution"], row["split"]) == ("rec", [10, 20, 40, 60], "val")
 
 
 def test_the_rewards_of_the_page_score_by_their_three_signatures(folder):

@@ -275,7 +275,7 @@ class EvalConfig(Section):
     batch_size: int = Field(32, gt=0, description="questions decoded at once")
     max_new_tokens: int = Field(512, gt=0, description="tokens after which an answer is cut")
     every: int = Field(0, ge=0, description="evaluate every so many steps; 0: before and after only")
-    suites: dict[str, Literal["rec", "ovd", "ovdeval", "accuracy"]] = Field(
+    suites: dict[str, Literal["rec", "ref_l4", "ovd", "ovdeval", "accuracy"]] = Field(
         default_factory=dict, description="split name -> what to measure; default: what its samples' tasks ask for"
     )
     resamples: int = Field(1000, ge=0, description="bootstrap resamples of the 95 % intervals; 0: none")
@@ -306,8 +306,9 @@ class RunConfig(Section):
     track_pictures_every: int = Field(
         0,
         ge=0,
-        description="steps between pictures of rollouts sent to the trackers, 4 questions each time; 0: none, because "
-        "pictures show your data to whoever sees the tracker, and take room there",
+        description="steps between pictures of rollouts sent to the trackers, 4 questions each time, to wandb and "
+        "trackio with a table of the answers; 0: none, because pictures show your data to whoever sees the tracker, "
+        "and take room there",
     )
 
     @model_validator(mode="after")

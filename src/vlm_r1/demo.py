@@ -21,6 +21,7 @@ def run_demo(out: Path, seed: int = 0, steps: int | None = None) -> Path:
     from rich.console import Console
 
     from vlm_r1.report.html import write_report
+    from vlm_r1.report.model_card import write_card
     from vlm_r1.report.table import before_after_table
     from vlm_r1.rl.loop import train
     from vlm_r1.runtime.runlog import read_eval
@@ -34,5 +35,6 @@ def run_demo(out: Path, seed: int = 0, steps: int | None = None) -> Path:
     )
     run_dir = train(recipe)
     console.print(before_after_table(read_eval(run_dir)))
+    write_card(run_dir)
     console.print(f"run folder: {run_dir}\nreport:     {write_report([run_dir])}")
     return run_dir

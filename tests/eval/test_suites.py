@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -31,6 +32,15 @@ def test_every_suite_can_be_named_in_a_recipe():
 def test_rec_by_hand():
     values = summary(rec(0.25, 0.5, 0.75, 1.0), resamples=0)
     assert values == {"n": 4, "mean_iou": 0.625, "acc@0.5": 0.75, "well_formed": 0, "mean_length": 0}
+
+
+def test_ref_l4_by_hand():
+    """Above 0.5, ... 0.95: 0.5 is above none, 0.76 above 6 of the ten thresholds, 0.95 above 9, 1.0 above all."""
+    outcomes = [replace(outcome, source="ref_l4") for outcome in rec(0.5, 0.76, 0.95, 1.0)]
+    values = summary(outcomes, resamples=0)
+    assert values["macc"] == pytest.approx((0 + 6 + 9 + 10) / 40)
+    assert (values["acc@0.5"], values["acc@0.75"], values["acc@0.9"]) == (1.0, 0.75, 0.5)
+    assert "macc" not in summary(rec(0.5), resamples=0)
 
 
 def test_accuracy_leaves_out_what_has_no_truth():

@@ -19,13 +19,13 @@ from vlm_r1.rewards.common import failed, scored
 from vlm_r1.sft.targets import target_text
 
 
-def read_clock(text, box_map):
+def read_clock(text, box_map, question):
     found = re.fullmatch(r"\s*(\d\d?):(\d\d)\s*", text)
     return (float(int(found[1]) % 12 * 60 + int(found[2])), None, 0) if found else (None, "unreadable", 0)
 
 
 def clock_truth(text, value, task):
-    minutes = read_clock(text or "", None)[0]
+    minutes = read_clock(text or "", None, "")[0]
     return None if minutes is None else Truth(number=minutes)
 
 

@@ -31,6 +31,17 @@ from vlm_r1.prompts.parse_values import read_choice, read_number, read_text, rea
         ("B (the answer is B)", "B"),
         ("\uff22", "B"),
         ("B, not a cat", "B"),
+        ("A - cat", "A"),
+        ("A red", "A"),
+        ("A 12.", "A"),
+        # Chinese, Japanese and Korean leave no space beside the letter.
+        ("答案是A", "A"),
+        ("答案是b", "B"),
+        ("选A。", "A"),
+        ("正确答案为(C)", "C"),
+        ("A是正确的", "A"),
+        ("答えはBです", "B"),
+        ("정답은 A입니다", "A"),
     ],
 )
 def test_choices_as_people_and_models_write_them(text, letter):
@@ -49,13 +60,38 @@ def test_choices_as_people_and_models_write_them(text, letter):
         "either C or D",
         "not B",
         "The answer isn't (B)",
+        "A或B",
+        "答案不是A",
     ],
 )
 def test_a_hedged_choice_is_a_failure(text):
     assert read_choice(text) == (None, "ambiguous")
 
 
-@pytest.mark.parametrize("text", ["A cat", "I know", "the cat", "AB", "The answer is a dog", "", "42"])
+OPTIONS = "Which?\nA. red car\nB. blue\n(C) a red car park"
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "letter"),
+    [
+        ("A cat", "Which? (A) cat (B) dog", "A"),
+        ("A  Cat.", "Which? A) cat, B) dog", "A"),
+        ("I cat", "Which?\nH: dog\nI: cat", "I"),
+        ("A dog", "Which? (A) cat (B) dog", None),
+        ("A cat or B dog", "Which? (A) cat (B) dog", None),
+        ("A red car", "Which?\nA. red car\nB. blue", "A"),
+        # Here it may as well be the beginning of C.
+        ("A red car", OPTIONS, None),
+        ("B", OPTIONS, "B"),
+    ],
+)
+def test_a_letter_before_its_option_is_no_article(text, question, letter):
+    assert read_choice(text, question)[0] == letter
+
+
+@pytest.mark.parametrize(
+    "text", ["A cat", "A red car", "A 12-year-old", "T恤", "I know", "the cat", "AB", "The answer is a dog", "", "42"]
+)
 def test_articles_and_words_are_no_choice(text):
     assert read_choice(text) == (None, "unreadable")
 
@@ -120,6 +156,12 @@ def test_numbers_with_signs_thousands_and_units(text, value):
 )
 def test_a_hedged_number_is_a_failure(text):
     assert read_number(text) == (None, "ambiguous")
+
+
+@pytest.mark.parametrize("text", ["12345678901234567891", "-12,345,678,901,234,567,891", "9007199254740993"])
+def test_integers_that_a_float_would_round_stay_exact(text):
+    value, failure = read_number(text)
+    assert (str(value), failure) == (text.replace(",", ""), None)
 
 
 @pytest.mark.parametrize("text", ["four", "", "m2", "9" * 400, "NaN", "1.2.3", "1/0 of it? no number: x"])

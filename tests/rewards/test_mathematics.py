@@ -33,6 +33,22 @@ from vlm_r1.rewards.rubric import build_rubric
         ("4", "((9!)!)!", 0),
         ("4", "", 0),
         ("4", r"\frac{", 0),
+        # White space and line ends inside a formula say nothing.
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", 1),
+        (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", "\\begin{bmatrix}\n1 & 2 \\\\\n3 & 4\n\\end{bmatrix}", 1),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"The answer is \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}.", 1),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"The answer is $\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}$.", 1),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 5 \end{pmatrix}", 0),
+        (r"\begin{pmatrix}1 & 2\\3 & 4\end{pmatrix}", "4", 0),
+        (
+            r"\begin{pmatrix}1&2\end{pmatrix}",
+            r"Maybe \begin{pmatrix}1&2\end{pmatrix}, maybe \begin{pmatrix}3&4\end{pmatrix}",
+            0,
+        ),
+        ("1/2", "\\frac{1}\n{2}", 1),
+        ("1/2", "$\\frac\n{1}\n{2}$", 1),
+        ("1/2", "1\n/\n2", 1),
+        ("1/2", "\\frac{1}\n{3}", 0),
     ],
 )
 def test_mathematics_by_value(case, true, written, value):

@@ -58,6 +58,26 @@ def test_repeated_words(case, text, value):
     assert repetition(*case("text", text, wrap=False, text="t")).total == pytest.approx(value)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("\U0001f600" * 7, -1 / 2),
+        ("\U0001f600 " * 7, -1 / 2),
+        ("!" * 10, -4 / 5),
+        ("_ _ _ _ _ _ _", -1 / 2),
+        ("wow " + "!" * 7, -1 / 3),
+        # Six words and one emoji: not enough marks in a row to be counted.
+        ("a b c d e f \U0001f600", 0),
+        ("[1, 2], [3, 4], [5, 6]", 0),
+        # 40 characters in a row are no word: 35 6-grams, three of them distinct (0.3333, .33333, 333333).
+        ("a" * 40, -34 / 35),
+        ("pneumonoultramicroscopicsilicovolcanoconiosis", 0),
+    ],
+)
+def test_repeated_marks_and_endless_words(case, text, value):
+    assert repetition(*case("text", text, wrap=False, text="t")).total == pytest.approx(value)
+
+
 def test_scripts_without_spaces_are_counted_by_character(case):
     assert repetition(*case("text", "\u306f" * 7, wrap=False, text="t")).total == pytest.approx(-1 / 2)
 

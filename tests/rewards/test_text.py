@@ -1,5 +1,6 @@
 import pytest
 
+from vlm_r1.rewards.mathematics import math
 from vlm_r1.rewards.text import choice, edit_similarity, exact_text, number, yes_no
 
 
@@ -70,6 +71,18 @@ def test_exact_text(case, written, value):
 def test_exact_text_with_case(case):
     assert exact_text(*case("text", "Red", text="red"), case=True).total == 0
     assert exact_text(*case("text", "3", number=3.0)).total == 1
+
+
+BIG = 12345678901234567891
+
+
+@pytest.mark.parametrize("truth", [{"text": str(BIG)}, {"number": BIG}])
+def test_integers_of_twenty_digits_differ_in_the_last(case, truth):
+    assert number(*case("number", str(BIG), **truth)).total == 1
+    assert number(*case("number", str(BIG + 1), **truth)).total == 0
+    assert number(*case("number", str(BIG + 1), **truth), relative=1e-15).total == 1
+    assert math(*case("number", str(BIG + 1), **truth)).total == 0
+    assert exact_text(*case("text", str(BIG), number=BIG)).total == 1
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_a_run_becomes_a_plain_model(run, model_folder, tmp_path, capsys):
     out = tmp_path / "models" / "mine"
     assert call(run, "--merge", "--out", out) == 0
     assert capsys.readouterr().out == f"merged {run / 'final'} to {out}\n"
-    assert {f.name for f in out.iterdir()} == {f.name for f in model_folder.iterdir()}
+    assert {f.name for f in out.iterdir()} == {f.name for f in model_folder.iterdir()} | {"README.md"}
     assert json.loads((out / "vlm_r1.json").read_text())["template"] == "plain"
     torch.testing.assert_close(logprobs(out), logprobs(run / "final"), atol=1e-5, rtol=0)
     assert (logprobs(out) - logprobs(model_folder)).abs().max() > 1e-2

@@ -1,5 +1,6 @@
 """Pictures of rollouts reach the trackers: TensorBoard's own files are read back."""
 
+import importlib.machinery
 import io
 import sys
 import types
@@ -14,7 +15,7 @@ from vlm_r1.data.draw import TRUE_COLOR
 from vlm_r1.errors import ConfigError
 from vlm_r1.rl import loop
 from vlm_r1.runtime.runlog import boxes_from_json, read_rollouts
-from vlm_r1.runtime.trackers import Trackers, track_pictures
+from vlm_r1.runtime.trackers import Trackers, track_pictures, track_table
 
 TRACKED = {"trackers": ["tensorboard"], "track_pictures_every": 2, "log_rollouts_every": 1, "steps": 2}
 
@@ -87,3 +88,48 @@ def test_a_tracker_that_is_missing_is_named_before_the_model_is_loaded(model_fol
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="tensorboard is not installed; run: pip install tensorboard"):
         loop.train(recipe(model_folder, tmp_path / "run", run=TRACKED))
+
+
+def package(name, sent):
+    """A stand-in of W&B or Trackio: what it is sent, with its tables as rows."""
+    if name == "wandb":
+
+        def table(columns, data):
+            return [dict(zip(columns, row, strict=True)) for row in data]
+    else:
+
+        def table(dataframe):
+            return dataframe.to_dict("records")
+
+    run = types.SimpleNamespace(log=lambda values, step: sent.append((step, values)), finish=lambda: None)
+    return types.SimpleNamespace(
+        Image=lambda image: ("image", image.size), Table=table, init=lambda project: run, __spec__=importlib.machinery
+    )
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_run_sends_its_answers_as_a_table_with_images(model_folder, tmp_path, monkeypatch, name):
+    from accelerate import PartialState
+
+    sent = []
+    monkeypatch.setitem(sys.modules, name, package(name, sent))
+    monkeypatch.setattr(PartialState, "_shared_state", {})  # as in a new process
+    tracked = {"trackers": [name], "track_pictures_every": 2, "log_rollouts_every": 1, "steps": 2}
+    loop.train(recipe(model_folder, tmp_path / "run", run=tracked, rl={"prompts_per_step": 2, "group_size": 3}))
+    [(step, rows)] = [(step, values["rollouts/answers"]) for step, values in sent if "rollouts/answers" in values]
+    kept = read_rollouts(tmp_path / "run", 2)
+    assert step == 2 and len(rows) == len(kept) == 6
+    assert sorted(row["completion"] for row in rows) == sorted(row["completion"] for row in kept)
+    assert {row["question"] for row in rows} == {row["question"] for row in kept}
+    assert sorted(row["advantage"] for row in rows) == pytest.approx(sorted(row["advantage"] for row in kept))
+    assert {row["image"] for row in rows} == {("image", (384, 384))}
+    best = [row["reward"] for row in rows[:3]]
+    assert best == sorted(best, reverse=True)
+
+
+def test_a_tracker_without_tables_and_a_step_without_images_send_none():
+    sent = []
+    for name, rows in (("tensorboard", [{"reward": 1.0}]), ("wandb", [])):
+        tracker = types.SimpleNamespace(name=name, log=lambda *call: sent.append(call))
+        track_table(types.SimpleNamespace(trackers=[tracker]), 3, rows)
+    assert sent == []

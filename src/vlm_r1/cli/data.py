@@ -43,7 +43,11 @@ def data_show(
 @command(data_app, "convert")
 def data_convert(
     name: Annotated[
-        str, typer.Argument(metavar="FORMAT", help="What the inputs are: refcoco, coco, lisa, ovdeval or d3.")
+        str,
+        typer.Argument(
+            metavar="FORMAT",
+            help="What the inputs are: refcoco, refcoco_reviewed, ref_l4, coco, lisa, ovdeval or d3.",
+        ),
     ],
     inputs: Annotated[list[Path], typer.Argument(help="The annotation files, as published.")],
     out: Annotated[Path, typer.Option(help="The JSONL file to write; replaced when all rows are written.")],

@@ -165,11 +165,15 @@ def _show_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from vlm_r1.eval.label_noise import noise_notes
+
     table = Table("", *metrics)
     for name in dict.fromkeys(name for of_split in metrics.values() for name in of_split):
         if not name.endswith(("/low", "/high")):
             table.add_row(name, *(_cell(of_split, name) for of_split in metrics.values()))
     Console().print(table)
+    for note in noise_notes(metrics):
+        Console().print(note, highlight=False)
 
 
 def _cell(values: Mapping[str, Any], name: str) -> str:

@@ -1,4 +1,4 @@
-"""The command that takes a model out of a run: export."""
+"""The commands that take a model out of a run: export and push."""
 
 from __future__ import annotations
 
@@ -41,4 +41,37 @@ def export(
     from vlm_r1.runtime.export import export as run
 
     source = run(source, out, merge=merge, dtype=dtype.value if dtype else None)
+    if merge and source.name == "final" and (source.parent / "config.yaml").is_file():
+        from vlm_r1.report.model_card import write_card
+
+        write_card(source.parent, out)
     typer.echo(f"{'merged' if merge else 'copied'} {source} to {out}")
+
+
+@command(app, "push")
+def push(
+    source: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A finished run, or a model folder.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the Hugging Face hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it; default: private.")] = False,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="The hub's identifier; default: that of the base's card.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and send nothing.")] = False,
+) -> None:
+    """Send the final model of a run, with its model card, to the Hugging Face hub.
+
+    The repository is private unless --public is given. Log in first: hf auth login
+
+    Example: vlm-r1 push runs/mine me/qwen-rec --dry-run
+    """
+    from vlm_r1.report.push import prepare
+    from vlm_r1.report.push import push as send
+
+    upload = prepare(source, repo, private=not public, licence=licence)
+    if not dry_run:
+        typer.echo(f"pushed {upload.folder} to {send(upload)} ({'public' if public else 'private'})")
+        return
+    for name, size in upload.sizes.items():
+        typer.echo(f"{size:>14,} bytes  {name}")
+    typer.echo(f"\n{upload.card}")
+    typer.echo(f"dry run: nothing was sent to {repo} ({'public' if public else 'private'})")

@@ -1,4 +1,4 @@
-"""The command that runs a vLLM server for rollouts: serve."""
+"""The commands that run servers: serve for rollouts (vLLM), api for evaluation tool kits."""
 
 from __future__ import annotations
 
@@ -65,6 +65,34 @@ def serve(
         typer.echo(shell_line(*command_line(launch, python)))
         return
     _run(ServerProcess(launch, python))
+
+
+@command(app, "api")
+def api(
+    model: Annotated[str, typer.Argument(help='A model folder, a hub id, or "tiny".')],
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    template: Annotated[
+        str | None, typer.Option(help="How a question is put; default: as the model was trained.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="The kind of answer that is read: rec, ovd, choice, number, ...")] = "text",
+    boxes: Annotated[
+        str, typer.Option(help="Boxes in the reply: as_written, pixels, relative_1 or relative_1000.")
+    ] = "as_written",
+    after: Annotated[str, typer.Option(help="Of a text, only what follows this is the question.")] = "",
+) -> None:
+    """Answer OpenAI's chat route with a model, on this computer alone, for evaluation tool kits. Ctrl-C ends it.
+
+    A text is put as in training, the reply is the inside of the answer tags, and boxes come as the tool kit wants them.
+
+    Example: vlm-r1 api runs/mine/final --task rec --boxes relative_1000
+    """
+    from vlm_r1.eval.api import ApiServer
+    from vlm_r1.eval.elsewhere import Answerer
+
+    server = ApiServer(Answerer(model, template=template, task=task, boxes=boxes, after=after), model, port)
+    typer.echo(f"Ready: {server.url}", err=True)
+    with server:
+        server.serve_forever()
 
 
 def _run(process: ServerProcess) -> None:

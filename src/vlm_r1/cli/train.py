@@ -98,10 +98,16 @@ def _report(run: Path) -> None:
         return
     from rich.console import Console
 
+    from vlm_r1.eval.label_noise import noise_notes
     from vlm_r1.report.html import write_report
+    from vlm_r1.report.model_card import write_card
     from vlm_r1.report.table import before_after_table
     from vlm_r1.runtime.runlog import read_eval
 
     if evaluation := read_eval(run):
         Console().print(before_after_table(evaluation))
+        for note in noise_notes(split for phase in evaluation.values() for split in phase):
+            typer.echo(note)
     typer.echo(f"report: {write_report([run])}")
+    if (run / "final").is_dir():
+        typer.echo(f"model card: {write_card(run)}")

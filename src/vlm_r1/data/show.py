@@ -16,6 +16,7 @@ from vlm_r1.data.images import PictureFinder
 from vlm_r1.data.jsonl import empty_file, iter_rows, row_name
 from vlm_r1.data.rows import RowContext, read_row
 from vlm_r1.errors import DataError, Fault
+from vlm_r1.prompts.parse_values import number_text
 from vlm_r1.records import Sample, Truth
 
 _STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:24px;color:#101418;background:#f6f7f9}
@@ -77,7 +78,7 @@ def truth_text(truth: Truth) -> str:
             return "nothing there"
         return ", ".join(f"{item.label} {_sides(item.box)}" if item.label else _sides(item.box) for item in truth.boxes)
     if truth.number is not None:
-        return f"{truth.number:g}"
+        return number_text(truth.number)
     return truth.choice if truth.choice is not None else truth.text or ""
 
 

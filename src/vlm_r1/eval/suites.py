@@ -14,6 +14,9 @@ from vlm_r1.prompts.kinds import KINDS
 OVDEVAL = "ovdeval/"
 """Begin of the source of a row that comes from OVDEval; its subset follows."""
 
+REF_L4 = "ref_l4"
+"""Source of the rows of Ref-L4 (`data.convert.refl4`)."""
+
 ASPECTS = {
     "celebrity": "proper noun",
     "logo": "proper noun",
@@ -38,6 +41,25 @@ def rec(outcomes: Sequence[Outcome]) -> Statistic:
         if not total:
             return {}
         return {"mean_iou": float(ious_N @ counts_N / total), "acc@0.5": float(right_N @ counts_N / total)}
+
+    return measure
+
+
+def ref_l4(outcomes: Sequence[Outcome]) -> Statistic:
+    """Ref-L4's own measures beside `rec`: `acc@0.75`, `acc@0.9`, and `macc`, the mean over IoU 0.50, 0.55, ... 0.95.
+
+    They count IoU above the threshold, as Ref-L4's code does (arXiv 2406.16866).
+    """
+    known = np.array([o.iou is not None for o in outcomes], dtype=float)
+    ious_N = np.array([o.iou or 0.0 for o in outcomes])
+    above_KN = ious_N > np.arange(50, 100, 5)[:, None] / 100
+
+    def measure(counts_N: np.ndarray) -> dict[str, float]:
+        total = known @ counts_N
+        if not total:
+            return {}
+        shares_K = above_KN @ counts_N / total
+        return {"acc@0.75": float(shares_K[5]), "acc@0.9": float(shares_K[8]), "macc": float(shares_K.mean())}
 
     return measure
 
@@ -105,6 +127,7 @@ def ovdeval(outcomes: Sequence[Outcome]) -> Statistic:
 
 SUITES: dict[str, Callable[[Sequence[Outcome]], Statistic]] = {
     "rec": rec,
+    "ref_l4": ref_l4,
     "ovd": ovd,
     "ovdeval": ovdeval,
     "accuracy": accuracy,
@@ -115,6 +138,8 @@ SUITES: dict[str, Callable[[Sequence[Outcome]], Statistic]] = {
 def suites_for(outcome: Outcome) -> tuple[str, ...]:
     """The suites that measure an outcome where none is named."""
     suite = KINDS[outcome.kind].suite
+    if suite == "rec" and outcome.source == REF_L4:
+        return ("rec", "ref_l4")
     return (suite, "ovdeval") if suite == "ovd" and outcome.source.startswith(OVDEVAL) else (suite,)
 
 

@@ -6,6 +6,7 @@ import re
 
 from vlm_r1.data.rows import OUTSIDE_TOLERANCE
 from vlm_r1.errors import DataError, RowError, shown
+from vlm_r1.prompts.parse_values import number_text
 from vlm_r1.prompts.solution import read_solution
 from vlm_r1.prompts.templates import TASKS
 from vlm_r1.records import Truth
@@ -69,5 +70,5 @@ def written(truth: Truth) -> str:
         lines = [", ".join(f"{side:g}" for side in item.box) + f" {item.label}".rstrip() for item in truth.boxes]
         return "\n".join(lines) or "none"
     if truth.number is not None:
-        return f"{truth.number:g}"
+        return number_text(truth.number)
     return truth.choice or truth.text or ""

@@ -13,27 +13,27 @@ from typing import Any
 
 from vlm_r1.boxes import Box, BoxMap
 from vlm_r1.prompts.parse_boxes import loc_tokens, read_boxes
-from vlm_r1.prompts.parse_values import read_choice, read_number, read_text, read_yes_no
+from vlm_r1.prompts.parse_values import number_text, read_choice, read_number, read_text, read_yes_no
 from vlm_r1.prompts.truths import CHOICE, boxes_truth, number_truth, text_truth, yes_no_truth
 from vlm_r1.records import LabelledBox, Truth
 
 Value = tuple[LabelledBox, ...] | float | str | None
-Read = Callable[[str, BoxMap], tuple[Value, str | None, int]]
+Read = Callable[[str, BoxMap, str], tuple[Value, str | None, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerKind:
     """All that is particular to one kind of answer.
 
-    `read(text, box_map)` is `(value, failure kind, dropped boxes)` of what stands in the answer block, and never
-    raises. `truth(text, value, task)` is what a row's solution states (its text, if it is one, and the JSON value it
-    holds), None where it is not `wanted`. `target(truth, box_map)` is what supervised fine-tuning writes into the
-    answer block, None where there is nothing. `accuracy` names the reward (`rewards.registry`) that tells how right
-    an answer is; from `correct_from` on it counts as correct, and where that is None every box must be found and no
-    other be answered. `suite` names the numbers that describe a split (`eval.suites`). `boxes` says that truths are
-    boxes, `written` that a truth is text as it stands.
+    `read(text, box_map, question)` is `(value, failure kind, dropped boxes)` of what stands in the answer block, and
+    never raises. `truth(text, value, task)` is what a row's solution states (its text, if it is one, and the JSON
+    value it holds), None where it is not `wanted`. `target(truth, box_map)` is what supervised fine-tuning writes
+    into the answer block, None where there is nothing. `accuracy` names the reward (`rewards.registry`) that tells
+    how right an answer is; from `correct_from` on it counts as correct, and where that is None every box must be
+    found and no other be answered. `suite` names the numbers that describe a split (`eval.suites`). `boxes` says that
+    truths are boxes, `written` that a truth is text as it stands.
 
-    Example: `KINDS["number"].read("about 4 cats", BoxMap())` is `(4.0, None, 0)`.
+    Example: `KINDS["number"].read("about 4 cats", BoxMap(), "")` is `(4.0, None, 0)`.
     """
 
     name: str
@@ -50,7 +50,19 @@ class AnswerKind:
 
 def _plain(read: Callable[[str], tuple[float | str | None, str | None]]) -> Read:
     """A reader of values that are no boxes."""
-    return lambda text, box_map: (*read(text), 0)
+    return lambda text, box_map, question: (*read(text), 0)
+
+
+def _read_boxes(text: str, box_map: BoxMap, question: str) -> tuple[Value, str | None, int]:
+    return read_boxes(text, box_map)
+
+
+def _read_point(text: str, box_map: BoxMap, question: str) -> tuple[Value, str | None, int]:
+    return read_boxes(text, box_map, points=True)
+
+
+def _read_choice(text: str, box_map: BoxMap, question: str) -> tuple[Value, str | None, int]:
+    return (*read_choice(text, question), 0)
 
 
 def _one_box(text: str | None, value: Any, task: str) -> Truth | None:
@@ -86,7 +98,7 @@ def _text(text: str | None, value: Any, task: str) -> Truth | None:
 def value_target(truth: Truth, box_map: BoxMap) -> str | None:
     """The number, letter or text of a truth as it is written; None where it has none of them."""
     if truth.number is not None:
-        return f"{truth.number:g}"
+        return number_text(truth.number)
     return truth.choice if truth.choice is not None else truth.text
 
 
@@ -124,7 +136,7 @@ KINDS: dict[str, AnswerKind] = {
     for kind in (
         AnswerKind(
             name="box",
-            read=read_boxes,
+            read=_read_boxes,
             truth=_one_box,
             target=box_target,
             accuracy="iou",
@@ -134,7 +146,7 @@ KINDS: dict[str, AnswerKind] = {
         ),
         AnswerKind(
             name="boxes",
-            read=read_boxes,
+            read=_read_boxes,
             truth=_boxes,
             target=boxes_target,
             accuracy="od_map",
@@ -144,7 +156,7 @@ KINDS: dict[str, AnswerKind] = {
         ),
         AnswerKind(
             name="point",
-            read=lambda text, box_map: read_boxes(text, box_map, points=True),
+            read=_read_point,
             truth=_one_box,
             target=box_target,
             accuracy="point_in_box",
@@ -160,7 +172,7 @@ KINDS: dict[str, AnswerKind] = {
         ),
         AnswerKind(
             name="choice",
-            read=_plain(read_choice),
+            read=_read_choice,
             truth=_choice,
             wanted="a letter",
             target=value_target,

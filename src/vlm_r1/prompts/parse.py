@@ -122,7 +122,7 @@ def read_answer(raw: str, sample: Sample, box_map: BoxMap, *, n_tokens: int = 0,
     elif not text.strip():
         failure = "empty_answer"
     else:
-        value, failure, dropped = kind.read(text, box_map)
+        value, failure, dropped = kind.read(text, box_map, sample.question)
     return Answer(
         raw=raw,
         think=blocks.think,

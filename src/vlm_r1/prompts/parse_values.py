@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Mapping
 
 MAX_CHARS = 20_000
 """An answer longer than this is read up to here: nothing that is asked for takes more."""
@@ -50,33 +51,69 @@ def _before_reason(text: str) -> str:
 
 
 _CUE = r"(?:answer|option|choice|choose|select|pick|go with)"
-_ENDS = r"(?=\s*(?:$|[).,:;!?\]/]|\b(?:or|and|but|nor|not|is|because|since|as|due)\b))"
+# Chinese, Japanese and Korean stand beside a letter without a space.
+_CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_CJK_CUE = r"(?:答案|选项?|选择|正解|答え|정답)\s*[是为は은:]?"
+_CJK_NEXT = r"[是为或和项でがと입이가、。]"
+_ENDS = (
+    r"(?=\s*(?:$|[).,:;!?\]/]|[-\u2013\u2014]\s|\b(?:or|and|but|nor|not|is|because|since|as|due)\b|" + _CJK_NEXT + "))"
+)
+_BEFORE = rf"(?<![^\W{_CJK}])(?<!['\u2019-])"
+_AFTER = rf"(?:(?![\w'\u2019-])|(?={_CJK_NEXT}))"
 _LETTERS = (
     re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]"),
     re.compile(r"(?:^|(?<=[\s,;/]))([A-Z])(?=\s*[).:](?:\s|$))"),
     re.compile(r"^([a-z])(?=\s*(?:[).:]\s|[).:]?$))"),
     re.compile(rf"\b{_CUE}\s*(?:(?:is|are|would be|should be|must be)\b|:|=)?\s*([A-Za-z])\b{_ENDS}", re.IGNORECASE),
+    re.compile(rf"{_CJK_CUE}\s*([A-Za-z])(?=\s*(?:$|[).,:;!?\]/]|{_CJK_NEXT}))"),
     re.compile(rf"\bis\s*:?\s*([A-Z])\b{_ENDS}"),
     # A letter that stands alone, but neither the article ("A cat") nor the pronoun ("I think").
-    re.compile(rf"(?<![\w'\u2019-])([B-HJ-Z])(?![\w'\u2019-])|(?<![\w'\u2019-])([AI])(?![\w'\u2019-]){_ENDS}"),
+    re.compile(rf"{_BEFORE}([B-HJ-Z]){_AFTER}|{_BEFORE}([AI]){_AFTER}{_ENDS}"),
+    # Nor is it the article before a number or before a colour that nothing follows.
+    re.compile(
+        r"^(A)\s+(?i:\d[\d.,%]*|red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|gr[ae]y|cyan)\s*\.?$"
+    ),
 )
+_OPTION = re.compile(r"(?:^|[\s(\[])([A-Z])[)\].:]\s*(.*?)(?=[\s(\[]+[A-Z][)\].:]|$)", re.MULTILINE)
 
 
 # "Not B" rules a candidate out; which one is meant instead is a guess.
+_NO_WORD = rf"(?![^\W{_CJK}])"
 _NOT_LETTER = re.compile(
-    r"(?i:\b(?:not|neither|nor|except)|n['\u2019]t)\s+(?i:option\s+)?(?:\([A-Za-z]\)|[B-HJ-Z]\b|[AI]\b(?!\s+[a-z]))"
+    r"(?:(?i:\b(?:not|neither|nor|except)|n['\u2019]t)\s+|(?:不是|不选|非)\s*)(?i:option\s+)?"
+    rf"(?:\([A-Za-z]\)|[B-HJ-Z]{_NO_WORD}|[AI]{_NO_WORD}(?!\s+[a-z]))"
 )
 _NOT_NUMBER = re.compile(r"(?:\bnot|n['\u2019]t)\s+[-+]?\.?\d", re.IGNORECASE)
 
 
-def read_choice(text: str) -> tuple[str | None, str | None]:
+def lettered_options(question: str) -> dict[str, str]:
+    """The options that a question lists, by letter.
+
+    >>> lettered_options("Which animal? (A) cat (B) dog")
+    {'A': 'cat', 'B': 'dog'}
+    """
+    return {letter: text.strip(" ,;.\t") for letter, text in _OPTION.findall(question)}
+
+
+def _named(text: str, options: Mapping[str, str]) -> list[re.Match[str]]:
+    """Where a text names an option as "A cat": what looks like an article is the letter of that option."""
+    found: list[re.Match[str]] = []
+    for letter in {"A", "I"} & options.keys():
+        name = " ".join(f"{letter} {options[letter]}".split())
+        if options[letter] and not any(name.casefold() in other.casefold() for other in options.values()):
+            found += re.finditer(rf"(?<!\w)({letter})(?i:{re.escape(name[1:])})(?!\w)", text)
+    return found
+
+
+def read_choice(text: str, question: str = "") -> tuple[str | None, str | None]:
     """The letter of a multiple-choice answer, upper case.
 
-    Read: "B", "(B)", "b.", "B) cat", "Option B", "the answer is B because ...". Not read: "A cat" (an article),
-    "B or C" (hedged), "cat" (no letter).
+    Read: "B", "(B)", "b.", "B) cat", "Option B", "the answer is B because ...", and "A cat" where the question lists
+    "cat" as A. Not read: "A cat" elsewhere (an article), "B or C" (hedged), "cat" (no letter).
     """
     text = _before_reason(plain(text))
     found = [match for pattern in _LETTERS for match in pattern.finditer(text)]
+    found += _named(text, lettered_options(question))
     letters = {match.group(match.lastindex or 1).upper() for match in found}
     if len(letters) == 1 and not _NOT_LETTER.search(text):
         return letters.pop(), None
@@ -106,9 +143,33 @@ _FRACTION = re.compile(r"^[^\d+-]{0,40}([+-]?\s?\d{1,15})\s?/\s?(\d{1,15})(?![\d
 _TEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d{1,15})\s*\}\s*\{\s*(\d{1,15})\s*\}", re.ASCII)
 
 
+def exact_number(text: str) -> float | None:
+    """A numeral as a float or, where it is an integer that a float would round, as an integer; None for no numeral.
+
+    >>> exact_number("12345678901234567891")
+    12345678901234567891
+    """
+    try:
+        value = float(text)
+        whole = int(text) if text.lstrip("+-").isdecimal() and math.isfinite(value) else None
+    except ValueError:
+        return None
+    return value if whole is None or whole == value else whole
+
+
+def number_text(number: float) -> str:
+    """A number as people write it: integers without a point or an exponent, others with up to 15 digits.
+
+    >>> number_text(1234567.0), number_text(0.5)
+    ('1234567', '0.5')
+    """
+    return str(int(number)) if math.isfinite(number) and number == int(number) else f"{number:.15g}"
+
+
 def read_number(text: str) -> tuple[float | None, str | None]:
     """The number of an answer: signs, decimals, thousands ("1,234"), exponents and simple fractions; units are
-    left out. Several different numbers are a hedge; the same one twice is not.
+    left out. Several different numbers are a hedge; the same one twice is not. An integer that a float would round
+    (more than 15 digits) stays an integer.
     """
     text = plain(text)
     text = _TEX_FRACTION.sub(r"\1/\2", text).replace("{,}", ",").replace("\\,", "")
@@ -120,8 +181,8 @@ def read_number(text: str) -> tuple[float | None, str | None]:
         return None, "unreadable"
     values = set()
     for match in _NUMBER.finditer(text):
-        value = float(match.group().replace(",", "").replace(" ", ""))
-        if not math.isfinite(value):
+        value = exact_number(match.group().replace(",", "").replace(" ", ""))
+        if value is None or not math.isfinite(value):
             return None, "unreadable"
         values.add(value)
     if len(values) == 1 and not _NOT_NUMBER.search(text):

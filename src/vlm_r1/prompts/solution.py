@@ -13,13 +13,12 @@ from typing import Any
 
 from vlm_r1.errors import Fault, RowError, nearest, shown
 from vlm_r1.prompts.parse import extract_blocks
-from vlm_r1.prompts.parse_values import unfence
+from vlm_r1.prompts.parse_values import lettered_options, unfence
 from vlm_r1.prompts.templates import TASKS
 from vlm_r1.prompts.truths import BOX_KEYS, CHOICE, boxes_truth, is_finite, number_truth, text_truth, yes_no_truth
 from vlm_r1.records import Truth
 
 _THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
-_OPTION = re.compile(r"(?:^|[\s(\[])([A-Z])[)\].:]")
 
 
 def split_answer(text: str) -> tuple[str | None, str]:
@@ -74,7 +73,7 @@ def infer_task(solution: Any, question: str = "") -> str:
         return "text"
     if value.strip(" .").casefold() in ("yes", "no"):
         return "yes_no"
-    letters = set(_OPTION.findall(question))
+    letters = lettered_options(question)
     choice = CHOICE.match(value)
     if choice and len(letters) > 1 and choice.group(1).upper() in letters:
         return "choice"

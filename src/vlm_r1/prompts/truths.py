@@ -9,6 +9,7 @@ from typing import Any
 
 from vlm_r1.boxes import Box
 from vlm_r1.errors import Fault, RowError, shown
+from vlm_r1.prompts.parse_values import exact_number
 from vlm_r1.records import LabelledBox
 
 BOX_KEYS = ("bbox_2d", "bbox")
@@ -93,13 +94,10 @@ def number_truth(value: Any) -> float | None:
         if fraction:
             return int(fraction.group(1)) / int(fraction.group(2))
         match = _NUMBER.match(text)
-        try:
-            value = float(match.group(1).replace(",", "")) if match else None
-        except ValueError:
-            return None
+        value = exact_number(match.group(1).replace(",", "")) if match else None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_finite(value):
         return None
-    return float(value)
+    return exact_number(str(value))
 
 
 def yes_no_truth(value: Any) -> str | None:

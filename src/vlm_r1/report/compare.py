@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vlm_r1.errors import ConfigError
+from vlm_r1.eval.label_noise import noise_notes
 from vlm_r1.report.evaluations import Cell, CompareRow, compare_rows, load_evaluations
 from vlm_r1.report.findings import MINUS, metric_name, number, signed, split_name
 from vlm_r1.runtime.runlog import write_atomically
@@ -55,10 +56,15 @@ def to_markdown(names: Sequence[str], rows: Sequence[CompareRow]) -> str:
                 cells.append(f"**{change}**" if cell.sure else change)
         lines.append(cells)
     table = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
-    return table + (
-        "\nIn parentheses: 95 % bootstrap over questions; of differences, paired over the same questions.\n"
-        if any(cell.low is not None or cell.difference_low is not None for row in rows for cell in row.cells)
-        else ""
+    notes = "".join(f"\n{note}\n" for note in noise_notes(row.split for row in rows))
+    return (
+        table
+        + notes
+        + (
+            "\nIn parentheses: 95 % bootstrap over questions; of differences, paired over the same questions.\n"
+            if any(cell.low is not None or cell.difference_low is not None for row in rows for cell in row.cells)
+            else ""
+        )
     )
 
 

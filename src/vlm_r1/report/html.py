@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vlm_r1.errors import CheckpointError
+from vlm_r1.eval.label_noise import noise_notes
 from vlm_r1.report.curves import MOST_POINTS, charts, curve, is_smoothed
 from vlm_r1.report.findings import (
     Change,
@@ -79,7 +80,11 @@ def render(runs: Sequence[Path]) -> str:
         summary=_summary(recipes[0], metrics),
         heads=[(change, explanation(change)) for change in heads],
         lead=tally(heads),
-        findings=[*unreadable(pairs), *training_facts(metrics[0])],
+        findings=[
+            *unreadable(pairs),
+            *training_facts(metrics[0]),
+            *noise_notes(s for e in evals for p in e.values() for s in p),
+        ],
         warnings=_warnings(names, metrics, recipes),
         calm=any(curve(run, "reward") for run in metrics),
         table=_table(evals, found),

@@ -142,6 +142,6 @@ def count(sample: Sample, answer: Answer) -> Score:
         return not_scorable("count", "the sample has no true number")
     if isinstance(answer.value, tuple):
         return scored("count", float(len(answer.value) == true))
-    if isinstance(answer.value, float):
+    if isinstance(answer.value, (int, float)):
         return scored("count", float(answer.value == true))
     return failed("count", answer)

@@ -17,18 +17,26 @@ MEMORY_BYTES = 4 * 2**30
 ORPHAN_S = 30
 """A comparison that outlives the process which asked for it ends itself after this long."""
 
-# Three letters or more that are neither a LaTeX command nor a function: running text, not a formula.
-WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|max|min|lim|pi|inf)\b)[A-Za-z]{3,}")
+# Three letters or more that are no LaTeX command, environment or function: running text, not a formula.
+WORD = re.compile(
+    r"(?<![\\A-Za-z])(?<!\\begin\{)(?<!\\end\{)"
+    r"(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|max|min|lim|pi|inf)\b)[A-Za-z]{3,}"
+)
+ENVIRONMENT = re.compile(r"\\begin\{(\w+)\}.*?\\end\{\1\}")
 
 
 def expressions(text: str) -> list[Any]:
-    """What math-verify reads in a text; a bare formula is wrapped in dollar signs so that it is read whole."""
+    """What math-verify reads in a text; a bare formula, or a bare matrix among words, is wrapped in dollar signs so
+    that it is read whole. math-verify reads line by line, LaTeX does not: line ends become spaces.
+    """
     import math_verify
 
+    text = " ".join(text.split())
     anchored = "$" in text or "\\boxed" in text or "\\(" in text or "\\[" in text
-    wrapped = text if anchored or WORD.search(text) else f"${text}$"
-    found = math_verify.parse(wrapped, parsing_timeout=None)
-    return list(found if found or wrapped == text else math_verify.parse(text, parsing_timeout=None))
+    if not anchored:
+        text = ENVIRONMENT.sub(r"$\g<0>$", text) if WORD.search(text) else f"${text}$"
+    found = math_verify.parse(text, parsing_timeout=None)
+    return list(found if found or anchored else math_verify.parse(text.replace("$", ""), parsing_timeout=None))
 
 
 def equal(true: str, text: str) -> bool:

@@ -12,10 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from vlm_r1.errors import RewardError
-from vlm_r1.prompts.parse_values import plain, read_number
+from vlm_r1.prompts.parse_values import number_text, plain, read_number
 from vlm_r1.records import Answer, Sample, Score
 from vlm_r1.rewards.common import failed, not_scorable, scored
-from vlm_r1.rewards.math_worker import WORD
+from vlm_r1.rewards.math_worker import ENVIRONMENT, WORD
 from vlm_r1.rewards.text import fold_text
 
 MAX_MATH_CHARS = 1000
@@ -115,7 +115,10 @@ def _hedged(text: str, true: str) -> bool:
         return True
     if len({fold_text(part) for part in _DOLLARS.findall(text)}) > 1:
         return True
-    return bool(WORD.search(plain(text))) and read_number(text)[1] == "ambiguous"
+    # The numbers of a matrix are one result.
+    matrices = {match.group() for match in ENVIRONMENT.finditer(" ".join(text.split()))}
+    several = len(matrices) > 1 if matrices else read_number(text)[1] == "ambiguous"
+    return several and bool(WORD.search(plain(text)))
 
 
 def math(sample: Sample, answer: Answer, *, timeout_s: float = 3.0) -> Score:
@@ -125,11 +128,11 @@ def math(sample: Sample, answer: Answer, *, timeout_s: float = 3.0) -> Score:
     take more than `timeout_s` seconds or are plainly too large. Raises `RewardError` where the worker cannot start.
     """
     truth = sample.truth
-    true = truth.text if truth.text is not None else None if truth.number is None else f"{truth.number:.15g}"
+    true = truth.text if truth.text is not None else None if truth.number is None else number_text(truth.number)
     if true is None:
         return not_scorable("math", "the sample has no true result")
-    if isinstance(answer.value, float):
-        text = f"{answer.value:.15g}"
+    if isinstance(answer.value, (int, float)):
+        text = number_text(answer.value)
     elif isinstance(answer.value, str):
         text = answer.value
     else:

@@ -30,8 +30,25 @@ def length_cosine(
     return scored("length_cosine", 0.5 + 0.5 * curve if accuracy >= threshold else -0.5 * curve)
 
 
-# Scripts written without spaces are counted by character.
-_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+MAX_WORD_CHARS = 32
+"""A longer run of letters and digits is counted by character: no word, but "aaaa...", "0.3333..." or a script such as
+Thai."""
+
+# Chinese, Japanese and Korean are written without spaces: counted by character.
+_WORD = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
+
+
+def words_of(text: str, n: int) -> list[str]:
+    """What n-grams are made of: words without case and, where `n` or more marks stand in a row, each of those marks.
+
+    Marks are emoji, punctuation and other characters that are neither letters nor digits. Between words they are left
+    out: the commas and brackets of coordinates repeat in any answer.
+    """
+    words: list[str] = []
+    for run in re.findall(rf"(?:(?:[^\w\s]|_)\s*){{{n},}}|{_WORD}", text.casefold()):
+        whole = len(run) <= MAX_WORD_CHARS and (run[0].isalnum() or run[-1].isalnum())
+        words.extend([run] if whole else "".join(run.split()))
+    return words
 
 
 def repeated_share(items: Sequence[Hashable]) -> float:
@@ -40,7 +57,7 @@ def repeated_share(items: Sequence[Hashable]) -> float:
 
 
 def repetition(sample: Sample, answer: Answer, *, n: int = 6) -> Score:
-    """-(1 - distinct / all) over the word n-grams of the text, in (-1, 0]; 0 for a text under `n` words.
+    """-(1 - distinct / all) over the word n-grams (`words_of`) of the text, in (-1, 0]; 0 for a text under `n` words.
 
     Where the answer is a list of boxes, the list is judged by its (box, label) items and the words are those of the
     thoughts: JSON repeats its keys; the worse of the two counts. Source: the n-gram repetition penalty of
@@ -50,6 +67,6 @@ def repetition(sample: Sample, answer: Answer, *, n: int = 6) -> Score:
     if isinstance(answer.value, tuple):
         text = answer.think or ""
         items = repeated_share([(item.box, fold_label(item.label)) for item in answer.value])
-    words = _WORDS.findall(text.casefold())
+    words = words_of(text, n)
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return scored("repetition", -max(items, repeated_share(grams)) + 0.0)

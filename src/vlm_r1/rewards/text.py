@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
+from fractions import Fraction
 
-from vlm_r1.prompts.parse_values import read_choice, read_number, read_yes_no
+from vlm_r1.prompts.parse_values import number_text, read_choice, read_number, read_yes_no
 from vlm_r1.records import Answer, Sample, Score
 from vlm_r1.rewards.common import failed, not_scorable, scored
 
@@ -54,9 +54,11 @@ def number(sample: Sample, answer: Answer, *, tolerance: float = 1e-6, relative:
     true = true_number(sample)
     if true is None:
         return not_scorable("number", "the sample has no true number")
-    if not isinstance(answer.value, float):
+    if not isinstance(answer.value, (int, float)):
         return failed("number", answer)
-    return scored("number", float(abs(answer.value - true) <= max(tolerance, relative * abs(true))))
+    # As fractions: integers of more than 15 digits differ where their floats are equal.
+    difference = abs(Fraction(answer.value) - Fraction(true))
+    return scored("number", float(difference <= max(tolerance, relative * abs(true))))
 
 
 def true_text(sample: Sample) -> str | None:
@@ -66,11 +68,7 @@ def true_text(sample: Sample) -> str | None:
         return truth.text if truth.text is not None else truth.choice
     if truth.number is None:
         return None
-    return (
-        str(int(truth.number))
-        if math.isfinite(truth.number) and truth.number == int(truth.number)
-        else str(truth.number)
-    )
+    return number_text(truth.number)
 
 
 def _texts(name: str, sample: Sample, answer: Answer) -> tuple[str, str] | Score:

@@ -9,11 +9,11 @@ import torch
 
 from vlm_r1.rl.experience import Experience
 from vlm_r1.rl.metrics import Monitor
-from vlm_r1.rl.pictures import MOST_GROUPS, rollout_pictures
+from vlm_r1.rl.pictures import MOST_GROUPS, answer_rows, rollout_pictures
 from vlm_r1.runtime.progress import Progress
 from vlm_r1.runtime.rows import rollout_rows
 from vlm_r1.runtime.session import Session
-from vlm_r1.runtime.trackers import track_pictures
+from vlm_r1.runtime.trackers import track_pictures, track_table
 
 SHOWN = (
     *("reward", "completions/mean_length", "frac_reward_zero_std", "time/rollout_s", "time/update_s"),
@@ -48,7 +48,10 @@ class Journal:
         self.progress.show(step, metrics, SHOWN, warnings)
         if self.run.track_pictures_every and step % self.run.track_pictures_every == 0:
             pictures = sorted(world.collect(rollout_pictures(experience)), key=lambda pair: pair[0])
+            told = sorted(world.collect(answer_rows(experience)), key=lambda pair: pair[0])
+            kept = {number for number, _ in pictures[:MOST_GROUPS]}
             track_pictures(session.trackers, step, [picture for _, picture in pictures[:MOST_GROUPS]])
+            track_table(session.trackers, step, [row for number, row in told if number in kept])
         if self.run.log_rollouts_every and step % self.run.log_rollouts_every == 0:
             advantages = torch.nan_to_num(experience.advantages_PG).tolist()
             rows = world.collect(rollout_rows(experience.groups, experience.answers, experience.scores, advantages))

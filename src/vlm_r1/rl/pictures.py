@@ -1,9 +1,10 @@
-"""Rollouts of a step as pictures for the trackers: true and answered boxes, and each answer with its reward."""
+"""Rollouts of a step for the trackers: images with true and answered boxes, and a table of the answers."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from PIL import Image, ImageColor, ImageDraw
 
@@ -11,6 +12,8 @@ from vlm_r1.data.draw import TRUE_COLOR, draw_boxes, fitting_scale, font
 from vlm_r1.data.show import truth_text
 from vlm_r1.records import Answer, LabelledBox, RolloutGroup, Score
 from vlm_r1.rl.experience import Experience
+
+T = TypeVar("T")
 
 MOST_GROUPS = 4
 LONGEST_SIDE, NARROWEST = 640, 320
@@ -33,6 +36,39 @@ def rollout_pictures(experience: Experience) -> list[tuple[int, Image.Image]]:
     return drawn
 
 
+def answer_rows(experience: Experience) -> list[tuple[int, dict[str, Any]]]:
+    """The answers of the same groups, each with its group's number, as rows of a table.
+
+    `image` holds the true boxes and those of this answer; of a group there are at most `MOST_ANSWERS`, best first.
+    """
+    rows: list[tuple[int, dict[str, Any]]] = []
+    groups = list(zip(experience.groups, experience.answers, experience.scores, experience.advantages_PG, strict=True))
+    for group, answers, scores, advantages_G in [row for row in groups if row[0].prompt.sample.images][:MOST_GROUPS]:
+        sample = group.prompt.sample
+        image = sample.images[0].open()
+        ranked = sorted(zip(answers, scores, advantages_G.tolist(), strict=True), key=lambda row: -_total(row[1]))
+        for answer, score, advantage in _best_and_worst(ranked):
+            drawn = _draw(image, sample.truth.boxes or (), answer.value if isinstance(answer.value, tuple) else ())
+            row = {"question": sample.question, "truth": truth_text(sample.truth), "image": drawn}
+            row |= {"completion": answer.raw, "reward": score.total, "advantage": advantage}
+            rows.append((group.prompt.number, row))
+    return rows
+
+
+def _best_and_worst(ranked: Sequence[T]) -> list[T]:
+    """All of them, or of more than `MOST_ANSWERS` the first and the last ones."""
+    half = MOST_ANSWERS // 2
+    return list(ranked) if len(ranked) <= MOST_ANSWERS else [*ranked[:half], *ranked[-half:]]
+
+
+def _draw(
+    image: Image.Image, true: Sequence[LabelledBox], predicted: Sequence[LabelledBox], **drawing: Any
+) -> Image.Image:
+    scale = min(fitting_scale(image.size), LONGEST_SIDE / max(image.size))
+    true = true if len(true) > 1 else [LabelledBox(box=b.box) for b in true]
+    return draw_boxes(image, true, [LabelledBox(box=b.box) for b in predicted], scale=scale, **drawing)
+
+
 def draw_group(group: RolloutGroup, answers: Sequence[Answer], scores: Sequence[Score]) -> Image.Image:
     """The first picture of a prompt with its true boxes and those of its answers, and a caption below.
 
@@ -41,22 +77,14 @@ def draw_group(group: RolloutGroup, answers: Sequence[Answer], scores: Sequence[
     sample = group.prompt.sample
     image = sample.images[0].open()
     ranked = sorted(zip(answers, scores, reward_colors(scores), strict=True), key=lambda row: -_total(row[1]))
-    half, more = MOST_ANSWERS // 2, len(ranked) - MOST_ANSWERS
-    shown = [*ranked[:half], *ranked[-half:]] if more > 0 else ranked
+    shown, more = _best_and_worst(ranked), len(ranked) - MOST_ANSWERS
     boxes = [(b, color) for a, _, color in reversed(shown) for b in (a.value if isinstance(a.value, tuple) else ())]
-    true = sample.truth.boxes or ()
-    picture = draw_boxes(
-        image,
-        true if len(true) > 1 else [LabelledBox(box=b.box) for b in true],
-        [LabelledBox(box=b.box) for b, _ in boxes],
-        scale=min(fitting_scale(image.size), LONGEST_SIDE / max(image.size)),
-        colors=[color for _, color in boxes],
-    )
+    picture = _draw(image, sample.truth.boxes or (), [b for b, _ in boxes], colors=[color for _, color in boxes])
     lines = [(line, "") for line in textwrap.wrap(sample.question, max(picture.width, NARROWEST) // 7)[:3]]
     lines += [(f"truth  {truth_text(sample.truth)}", TRUE_COLOR)]
     lines += [(_told(answer, score), color) for answer, score, color in shown]
     if more > 0:
-        lines.insert(len(lines) - half, (f"... {more} more ...", ""))
+        lines.insert(len(lines) - MOST_ANSWERS // 2, (f"... {more} more ...", ""))
     return _with_caption(picture, lines)
 
 

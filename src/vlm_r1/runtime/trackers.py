@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,10 @@ class Trackers:
         check_trackers(names)
         self.trackers: list[Any] = []
         for name in names:
+            from accelerate import PartialState
             from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+            PartialState()  # the trackers of W&B and Trackio log through it and do not make it
             kind = LOGGER_TYPE_TO_CLASS[name]
             folder = [str(run_dir)] if kind.requires_logging_directory else []
             self.trackers.append(kind(run_dir.name, *folder))
@@ -58,3 +61,22 @@ def track_pictures(trackers: Trackers, step: int, pictures: Sequence[Image.Image
             tracker.log({name: trackio.Image(picture) for name, picture in named.items()}, step)
         else:
             tracker.log_images({name: [picture] for name, picture in named.items()}, step)
+
+
+def track_table(trackers: Trackers, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Send rows that hold texts, numbers and RGB images to the trackers that have tables, as `rollouts/answers`.
+
+    W&B and Trackio have them, TensorBoard does not. Call it on the main process.
+    """
+    for tracker in trackers.trackers:
+        if not rows or tracker.name not in ("wandb", "trackio"):
+            continue
+        package: Any = importlib.import_module(tracker.name)
+        told = [{k: package.Image(v) if isinstance(v, Image.Image) else v for k, v in row.items()} for row in rows]
+        if tracker.name == "trackio":  # it ignores columns and data
+            import pandas
+
+            table = package.Table(dataframe=pandas.DataFrame(told))
+        else:
+            table = package.Table(columns=list(told[0]), data=[list(row.values()) for row in told])
+        tracker.log({"rollouts/answers": table}, step)

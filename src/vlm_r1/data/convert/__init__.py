@@ -16,10 +16,13 @@ from vlm_r1.data.convert.d3 import convert_d3
 from vlm_r1.data.convert.lisa import convert_lisa
 from vlm_r1.data.convert.ovdeval import convert_ovdeval
 from vlm_r1.data.convert.refcoco import convert_refcoco
+from vlm_r1.data.convert.refl4 import convert_ref_l4, convert_refcoco_reviewed
 from vlm_r1.errors import ConfigError, DataError, nearest
 
 CONVERTERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "refcoco": convert_refcoco,
+    "refcoco_reviewed": convert_refcoco_reviewed,
+    "ref_l4": convert_ref_l4,
     "coco": convert_coco,
     "lisa": convert_lisa,
     "ovdeval": convert_ovdeval,

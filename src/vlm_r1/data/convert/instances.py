@@ -67,7 +67,7 @@ def load_instances(path: Path, *, crowds: bool = False) -> Instances:
                 id=int(row["id"]),
                 image_id=int(row["image_id"]),
                 category_id=int(row["category_id"]),
-                box=_clipped(row["bbox"], float(image["width"]), float(image["height"])),
+                box=clipped(row["bbox"], float(image["width"]), float(image["height"])),
             )
             by_image[instance.image_id].append(instance)
         for image in images.values():
@@ -80,7 +80,8 @@ def load_instances(path: Path, *, crowds: bool = False) -> Instances:
     return Instances(images=images, categories=categories, by_image=by_image)
 
 
-def _clipped(xywh: Sequence[float], width: float, height: float) -> Box | None:
+def clipped(xywh: Sequence[float], width: float, height: float) -> Box | None:
+    """COCO's box in corner form inside its image of this size in pixels; None where it has no area there."""
     x1, y1, x2, y2 = xywh_to_xyxy(xywh)
     box = (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height))
     return (round(box[0], 2), round(box[1], 2), round(box[2], 2), round(box[3], 2)) if is_proper(box) else None
