@@ -26,6 +26,9 @@ Keys = tuple[str | int, ...]
 
 COMMAND_LINE = "command line"
 
+EITHER: dict[Keys, str] = {("run", "steps"): "epochs", ("run", "epochs"): "steps"}
+"""Settings of which a recipe has one: on the command line one takes the place of the other."""
+
 _FLOAT = re.compile(
     r"""[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?$
     |[-+]?[0-9]+[eE][-+]?[0-9]+$
@@ -180,6 +183,8 @@ def _override(values: dict[str, Any], places: dict[Keys, str], override: str) ->
         keys = (*keys, step)
         if last:
             at[step] = value
+            if keys in EITHER:
+                at.pop(EITHER[keys], None)
         elif isinstance(at, dict) and at.get(step) is None:
             at[step] = {}
             places.setdefault(keys, COMMAND_LINE)

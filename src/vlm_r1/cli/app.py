@@ -51,6 +51,13 @@ Task = Annotated[
     ),
 ]
 
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Check recipe, data and rewards, show a sample's prompt and what answers score; run nothing."
+    ),
+]
+
 _STATE = {"debug": False}
 
 CONTINUES = {"train", "sft", "demo", "lab"}
@@ -134,6 +141,13 @@ def load_recipe(path: Path, overrides: list[str] | None, method: str | None = No
         other = "sft" if recipe.method == "sft" else "train"
         raise ConfigError(f"{path}: has method: {recipe.method}; use: vlm-r1 {other} {path}")
     return recipe
+
+
+def show_dry_run(settings: Any, *, trains: bool = True) -> None:
+    """What `--dry-run` does in the place of a run."""
+    from vlm_r1.rl.dry_run import dry_run
+
+    dry_run(settings, trains=trains)
 
 
 def parse_options(pairs: list[str] | None) -> dict[str, Any]:

@@ -8,7 +8,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vlm_r1.cli.app import Overrides, Processes, RecipeArgument, app, command, launched, load_recipe, parse_options
+from vlm_r1.cli.app import (
+    DryRun,
+    Overrides,
+    Processes,
+    RecipeArgument,
+    app,
+    command,
+    launched,
+    load_recipe,
+    parse_options,
+    show_dry_run,
+)
 from vlm_r1.errors import ConfigError
 
 
@@ -21,6 +32,7 @@ def evaluate(
         typer.Option(help="Also write the metrics to this JSON file, and each answer to a .parquet file beside it."),
     ] = None,
     processes: Processes = 1,
+    dry_run: DryRun = False,
 ) -> None:
     """Evaluate a model greedily on the recipe's held-out splits, spread over processes where there are several.
 
@@ -31,6 +43,8 @@ def evaluate(
     settings = load_recipe(recipe, overrides)
     if not settings.data.eval:
         raise ConfigError(f"{recipe}: data.eval is empty; name at least one held-out split to evaluate on")
+    if dry_run:
+        return show_dry_run(settings, trains=False)
     written = [] if out is None else ["--out", str(out)]
     if launched(["eval", str(recipe), *(overrides or []), *written], processes, 0):
         return

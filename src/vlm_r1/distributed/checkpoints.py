@@ -38,10 +38,14 @@ WEIGHT, STATE = "model.", "optim."
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time in the background. Every process calls `save` and `wait`."""
+    """Writes one checkpoint at a time in the background. Every process calls `save` and `wait`.
+
+    The last `keep` stay, and beside them that of step `kept`.
+    """
 
     def __init__(self, run_dir: Path, world: World, keep: int) -> None:
         self.run_dir, self.world, self.keep = run_dir, world, keep
+        self.kept: int | None = None
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._meshes: dict[Any, DeviceMesh] = {}
@@ -105,7 +109,8 @@ class CheckpointWriter:
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
         for old in list_checkpoints(self.run_dir)[: -self.keep]:
-            shutil.rmtree(old)
+            if old.name != f"checkpoint-{self.kept}":
+                shutil.rmtree(old)
 
     def _blame(self, error: BaseException) -> tuple[int, str]:
         """The rank that failed, and how: torch tells every rank what one of them raised."""

@@ -135,6 +135,11 @@ class RunLog:
         merged[phase] = {split: {k: _finite(v) for k, v in values.items()} for split, values in splits.items()}
         write_atomically(self.run_dir / "eval.json", (json.dumps(merged, indent=2) + "\n").encode())
 
+    def copy_evaluation(self, phase: str, to: str) -> None:
+        """Keep an evaluation under a second name. Raises `CheckpointError` on a full disk."""
+        write_atomically(_eval_path(self.run_dir, to), _eval_path(self.run_dir, phase).read_bytes())
+        self.evaluation(to, read_eval(self.run_dir)[phase])
+
     def environment(self) -> None:
         """Write `environment.json`: the versions of Python and the packages that matter, system, processor cores."""
         found = {"python": platform.python_version()}
