@@ -311,8 +311,8 @@ class RunConfig(Section):
     epochs: float | None = Field(
         None,
         gt=0,
-        description="in the place of steps: as many as it takes to draw so many times the number of training rows (sft: of "
-        "their images)",
+        description="in the place of steps: as many as it takes to draw so many times the number of training rows "
+        "(sft: of their images)",
     )
     threads: int | None = Field(None, gt=0, description="CPU threads; default: all cores")
     save_every: int = Field(50, gt=0, description="steps between checkpoints")

@@ -28,14 +28,16 @@ app.add_typer(data_app, name="data")
 
 RecipeArgument = Annotated[
     Path,
-    typer.Argument(metavar="RECIPE", help="A YAML recipe: examples are under recipes/, keys in docs/configuration.md."),
+    typer.Argument(
+        metavar="RECIPE", help="A YAML recipe: vlm-r1 init writes one, vlm-r1 docs configuration lists its keys."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Settings that replace the recipe's; values are YAML: rl.group_size=16"),
 ]
 Processes = Annotated[
-    int, typer.Option(min=1, help="Run on so many processes of this machine, one a GPU; see docs/scale-out.md.")
+    int, typer.Option(min=1, help="Run on so many processes of this machine, one a GPU; see: vlm-r1 docs scale-out.")
 ]
 Restarts = Annotated[
     int, typer.Option(min=0, help="With --processes: starts from the last checkpoint after a process died.")

@@ -36,7 +36,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model greedily on the recipe's held-out splits, spread over processes where there are several.
 
-    Prints a table: one row a metric, one column a split, 95 % intervals in parentheses. See docs/evaluation.md.
+    Prints a table: one row a metric, one column a split, 95 % intervals in parentheses. See: vlm-r1 docs evaluation.
 
     Example: vlm-r1 eval my.yaml model.path=runs/x/final --out after.json
     """
@@ -136,7 +136,7 @@ def score(
     ],
     reward: Annotated[
         list[str],
-        typer.Option(help="A name of docs/rewards.md, or path.py:function; may be given several times."),
+        typer.Option(help="A name of vlm-r1 docs rewards, or path.py:function; may be given several times."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Where each row goes with its scores, as JSONL; default: standard output.")
@@ -152,7 +152,7 @@ def score(
 ) -> None:
     """Score answers from a file with rewards, without a model.
 
-    The mean of each reward goes to standard error. The keys of a row are in docs/rewards.md.
+    The mean of each reward goes to standard error. The keys of a row are in vlm-r1 docs rewards.
 
     Example: vlm-r1 score answers.jsonl --reward iou --reward format --out scores.jsonl
     """

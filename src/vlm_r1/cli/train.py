@@ -62,7 +62,7 @@ def sft(
 
     The target of a row is its thought and its solution in the form that RL rewards; the recipe has method: sft.
 
-    Example: vlm-r1 sft recipes/scenes/base.yaml run.steps=500 run.dir=runs/short
+    Example: vlm-r1 sft base.yaml run.steps=500 run.dir=runs/short
     """
     settings = load_recipe(recipe, overrides, method="sft")
     if dry_run:

@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_r1.errors import CheckpointError
+from vlm_r1.errors import CheckpointError, writing_remedy
 from vlm_r1.records import LabelledBox
 
 _WRITTEN = [("think", pa.string()), ("answer", pa.string()), ("failure", pa.string())]
@@ -277,8 +277,8 @@ class _Writing:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
             raise CheckpointError(
-                f"{self.path}: cannot be written ({error.strerror or error}); free space there or set run.dir to "
-                "another disk, then start the same command again: the run continues from its last checkpoint"
+                f"{self.path}: cannot be written ({error.strerror or error}); {writing_remedy(error)}, "
+                "then start the same command again: the run continues from its last checkpoint"
             ) from error
 
 
