@@ -131,7 +131,7 @@ def read_pretrained(config: ModelConfig) -> tuple[str, Any, Any]:
     # A hub id has at most one slash: "runs/mine/final" can only be a folder that is not there.
     looks_local = Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not any(Path(path, name).is_file() for name in MODEL_FILES):
-        raise _not_a_model(Path(path))
+        raise _not_a_model(path)
     try:
         if not looks_local:
             _reach_hub(path)
@@ -155,10 +155,10 @@ def load_without_weights(config: ModelConfig, prompt: PromptConfig | None = None
     return make_policy(model, processor, config, prompt)
 
 
-def _not_a_model(path: Path) -> ModelError:
-    if not path.exists():
+def _not_a_model(path: str) -> ModelError:
+    if not Path(path).exists():
         return ModelError(f'model.path: "{path}" does not exist; relative paths start from the working folder')
-    inside = f'; did you mean "{path / "final"}"?' if (path / "final").is_dir() else ""
+    inside = f'; did you mean "{Path(path, "final")}"?' if Path(path, "final").is_dir() else ""
     return ModelError(f'model.path: "{path}" is not a model folder (it has no config.json){inside}')
 
 
