@@ -13,7 +13,8 @@ from vlm_r1.data.negatives import WithNegatives
 from vlm_r1.data.overlap import overlap
 from vlm_r1.data.sampling import rows_asked_for
 from vlm_r1.data.source import LazySamples, load_source
-from vlm_r1.errors import ConfigError, nearest
+from vlm_r1.distributed.check import join
+from vlm_r1.errors import ConfigError, DataError, RowError, UserError, nearest
 from vlm_r1.prompts.templates import template_text
 from vlm_r1.records import Sample
 from vlm_r1.rewards.rubric import Rubric, build_rubric
@@ -29,14 +30,23 @@ class Inputs:
 
 def read_inputs(recipe: Recipe, *, trains: bool = True) -> Inputs:
     """Read the data of a recipe and check it with everything else that needs no model; `trains=False` for `data.eval`
-    alone. The first of several processes prints warnings.
+    alone. Every process calls it, and the first one prints warnings.
 
-    Raises `ConfigError` where a setting is wrong, `DataError` where a file or a row is, `RewardError` where a row names
-    a reward that does not exist.
+    Raises, on all of them, `ConfigError` where a setting is wrong, `DataError` where a file or a row is, `RewardError`
+    where a row names a reward that does not exist.
     """
+    world, inputs, failure = join(), Inputs(train=[], splits={}), None  # first: machines may read at different speeds
+    try:
+        inputs = _read(recipe, trains)
+    except UserError as error:
+        failure = DataError(str(error)) if isinstance(error, RowError) else error  # a RowError cannot be sent
+    world.raise_together(failure)
+    return inputs
+
+
+def _read(recipe: Recipe, trains: bool) -> Inputs:
     template_text(recipe.prompt.template)
-    named = list(recipe.eval.suites)
-    for key, split in [("suites", name) for name in named] + [("keep_best", best_metric(recipe)[0])]:
+    for key, split in [*(("suites", name) for name in recipe.eval.suites), ("keep_best", best_metric(recipe)[0])]:
         if split and split not in recipe.data.eval:
             raise ConfigError(f'eval.{key}: "{split}" is no split of data.eval: {nearest(split, recipe.data.eval)}')
     if trains and not recipe.data.train:

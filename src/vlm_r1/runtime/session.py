@@ -17,8 +17,7 @@ import torch
 from vlm_r1 import __version__
 from vlm_r1.config import Recipe
 from vlm_r1.config_file import resolved_yaml
-from vlm_r1.distributed import processes
-from vlm_r1.distributed.check import check_cluster, deadline
+from vlm_r1.distributed.check import check_cluster, join
 from vlm_r1.distributed.checkpoints import CheckpointWriter, list_checkpoints, load_checkpoint, read_state
 from vlm_r1.distributed.loading import open_policy
 from vlm_r1.distributed.processes import World
@@ -117,8 +116,7 @@ def open_session(recipe: Recipe, inputs: Inputs | None = None) -> Iterator[Sessi
     torch.set_flush_denormal(True)  # tiny weights of a tiny model otherwise cost ten times as much on a CPU
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(recipe.run.seed)
-    with deadline("the other processes are not there: is MASTER_ADDR reachable from here?"):
-        world = processes.start()
+    world = join()
     if world.device.type == "cpu":
         keep_freed_memory()
     run_dir = Path(recipe.run.dir)
