@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -108,3 +109,14 @@ def test_scenes_are_compared_by_the_number_of_their_image(held, sampling, count)
 )
 def test_how_many_rows_a_sampling_names(sampling, asked):
     assert rows_asked_for(sampling) == asked
+
+
+def test_one_question_about_thousands_of_images_takes_a_moment(tmp_path):
+    """8,000 against 8,000 rows would be 64 million comparisons in pairs."""
+    for name in ("a", "b"):
+        image(tmp_path, f"{name}.bmp", (ord(name), 0, 0))
+    train = rows(tmp_path, "train.jsonl", *[("a.bmp", "how many?")] * 8_000)
+    held = rows(tmp_path, "held.jsonl", *[("a.bmp", "how many?"), ("b.bmp", "how many?")] * 4_000)
+    started = time.process_time()
+    assert overlap([train], {"held": held}) == {"held": 4_000}
+    assert time.process_time() - started < 10

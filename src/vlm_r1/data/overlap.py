@@ -2,77 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 
 from vlm_r1.data.negatives import WithNegatives
 from vlm_r1.data.scenes import ScenesSequence
 from vlm_r1.data.source import LazySamples, Picked
 from vlm_r1.records import Picture, Sample
 
-Row = tuple[Sequence[Sample], int]
-"""A sequence of samples, and an index in it."""
-
 
 def overlap(train: Iterable[Sequence[Sample]], held_out: Mapping[str, Sequence[Sample]]) -> dict[str, int]:
     """Split -> how many of its rows are rows of training data too; splits without any are left out.
 
-    Only images of rows that ask the same question are read. Generated scenes are compared with each other, by the
-    numbers of their images: a scene counts where its image is trained on, whatever is asked about it.
+    Only images of rows that ask the same question are looked at, and read where their sizes in bytes are the same.
+    Generated scenes are compared with each other, by the numbers of their images: a scene counts where its image is
+    trained on, whatever is asked about it.
     """
     trained = [_plain(samples) for samples in train]
     splits = {name: _plain(samples) for name, samples in held_out.items()}
     files = {name: samples for name, samples in splits.items() if not _is_generated(samples)}
     found = {name: _shared_scenes(trained, samples) for name, samples in splits.items() if name not in files}
-    asked: dict[str, list[Row]] = {question: [] for samples in files.values() for question in _questions(samples)}
+    asked = {question for samples in files.values() for question in _questions(samples)}
+    alike: dict[tuple[str, tuple[int, ...]], list[tuple[Sequence[Sample], int]]] = {}
     for samples in trained if asked else ():
         if not _is_generated(samples):
             for index, question in enumerate(_questions(samples)):
                 if question in asked:
-                    asked[question].append((samples, index))
-    content = _Content()
+                    alike.setdefault((question, _sizes(samples[index])), []).append((samples, index))
+    questions = {question for question, _ in alike}
+    key = cache(lambda path: Picture(path=path).key)
+    contents: dict[tuple[str, tuple[int, ...]], set[tuple[str, ...]]] = {}
     for name, samples in files.items():
-        same = (asked[question] for question in _questions(samples))
-        found[name] = sum(content.any_same((samples, i), rows) for i, rows in enumerate(same) if rows)
+        found[name] = 0
+        for index, question in enumerate(_questions(samples)):
+            if question in questions and (place := (question, _sizes(samples[index]))) in alike:
+                if place not in contents:
+                    contents[place] = {_content(rows[i], key) for rows, i in alike[place]}
+                found[name] += _content(samples[index], key) in contents[place]
     return {name: found[name] for name in splits if found[name]}
 
 
-class _Content:
-    """Compares images: by size first, then by a hash of their content, each read once where it is a file."""
-
-    def __init__(self) -> None:
-        self._sizes: dict[tuple[int, int], tuple[int, ...]] = {}
-        self._keys: dict[tuple[int, int], tuple[str, ...]] = {}
-        self._files: dict[str, str] = {}
-
-    def any_same(self, row: Row, others: Sequence[Row]) -> bool:
-        """Whether one of the other rows shows the same images."""
-        return any(self._size(row) == self._size(other) and self._hash(row) == self._hash(other) for other in others)
-
-    def _size(self, row: Row) -> tuple[int, ...]:
-        place = (id(row[0]), row[1])
-        if place not in self._sizes:
-            self._sizes[place] = tuple(map(_bytes, row[0][row[1]].images))
-        return self._sizes[place]
-
-    def _hash(self, row: Row) -> tuple[str, ...]:
-        place = (id(row[0]), row[1])
-        if place not in self._keys:
-            self._keys[place] = tuple(map(self._key, row[0][row[1]].images))
-        return self._keys[place]
-
-    def _key(self, picture: Picture) -> str:
-        if picture.path is None:
-            return picture.key
-        name = str(picture.path)
-        if name not in self._files:
-            self._files[name] = picture.key
-        return self._files[name]
+def _sizes(sample: Sample) -> tuple[int, ...]:
+    """Bytes of each image as it is stored; -1 for one that was made in memory."""
+    return tuple(
+        p.path.stat().st_size if p.path is not None else -1 if p.data is None else len(p.data) for p in sample.images
+    )
 
 
-def _bytes(picture: Picture) -> int:
-    if picture.path is not None:
-        return picture.path.stat().st_size
-    return len(picture.data) if picture.data is not None else -1
+def _content(sample: Sample, key_of: Callable[[Path], str]) -> tuple[str, ...]:
+    """A hash of each image; `key_of` hashes a file."""
+    return tuple(p.key if p.path is None else key_of(p.path) for p in sample.images)
 
 
 def _plain(samples: Sequence[Sample]) -> Sequence[Sample]:
