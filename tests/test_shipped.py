@@ -78,8 +78,9 @@ def test_a_page_is_printed(capsys):
 
 
 def test_the_wheel_holds_what_is_looked_for_in_it(tmp_path, monkeypatch):
-    held = PROJECT["build"]["targets"]["wheel"]["force-include"]
-    assert held == {name: f"vlm_r1/{name}" for name in ("recipes", "docs")}
+    wheel, held = PROJECT["build"]["targets"]["wheel"], ("recipes", "docs")
+    assert {*wheel["only-include"]} == {"src/vlm_r1", *held}
+    assert wheel["sources"] == {"src": ""} | {name: f"vlm_r1/{name}" for name in held}
     assert all(shipped.shipped(name) == ROOT / name for name in held)
     for name in held:
         (tmp_path / name).mkdir()
