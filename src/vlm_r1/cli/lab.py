@@ -69,6 +69,6 @@ def lab(
             for claim in found["claims"]:
                 typer.echo(f"{name}: {claim['claim']}: {claim['verdict']}")
             if check is not None:
-                failed += [f"{name}: {text}" for text in differences(found, check)]
+                failed += [f"{name}: not the result of {check}: {text}" for text in differences(found, check)]
     if failed:
         raise StudyError("\n".join(failed))

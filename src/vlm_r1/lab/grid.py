@@ -36,7 +36,7 @@ class Job:
         try:
             return load_config(self.recipe, self.overrides)
         except ConfigError as error:
-            raise ConfigError(f"{self.name}: {error}") from None
+            raise ConfigError(f"{self.name}, a run of the lab: {error}") from None
 
     def command(self, threads: int) -> list[str]:
         """What follows `vlm-r1`: `train RECIPE KEY=VALUE ...`."""
