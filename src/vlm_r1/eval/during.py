@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from vlm_r1.config import Recipe
-from vlm_r1.eval.run import evaluate, load_splits
+from vlm_r1.eval.run import data_of, evaluate, load_splits
 from vlm_r1.rollout.engine import RolloutEngine
 from vlm_r1.runtime.session import Session
 
@@ -31,4 +31,4 @@ def evaluate_splits(
     answers = session.engine if engine is None else engine
     metrics, rows = evaluate(answers, session.loaded.family, splits, session.recipe, session.world, version=version)
     if session.world.is_main:
-        session.log.evaluation(phase, metrics, rows)
+        session.log.evaluation(phase, metrics, rows, data_of(session.recipe))

@@ -40,13 +40,15 @@ class Line:
 class Chart:
     """A drawn chart: `svg` is markup made here from numbers and escaped names, safe to put in a page.
 
-    `legend` holds the names of its lines where there are several; the i-th has the page's colour `--s<i>`.
+    `legend` holds the names of its lines where there are several; the i-th has the page's colour `--s<i>`. Of lines
+    that never change there is no drawing: `constant` holds their values in words.
     """
 
     title: str
     note: str
     svg: str
     legend: tuple[str, ...]
+    constant: str = ""
 
 
 def charts(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -182,6 +184,8 @@ def _chart(
     if len(lines) > len(_SERIES):
         note = f"{note}; the first {len(_SERIES)} of {len(lines)}".removeprefix("; ")
         lines = lines[: len(_SERIES)]
+    if value := constant(title, lines if len(lines) > 1 else [Line(label="", runs=lines[0].runs)]):
+        return Chart(title=title, note=note, svg="", legend=(), constant=value)
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False}):
         figure = Figure(figsize=(4.4, 2.5), layout="constrained")
         axes = figure.add_subplot()
@@ -199,6 +203,37 @@ def in_words(line: Line, name: str) -> str:
         values = [value for points in line.runs for at, value in points if at == step]
         ends.append(f"{sum(values) / len(values):.3g} at step {step:.0f}")
     return f"{name}: {', '.join(dict.fromkeys((ends[0], ends[-1])))}"
+
+
+LEVEL = 0.01
+"""A curve above zero that moves by no larger share of its value is drawn as a level line, which says no more."""
+
+
+def constant(title: str, lines: Sequence[Line]) -> str:
+    """The values of lines that hardly change, in words: "0.0001", or "prompt 1160 to 1162, answer 96"; else empty.
+
+    Charts that do not begin at zero show small changes: of these only lines that never change are given in words.
+    """
+    said = []
+    for line in lines:
+        values = [value for points in line.runs for _, value in points]
+        low, high = min(values, default=0.0), max(values, default=0.0)
+        if len(values) < 2 or not high - low <= (0.0 if title in FREE else LEVEL * max(abs(low), abs(high))):
+            return ""
+        ends = dict.fromkeys((f"{low:.4g}", f"{high:.4g}"))
+        said.append(f"{line.label} {' to '.join(ends)}".strip())
+    return ", ".join(said)
+
+
+def per_row(n: int, most: int) -> list[int]:
+    """For each of `n` cards, how many stand in its row, at most `most`: no row is left with one card beside a gap.
+
+    >>> per_row(7, 3)
+    [3, 3, 3, 2, 2, 2, 2]
+    """
+    rows = -(-n // most)
+    sizes = [n // rows + (row < n % rows) for row in range(rows)]
+    return [size for size in sizes for _ in range(size)]
 
 
 def _draw(axes: Axes, line: Line, color: str, smooth: bool) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from vlm_r1.report.curves import FREE, Line, Points, binned, moving_average
+from vlm_r1.report.curves import FREE, Line, Points, binned, constant, moving_average
 
-WIDTH, HEIGHT = 440, 190
+WIDTH, HEIGHT = 340, 160
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 22
 """Units of a chart's drawing: its size, and the space around the field that holds the curves."""
 
@@ -38,7 +38,8 @@ class Plot:
     """A chart ready for the template.
 
     `axes` is (step at the left edge, step at the right one, value at the bottom, value at the top); ticks hold (place
-    in the drawing, text); `legend` holds (label, colour).
+    in the drawing, text); `legend` holds (label, colour). Of curves that never change only `constant` is shown, their
+    values in words.
     """
 
     title: str
@@ -48,6 +49,7 @@ class Plot:
     ticks_x: tuple[tuple[float, str], ...]
     ticks_y: tuple[tuple[float, str], ...]
     legend: tuple[tuple[str, int], ...]
+    constant: str = ""
 
 
 def plots(title: str, note: str, lines: Sequence[Line], runs: Sequence[str]) -> list[Plot]:
@@ -91,6 +93,7 @@ def draw(title: str, note: str, curves: Sequence[tuple[str, int, Points]], from_
         ticks_x=tuple((_x(t, axes), f"{t:g}") for t in _ticks(low_x, high_x, integer=True)),
         ticks_y=tuple((_y(t, axes), f"{t:g}") for t in _ticks(low, high)),
         legend=tuple((label, colour) for label, colour, _ in curves if label),
+        constant=constant(title, [Line(label=label, runs=[points]) for label, _, points in curves]),
     )
 
 

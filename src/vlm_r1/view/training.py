@@ -10,7 +10,8 @@ from typing import Any
 from vlm_r1.report.curves import PLANS, Line, curve, held_out_lines, logged_names, matching, named
 from vlm_r1.report.findings import metric_name, number
 from vlm_r1.report.html import duration
-from vlm_r1.report.runs import PATIENCE_S, PATIENCE_STEPS
+from vlm_r1.report.runs import is_running
+from vlm_r1.runtime.alive import is_alive
 from vlm_r1.view.folder import RunFolder
 from vlm_r1.view.plots import Plot, plots
 from vlm_r1.view.settings import recipe_of
@@ -103,10 +104,12 @@ def status(run: RunFolder, now: float | None = None) -> Status:
     pace = [value for _, value in curve(rows[-20:], "time/step_s")]
     finished = (run.path / "final").exists()
     state = "finished" if finished else "running"
+    if not rows and not finished and is_alive(run.path) is False:
+        state = "stopped"
     if rows and not finished:
         seconds = sum(pace) / len(pace) if pace else 0.0
         quiet = max(0.0, now - (run.path / "metrics.jsonl").stat().st_mtime)
-        if quiet > max(PATIENCE_S, PATIENCE_STEPS * seconds):
+        if not is_running(run.path, quiet, seconds):
             state = "stopped"
             facts.append(f"no new line for {duration(quiet)}")
         elif seconds:
