@@ -127,7 +127,8 @@ def test_a_supervised_run_without_answers_says_so(serve, page, tmp_path):
     for step in range(1, 4):
         log.metrics(step, {"loss": 1 / step, "lr": 1e-3})
     page.goto(serve(log.run_dir))
-    expect(page.locator("#training figcaption")).to_contain_text(["Loss", "Learning rate"])
+    expect(page.locator("#training figcaption")).to_contain_text(["Loss"])
+    expect(page.locator("#training .vr-level")).to_contain_text("Learning rate 0.001")
     answers(page)
     expect(page.locator("#answers-strip")).to_contain_text("Supervised runs have none")
     page.get_by_role("tab", name="One question", exact=True).click()

@@ -226,7 +226,7 @@ def constant(title: str, lines: Sequence[Line]) -> str:
 
 
 def per_row(n: int, most: int) -> list[int]:
-    """For each of `n` cards, how many stand in its row, at most `most`: no row is left with one card beside a gap.
+    """For each of `n` cards, how many stand in its row, at most `most`, and as evenly as it can be done.
 
     >>> per_row(7, 3)
     [3, 3, 3, 2, 2, 2, 2]
