@@ -56,11 +56,17 @@ def test_only_what_was_logged_is_drawn():
     assert charts([[]], [{}]) == []
 
 
+def test_what_never_changes_is_said_and_not_drawn():
+    metrics = [{"step": step, "lr": 1e-4, "reward": step / 2, "entropy": 2 + step / 200} for step in range(3)]
+    drawn = {chart.title: (bool(chart.svg), chart.constant) for chart in charts([metrics], [{}])}
+    assert drawn == {"Reward": (True, ""), "Entropy": (False, "2 to 2.01"), "Learning rate": (False, "0.0001")}
+
+
 def test_svg_takes_the_colours_of_the_page_and_escapes_names():
-    metrics = [{"step": step, 'rewards/"x_<b>/mean': 0.5, "rewards/y/mean": 0.1} for step in range(50)]
+    metrics = [{"step": step, 'rewards/"x_<b>/mean': 0.5, "rewards/y/mean": step / 50} for step in range(50)]
     (chart,) = charts([metrics], [{}])
     assert chart.legend == ('"x_<b>', "y")
-    assert "&quot;x_&lt;b&gt;: 0.5 at step 0, 0.5 at step 49; y: 0.1 at" in chart.svg and "<b>" not in chart.svg
+    assert "&quot;x_&lt;b&gt;: 0.5 at step 0, 0.5 at step 49; y: 0 at" in chart.svg and "<b>" not in chart.svg
     assert "var(--s0)" in chart.svg and "currentColor" in chart.svg and "#0102" not in chart.svg
     assert "http" not in chart.svg and chart.svg.startswith("<svg") and chart.svg.rstrip().endswith("</svg>")
 
@@ -72,7 +78,7 @@ def test_words_of_several_runs_are_means_of_those_that_have_the_step():
 
 
 def test_more_lines_than_colours_are_told_of():
-    metrics = [{"step": step} | {f"rewards/{i}/mean": i for i in range(10)} for step in (1, 2)]
+    metrics = [{"step": step} | {f"rewards/{i}/mean": i * step for i in range(10)} for step in (1, 2)]
     (chart,) = charts([metrics], [{}])
     assert len(chart.legend) == 8 and chart.note.endswith("the first 8 of 10")
 

@@ -11,8 +11,8 @@ from vlm_r1.data.source import load_source
 from vlm_r1.errors import CheckpointError, DataError
 from vlm_r1.report.held_out import HeldOutImages
 from vlm_r1.report.html import render
-from vlm_r1.report.picture import before_after_png
-from vlm_r1.runtime.runlog import RunLog, read_eval_data, write_eval_samples
+from vlm_r1.report.picture import GAP, MARGIN, TILE, before_after_png
+from vlm_r1.runtime.runlog import RunLog, read_eval_data, read_samples, write_eval_samples
 
 SCENES = {"scenes": {"split": "in_domain", "n": 6, "per_picture": 2, "start": 3, "questions": {"attribute": 1.0}}}
 
@@ -131,17 +131,16 @@ def test_a_loss_whose_image_is_gone_is_shown_all_the_same(regressed):
     run, samples = regressed
     for phase in ("before", "after"):
         path = run / f"eval-{phase}.parquet"
-        from vlm_r1.runtime.runlog import read_samples
-
         write_eval_samples(path, read_samples(path))
     page = render([run])
     losses = page[page.index("Biggest losses") :]
     first = losses[losses.index("<article") : losses.index("</article>")]
     assert samples[39].question in first and "image not found" in first
-    with pytest.raises(CheckpointError, match="the held-out images cannot be drawn"):
-        before_after_png(run, run / "x.png", "held", count=40)
+    with Image.open(before_after_png(run, run / "x.png", "held", count=40)) as figure:
+        assert figure.width == MARGIN + 24 * (TILE + GAP), "those that the tables keep"
 
 
 def test_the_figure_spans_all_questions(regressed):
     run, _ = regressed
-    assert before_after_png(run, run / "x.png", "held", count=40).stat().st_size > 10_000
+    with Image.open(before_after_png(run, run / "x.png", "held", count=40)) as figure:
+        assert figure.width == MARGIN + 40 * (TILE + GAP)

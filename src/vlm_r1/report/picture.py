@@ -26,21 +26,22 @@ def before_after_png(run_dir: Path, out: Path, split: str = "in_domain", count: 
     """Write the figure to `out` (PNG) and return its path: `count` questions of a split, before above after.
 
     The questions are spread evenly over the ranking by gain, from losses to gains, so the figure shows the typical as
-    well as the best. Raises `CheckpointError` where the run has not both evaluations, or where an image is not found.
+    well as the best. Raises `CheckpointError` where the run has not both evaluations, or no image is found.
     """
     pairs = read_pairs(run_dir)
-    chosen = typical(pairs.get(split) or next(iter(pairs.values()), []), count)
+    asked = pairs.get(split) or next(iter(pairs.values()), [])
     images = HeldOutImages(eval_path(Path(run_dir), phase) for phase in ("after", "before"))
     try:
-        found = [(pair, images.find(pair.rows)) for pair in chosen]
-    except DataError as error:
-        raise CheckpointError(f"{run_dir}: the held-out images cannot be drawn: {error}") from None
+        found = [(pair, images.find(pair.rows)) for pair in typical(asked, count)]
+    except DataError:  # the data is not here: of those whose images were kept
+        kept = [pair for pair in asked if any(row.get("image") is not None for row in pair.rows)]
+        found = [(pair, images.find(pair.rows)) for pair in typical(kept, count)]
     if not found:
         raise CheckpointError(
             f"{run_dir}: no held-out questions of before and after to draw; the folder of a finished training run with "
             "data.eval has eval-before.parquet and eval-after.parquet"
         )
-    size = (MARGIN + len(chosen) * (TILE + GAP), 2 * (TILE + GAP) + 2 * 22 + 76)
+    size = (MARGIN + len(found) * (TILE + GAP), 2 * (TILE + GAP) + 2 * 22 + 76)
     sheet = Image.new("RGB", size, _PAPER)
     pen = ImageDraw.Draw(sheet)
     for column, (pair, image) in enumerate(found):
