@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_r1.errors import DataError
+from vlm_r1.report.held_out import HeldOutImages
 from vlm_r1.view.cards import Row, score_of
 
 SHOW = ("All", "Best first", "Worst first", "Parse failures", "Zero variance", "Warnings")
@@ -44,9 +44,7 @@ class Group:
         stored = next((row["image"] for row in self.rows if row.get("image") is not None), None)
         if stored is not None:
             return stored
-        if self.find is None:
-            raise DataError("The run kept no image of this question")
-        return self.find()
+        return self.find() if self.find is not None else HeldOutImages(()).find(self.rows)
 
     @property
     def scores(self) -> list[float]:

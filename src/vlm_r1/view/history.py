@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from vlm_r1.errors import DataError, UserError
 from vlm_r1.report.curves import Points, phase_step
+from vlm_r1.report.held_out import HeldOutImages
 from vlm_r1.runtime.runlog import read_samples
 from vlm_r1.view.cards import Row
 from vlm_r1.view.folder import RunFolder
@@ -136,18 +138,20 @@ def moments(indices: Sequence[Index], key: Key) -> list[Moment]:
             group = Group(name=f"{prefix}training, step {step}", rows=rows)
             found.append(Moment(run=run.name, step=step, group=group))
     found.sort(key=lambda moment: (moment.step is None, moment.step or 0))
-    return [replace(moment, group=replace(moment.group, find=partial(_first, images))) for moment in found]
+    return [
+        replace(
+            moment, group=replace(moment.group, find=partial(_first, images or [partial(HeldOutImages(()).find, ())]))
+        )
+        for moment in found
+    ]
 
 
 def _first(images: Sequence[Callable[[], bytes]]) -> bytes:
     """The image from the first place that has it."""
-    why = DataError("The run kept no image of this question")
-    for find in images:
-        try:
+    for find in images[:-1]:
+        with suppress(DataError):
             return find()
-        except DataError as error:
-            why = error
-    raise why
+    return images[-1]()
 
 
 def scores(found: Sequence[Moment], run: str) -> Points:

@@ -20,7 +20,7 @@ def view(paths: Sequence[Path], port: int | None = None, *, open_browser: bool =
     Raises `CheckpointError` for what is no run folder, and `UserError` where gradio is not installed or the port is
     taken; nothing is served then.
     """
-    os.environ["HF_HUB_OFFLINE"] = "1"  # a held-out data set of the hub is read from this machine or not at all
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # held-out data of the hub is read from this machine or not at all
     require_gradio()
     page = None
     with private_folder() as folder:
