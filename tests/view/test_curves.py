@@ -69,7 +69,9 @@ def test_a_curve_that_hardly_changes_is_said_and_not_drawn():
     assert level("Reward", 0.5, 0.501) == "", "its axis does not begin at zero"
     lines = [Line(label=name, runs=[[(1, low), (2, high)]]) for name, low, high in (("a", 1, 1), ("b", 1, 2))]
     assert [plot.constant for plot in plots("Odd boxes", "", lines, ["run"])] == [""]
-    assert [plot.constant for plot in plots("Odd boxes", "", lines[:1], ["run"])] == ["a 1"]
+    assert [plot.constant for plot in plots("Odd boxes", "", lines[:1], ["run"])] == ["1"]
+    both = [Line(label=name, runs=[[(1, value), (2, value)]]) for name, value in (("a", 1), ("b", 2))]
+    assert [plot.constant for plot in plots("Odd boxes", "", both, ["run"])] == ["a 1, b 2"]
 
 
 @pytest.mark.parametrize("most", [2, 3, 4])

@@ -146,7 +146,7 @@ def test_what_training_writes_is_shown(serve, page, tmp_path):
     page.goto(serve(tmp_path / "run"))
     expect(page.locator("#head")).to_contain_text("step 2 of 2")
     titles = page.locator("#training figcaption")
-    for title in ("Reward", "Held-out mean IoU", "Answer length", "Gradient norm", "Time of a step"):
+    for title in ("Reward", "Held-out mean IoU", "Entropy", "Gradient norm", "Time of a step"):
         expect(titles.filter(has_text=title).first).to_be_visible()
     answers(page)
     expect(page.locator("#answers-detail .vr-answer")).to_have_count(4)

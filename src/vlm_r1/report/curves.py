@@ -184,7 +184,7 @@ def _chart(
     if len(lines) > len(_SERIES):
         note = f"{note}; the first {len(_SERIES)} of {len(lines)}".removeprefix("; ")
         lines = lines[: len(_SERIES)]
-    if value := constant(title, lines if len(lines) > 1 else [Line(label="", runs=lines[0].runs)]):
+    if value := constant(lines, from_zero=title not in FREE):
         return Chart(title=title, note=note, svg="", legend=(), constant=value)
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False}):
         figure = Figure(figsize=(4.4, 2.5), layout="constrained")
@@ -209,20 +209,21 @@ LEVEL = 0.01
 """A curve above zero that moves by no larger share of its value is drawn as a level line, which says no more."""
 
 
-def constant(title: str, lines: Sequence[Line]) -> str:
+def constant(lines: Sequence[Line], from_zero: bool) -> str:
     """The values of lines that hardly change, in words: "0.0001", or "prompt 1160 to 1162, answer 96"; else empty.
 
-    Charts that do not begin at zero show small changes: of these only lines that never change are given in words.
+    A chart that does not begin at zero shows small changes: of such only lines that never change are given in words.
     """
     said = []
     for line in lines:
         values = [value for points in line.runs for _, value in points]
         low, high = min(values, default=0.0), max(values, default=0.0)
-        if len(values) < 2 or not high - low <= (0.0 if title in FREE else LEVEL * max(abs(low), abs(high))):
+        if len(values) < 2 or not high - low <= (LEVEL * max(abs(low), abs(high)) if from_zero else 0.0):
             return ""
-        ends = dict.fromkeys((f"{low:.4g}", f"{high:.4g}"))
-        said.append(f"{line.label} {' to '.join(ends)}".strip())
-    return ", ".join(said)
+        said.append((line.label, " to ".join(dict.fromkeys((f"{low:.4g}", f"{high:.4g}")))))
+    if len({value for _, value in said}) == 1:
+        return said[0][1]
+    return ", ".join(f"{label} {value}" for label, value in said)
 
 
 def per_row(n: int, most: int) -> list[int]:

@@ -93,7 +93,7 @@ def draw(title: str, note: str, curves: Sequence[tuple[str, int, Points]], from_
         ticks_x=tuple((_x(t, axes), f"{t:g}") for t in _ticks(low_x, high_x, integer=True)),
         ticks_y=tuple((_y(t, axes), f"{t:g}") for t in _ticks(low, high)),
         legend=tuple((label, colour) for label, colour, _ in curves if label),
-        constant=constant(title, [Line(label=label, runs=[points]) for label, _, points in curves]),
+        constant=constant([Line(label=label, runs=[points]) for label, _, points in curves], from_zero),
     )
 
 
