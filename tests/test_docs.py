@@ -36,11 +36,13 @@ def keyword_defaults(function) -> dict[str, str]:
     return {p.name: plain(p.default) for p in found if p.kind is p.KEYWORD_ONLY}
 
 
-def test_the_page_of_settings_is_made_from_the_settings():
-    spec = importlib.util.spec_from_file_location("make_configuration", DOCS / "make_configuration.py")
+@pytest.mark.parametrize("page", ["configuration.md", "results/README.md"])
+def test_pages_that_a_script_makes_are_up_to_date(page):
+    name = {"configuration.md": "make_configuration", "results/README.md": "make_results"}[page]
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert text("configuration.md") == module.render(), "run: python docs/make_configuration.py"
+    assert text(page) == module.render(), f"run: python docs/{name}.py"
 
 
 def test_every_setting_is_on_its_page_with_a_meaning():

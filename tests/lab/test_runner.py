@@ -51,6 +51,16 @@ def test_what_is_done_is_skipped_and_a_new_call_only_writes_again(done, study, s
     assert "6 of 6 runs are done already" in said
 
 
+def test_a_run_with_the_same_settings_in_another_study_is_not_made_again(done, study, settings):
+    before = calls(done)
+    found = run_study("other", study, settings, silent)
+    searched = 3 * 2  # searches are a study's own
+    assert len(calls(done)) == len(before) + searched
+    first = json.loads((done / "out" / "mini.json").read_text())
+    assert found["quantities"] == first["quantities"] and len(found["runs"]) == 6
+    assert set(dict(status("other", study, settings)).values()) == {"done"}
+
+
 def test_a_killed_run_is_named_the_others_go_on_and_the_same_command_continues_it(done, study, settings):
     shutil.rmtree(done / "runs" / "mini" / "sft")
     (done / "control" / "die-sft").touch()

@@ -14,7 +14,7 @@ from vlm_r1.lab.document import Document, document, read_document, write_documen
 from vlm_r1.lab.grid import Job, arm_jobs, base_jobs, tuning_jobs
 from vlm_r1.lab.page import summary, write_page
 from vlm_r1.lab.results import measured
-from vlm_r1.lab.runner import VLM_R1, best_value, is_done, run_jobs, state_of
+from vlm_r1.lab.runner import VLM_R1, best_value, is_done, reused, run_jobs, state_of
 from vlm_r1.lab.study import Study
 from vlm_r1.report.picture import before_after_png
 from vlm_r1.runtime.runlog import write_atomically
@@ -54,7 +54,7 @@ def run_study(name: str, study: Study, settings: Settings, say: Say) -> Document
     searches = tuning_jobs(name, study, settings.runs, settings.reduced)
     run([job for values in searches.values() for jobs in values.values() for job in jobs])
     tuned = found_best(study, searches)
-    jobs = arm_jobs(name, study, settings.runs, settings.reduced, _best(tuned))
+    jobs = _arms(name, study, settings, _best(tuned))
     try:
         run(jobs)
     except StudyError:
@@ -62,6 +62,11 @@ def run_study(name: str, study: Study, settings: Settings, say: Say) -> Document
             write_results(name, study, settings, jobs, tuned)
         raise
     return write_results(name, study, settings, jobs, tuned)
+
+
+def _arms(name: str, study: Study, settings: Settings, tuned: Mapping[str, float]) -> list[Job]:
+    """The runs that are compared; those that another study has made already are not made again."""
+    return reused(arm_jobs(name, study, settings.runs, settings.reduced, tuned), settings.runs)
 
 
 def found_best(study: Study, searches: Mapping[str, Mapping[float, list[Job]]]) -> dict[str, dict[str, Any]]:
@@ -103,7 +108,7 @@ def rewrite(name: str, study: Study, settings: Settings) -> Document:
     tuned = found_best(study, tuning_jobs(name, study, settings.runs, settings.reduced))
     missing = {arm.tune for arm in study.arms.values() if arm.tune} - tuned.keys()
     if settings.reduced or not missing:
-        jobs = arm_jobs(name, study, settings.runs, settings.reduced, _best(tuned))
+        jobs = _arms(name, study, settings, _best(tuned))
         if any(is_done(job) for job in jobs):
             return write_results(name, study, settings, jobs, tuned)
     file = result_file(name, settings)
@@ -158,7 +163,7 @@ def status(name: str, study: Study, settings: Settings) -> list[tuple[str, str]]
     known = [*(job for stage in bases for job in stage), *searched]
     rows = [(job.name, state_of(job)) for job in known]
     if settings.reduced or searches.keys() <= tuned.keys():
-        jobs = arm_jobs(name, study, settings.runs, settings.reduced, _best(tuned))
+        jobs = _arms(name, study, settings, _best(tuned))
         return rows + [(job.name, state_of(job)) for job in jobs]
     guess = {search: study.tune[search].values[0] for search in searches}
     jobs = arm_jobs(name, study, settings.runs, settings.reduced, guess)

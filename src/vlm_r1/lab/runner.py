@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -42,6 +43,19 @@ def is_done(job: Job) -> bool:
     if not mark or not (job.folder / "final").is_dir():
         return False
     return not job.settings().data.eval or "after" in read_eval(job.folder)
+
+
+def reused(jobs: Sequence[Job], runs: Path) -> list[Job]:
+    """The jobs, each in the folder of a finished run with the same settings where another study has one.
+
+    Studies overlap: one's arm is another's point of comparison. A run that a study has begun itself stays its own.
+    """
+    marks = {read_mark(file.parent)["fingerprint"]: file.parent for file in sorted(runs.glob(f"*/*/*/{MARK}"))}
+    found = []
+    for job in jobs:
+        other = replace(job, folder=marks.get(job.fingerprint(), job.folder))
+        found.append(job if read_mark(job.folder) or not is_done(other) else other)
+    return found
 
 
 def state_of(job: Job) -> str:
