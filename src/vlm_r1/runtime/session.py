@@ -118,6 +118,7 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
         log.environment()
         write_atomically(run_dir / "config.yaml", resolved_yaml(recipe).encode())
     with sign(run_dir) if world.is_main else nullcontext():
+        world.barrier()  # what fails on all fails at one time, and is said once
         session = _session(recipe, run_dir, world, loaded, log)
         with Watchdog(world, recipe.run.hang_timeout_s):
             try:
