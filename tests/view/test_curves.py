@@ -6,8 +6,8 @@ import math
 import pytest
 
 from vlm_r1.report.curves import Line, per_row
+from vlm_r1.report.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, plots
 from vlm_r1.view.folder import RunFolder
-from vlm_r1.view.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, plots
 from vlm_r1.view.thin import Thinned
 from vlm_r1.view.training import sections, status, tiles, warnings
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import gradio as gr
 
+from vlm_r1.report.plots import COLOURS
 from vlm_r1.view import pages
 from vlm_r1.view.folder import RunFolder
 from vlm_r1.view.history import Index
 from vlm_r1.view.parts import QUIET, drawn, told
-from vlm_r1.view.plots import COLOURS
 from vlm_r1.view.tab_answers import AnswersTab
 from vlm_r1.view.tab_evaluation import EvaluationTab
 from vlm_r1.view.tab_question import QuestionTab

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from vlm_r1.report.curves import per_row
 from vlm_r1.report.evaluations import CompareRow
 from vlm_r1.report.findings import MINUS, boxes_words, metric_name, number, signed, split_name
 from vlm_r1.report.pictures import View
+from vlm_r1.report.plots import SIZE, Plot
 from vlm_r1.runtime.runlog import boxes_from_json
 from vlm_r1.view.cards import SMALL, Card, Row, cards, colour, drawing, score_of, span
 from vlm_r1.view.folder import RunFolder
 from vlm_r1.view.groups import Group
-from vlm_r1.view.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Plot
 from vlm_r1.view.settings import differences, made
 from vlm_r1.view.training import sections, status, tiles, warnings
 
@@ -56,11 +56,11 @@ class Side:
 
 @cache
 def _environment() -> Environment:
-    loader = PackageLoader("vlm_r1.view")
+    loader = ChoiceLoader([PackageLoader("vlm_r1.view"), PackageLoader("vlm_r1.report")])
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     found.globals |= {"number": number, "signed": signed, "metric_name": metric_name, "split_name": split_name}
     found.globals["per_row"] = per_row
-    found.globals["size"] = (WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM)
+    found.globals["size"] = SIZE
     return found
 
 

@@ -44,7 +44,8 @@ def build_page(paths: Sequence[Path]) -> Any:
 
 def page_css() -> str:
     """The page's look."""
-    return css_of((resources.files("vlm_r1.view") / "view.css").read_text(encoding="utf-8"))
+    charts = (resources.files("vlm_r1.report") / "templates" / "chart.css").read_text(encoding="utf-8")
+    return css_of(charts, (resources.files("vlm_r1.view") / "view.css").read_text(encoding="utf-8"))
 
 
 def page_js() -> str:

@@ -9,12 +9,12 @@ from typing import Any
 import gradio as gr
 
 from vlm_r1.report.curves import Line
+from vlm_r1.report.plots import plots
 from vlm_r1.view import pages
 from vlm_r1.view.cards import span
 from vlm_r1.view.groups import Group
 from vlm_r1.view.history import Index, Key, count, moments, scores, search
 from vlm_r1.view.parts import QUIET, drawn, guarded, picked
-from vlm_r1.view.plots import plots
 
 ONCE = "Asked once so far. Held-out questions are asked at every evaluation, training questions once an epoch."
 

@@ -10,10 +10,11 @@ from typing import Any
 from vlm_r1.report.curves import PLANS, Line, curve, held_out_lines, logged_names, matching, named
 from vlm_r1.report.findings import metric_name, number
 from vlm_r1.report.html import duration
+from vlm_r1.report.plots import Plot, plots
 from vlm_r1.report.runs import is_running
+from vlm_r1.report.warnings import sentences
 from vlm_r1.runtime.alive import is_alive
 from vlm_r1.view.folder import RunFolder
-from vlm_r1.view.plots import Plot, plots
 from vlm_r1.view.settings import recipe_of
 
 Plan = tuple[str, str, Callable[..., list[Line]]]
@@ -149,14 +150,7 @@ def tiles(run: RunFolder) -> list[tuple[str, str, str]]:
 
 def warnings(run: RunFolder) -> list[tuple[int, str]]:
     """(step, sentence), the latest first."""
-    found = [
-        (row["step"], str(said)) for row in run.metrics() if row.get("warnings") for said in _texts(row["warnings"])
-    ]
-    return found[::-1][:WARNINGS_SHOWN]
-
-
-def _texts(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    return sentences(run.metrics())[::-1][:WARNINGS_SHOWN]
 
 
 def _all_zero(lines: Sequence[Line]) -> bool:
