@@ -158,7 +158,7 @@ def labelled(strokes: Iterable[Stroke | None], size: tuple[float, float], text: 
             continue
         if item.label:
             box = (item.x, item.y, item.x + item.width, item.y + item.height)
-            wide = text / 3 + text * sum(0.62 if ord(sign) < 0x2E80 else 1.05 for sign in item.label)
+            wide = text / 3 + text * sum(0.72 if ord(sign) < 0x2E80 else 1.05 for sign in item.label)
             place = free_place(box, (wide, text), size, placed, gap=text / 8)
             if place is not None:
                 placed.append(place)
