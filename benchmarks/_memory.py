@@ -27,7 +27,7 @@ from vlm_r1.config import Recipe
 from vlm_r1.config_file import load_config, resolved_yaml
 from vlm_r1.data.source import load_source
 from vlm_r1.distributed.sharding import local_bytes
-from vlm_r1.eval.run import evaluate, load_splits
+from vlm_r1.eval.run import evaluate
 from vlm_r1.models.vision_cache import VisionCache
 from vlm_r1.rl.algorithms import ALGORITHMS
 from vlm_r1.rl.batch import make_batch
@@ -89,7 +89,7 @@ def _measure(session: Session) -> dict[str, int]:
     meter = Meter(session, reference)
     rolled = [meter.run("rollout", lambda: answer(1))]
     meter.run("update", lambda: update(rolled.pop(), 1))
-    if splits := load_splits(recipe):
+    if splits := session.inputs.splits:
         with _long_answers(recipe.eval.max_new_tokens):
             meter.run("evaluation", lambda: evaluate(session.engine, family, splits, recipe, world))
     return meter.peaks

@@ -34,6 +34,7 @@ from vlm_r1.config import (
 )
 from vlm_r1.rl import loop, rollouts
 from vlm_r1.rollout.native import eos_token_ids
+from vlm_r1.runtime.inputs import Inputs
 from vlm_r1.runtime.runlog import read_metrics
 from vlm_r1.runtime.session import Session
 
@@ -82,8 +83,8 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     open_session, deal = loop.open_session, rollouts.deal
 
     @contextmanager
-    def opened(recipe: Recipe) -> Iterator[Session]:
-        with open_session(recipe) as session:
+    def opened(recipe: Recipe, inputs: Inputs) -> Iterator[Session]:
+        with open_session(recipe, inputs) as session:
             ban_end_of_text(session)
             before.update(snapshot(session.policy.model))
             sessions.append(session)

@@ -25,6 +25,7 @@ from vlm_r1.config_file import load_config
 from vlm_r1.models import policy as policy_module
 from vlm_r1.rl import loop, rollouts, step
 from vlm_r1.rollout.lean import LeanLayers
+from vlm_r1.runtime.inputs import Inputs
 from vlm_r1.runtime.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,8 +79,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     open_session, deal = loop.open_session, rollouts.deal
 
     @contextmanager
-    def opened(recipe: Recipe) -> Iterator[Session]:
-        with open_session(recipe) as session:
+    def opened(recipe: Recipe, inputs: Inputs) -> Iterator[Session]:
+        with open_session(recipe, inputs) as session:
             wrap_everything(session, clock)
             yield session
 

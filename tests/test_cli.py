@@ -82,7 +82,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(recipe, capsys, position):
 
 
 def test_errors_from_deep_inside_are_told_the_same_way(monkeypatch, recipe, capsys):
-    def fail(settings):
+    def fail(settings, inputs):
         raise DataError("a.jsonl:17: is not valid JSON")
 
     replace(monkeypatch, "vlm_r1.rl.loop", train=fail)
@@ -91,7 +91,7 @@ def test_errors_from_deep_inside_are_told_the_same_way(monkeypatch, recipe, caps
 
 
 def test_a_bug_is_not_hidden(monkeypatch, recipe):
-    def fail(settings):
+    def fail(settings, inputs):
         raise ZeroDivisionError
 
     replace(monkeypatch, "vlm_r1.rl.loop", train=fail)
@@ -123,8 +123,8 @@ def test_the_wrong_command_for_a_recipe_names_the_right_one(recipe, capsys, meth
 @pytest.mark.parametrize(("command", "method"), [("train", "grpo"), ("sft", "sft")])
 def test_training_gets_the_recipe_and_ends_with_the_report(monkeypatch, recipe, tmp_path, capsys, command, method):
     seen = []
-    replace(monkeypatch, "vlm_r1.rl.loop", train=lambda r: seen.append(("train", r)))
-    replace(monkeypatch, "vlm_r1.sft.train", train=lambda r: seen.append(("sft", r)))
+    replace(monkeypatch, "vlm_r1.rl.loop", train=lambda r, inputs: seen.append(("train", r)))
+    replace(monkeypatch, "vlm_r1.sft.train", train=lambda r, inputs: seen.append(("sft", r)))
     replace(monkeypatch, "vlm_r1.report.html", write_report=lambda runs: runs[0] / "report.html")
     folder = tmp_path / "run"
     folder.mkdir()
@@ -139,7 +139,7 @@ def test_training_gets_the_recipe_and_ends_with_the_report(monkeypatch, recipe, 
 
 def test_only_the_first_process_writes_the_report(monkeypatch, recipe):
     written = []
-    replace(monkeypatch, "vlm_r1.rl.loop", train=lambda r: None)
+    replace(monkeypatch, "vlm_r1.rl.loop", train=lambda r, inputs: None)
     replace(monkeypatch, "vlm_r1.report.html", write_report=written.append)
     monkeypatch.setenv("RANK", "1")
     assert run("train", recipe) == 0

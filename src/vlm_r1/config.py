@@ -275,10 +275,31 @@ class EvalConfig(Section):
     batch_size: int = Field(32, gt=0, description="questions decoded at once")
     max_new_tokens: int = Field(512, gt=0, description="tokens after which an answer is cut")
     every: int = Field(0, ge=0, description="evaluate every so many steps; 0: before and after only")
+    keep_best: str | None = Field(
+        None,
+        description="SPLIT/metric, as in held_out/mean_iou: the checkpoint of the evaluation where it is highest stays "
+        "beside the last run.keep; needs eval.every",
+    )
+    early_stopping_patience: int | None = Field(
+        None, gt=0, description="stop after so many evaluations in a row without a higher keep_best"
+    )
+    load_best_at_end: bool = Field(False, description="final/ is the keep_best checkpoint instead of the last step's")
     suites: dict[str, Literal["rec", "ovd", "ovdeval", "accuracy"]] = Field(
         default_factory=dict, description="split name -> what to measure; default: what its samples' tasks ask for"
     )
     resamples: int = Field(1000, ge=0, description="bootstrap resamples of the 95 % intervals; 0: none")
+
+    @model_validator(mode="after")
+    def _best_of_something(self) -> EvalConfig:
+        if self.keep_best is None:
+            if self.early_stopping_patience or self.load_best_at_end:
+                raise ValueError("early_stopping_patience and load_best_at_end need keep_best: SPLIT/metric")
+            return self
+        if not all(self.keep_best.partition("/")):
+            raise ValueError(f'keep_best: "{self.keep_best}" must be SPLIT/metric, as in held_out/mean_iou')
+        if not self.every:
+            raise ValueError("keep_best compares evaluations during the run; set eval.every")
+        return self
 
 
 class RunConfig(Section):
@@ -287,6 +308,12 @@ class RunConfig(Section):
     dir: str = Field("runs/run", description="run folder; if it holds checkpoints, the run continues")
     seed: int = Field(0, description="of scratch weights, data order, sampled answers and intervals")
     steps: int = Field(100, gt=0, description="steps in all, those before a restart included")
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="in the place of steps: as many as it takes to draw so many times the number of training rows "
+        "(sft: of their images)",
+    )
     threads: int | None = Field(None, gt=0, description="CPU threads; default: all cores")
     save_every: int = Field(50, gt=0, description="steps between checkpoints")
     keep: int = Field(2, gt=0, description="checkpoints kept")
@@ -309,6 +336,12 @@ class RunConfig(Section):
         description="steps between pictures of rollouts sent to the trackers, 4 questions each time; 0: none, because "
         "pictures show your data to whoever sees the tracker, and take room there",
     )
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> RunConfig:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError("steps and epochs both say how long the run is; remove one of them")
+        return self
 
     @model_validator(mode="after")
     def _pictures_go_somewhere(self) -> RunConfig:

@@ -26,6 +26,9 @@ Keys = tuple[str | int, ...]
 
 COMMAND_LINE = "command line"
 
+EITHER: dict[Keys, str] = {("run", "steps"): "epochs", ("run", "epochs"): "steps"}
+"""Settings of which a recipe has one: on the command line one takes the place of the other."""
+
 _FLOAT = re.compile(
     r"""[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?$
     |[-+]?[0-9]+[eE][-+]?[0-9]+$
@@ -97,13 +100,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such recipe. Recipes are YAML files; examples are under recipes/") from None
+        raise ConfigError(f"{path}: no such recipe. Recipes are YAML files; vlm-r1 init writes one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); a recipe is a YAML file in UTF-8") from None
     places: dict[Keys, str] = {}
     values = _parse(text, str(path), places)
     if values is None:
-        raise ConfigError(f"{path}: is empty; a recipe names at least data.train (examples are under recipes/)")
+        raise ConfigError(f"{path}: is empty; a recipe names at least data.train (vlm-r1 init writes one that does)")
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds {_say(values)}; a recipe is a mapping of sections such as model, data and rl")
     return values, places
@@ -180,6 +183,8 @@ def _override(values: dict[str, Any], places: dict[Keys, str], override: str) ->
         keys = (*keys, step)
         if last:
             at[step] = value
+            if keys in EITHER:
+                at.pop(EITHER[keys], None)
         elif isinstance(at, dict) and at.get(step) is None:
             at[step] = {}
             places.setdefault(keys, COMMAND_LINE)

@@ -22,12 +22,16 @@ def all_keys(root: type[Section] = Recipe) -> dict[str, str]:
 OTHER_NAMES = {
     "epsilon": "rl.clip_low",
     "epsilon_high": "rl.clip_high",
+    "eval_steps": "eval.every",
     "learning_rate": "optim.lr",
+    "load_best_model_at_end": "eval.load_best_at_end",
     "max_completion_length": "rollout.max_new_tokens",
     "max_steps": "run.steps",
+    "metric_for_best_model": "eval.keep_best",
     "model_name_or_path": "model.path",
     "num_generations": "rl.group_size",
     "num_iterations": "rl.iterations",
+    "num_train_epochs": "run.epochs",
     "output_dir": "run.dir",
     "save_steps": "run.save_every",
 }

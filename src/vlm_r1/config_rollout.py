@@ -17,7 +17,11 @@ class RolloutConfig(Section):
     top_k: int = Field(0, ge=0, description="0 keeps every token")
     min_p: float = Field(0.0, ge=0, le=1, description="keep tokens with at least this share of the likeliest one's")
     max_new_tokens: int = Field(512, gt=0, description="tokens after which an answer is cut")
-    stop_at_answer: bool = Field(True, description="end an answer at </answer> as well as at the end-of-text token")
+    stop_at_answer: bool = Field(
+        True,
+        description="end a completion at </answer> too, so that the end-of-turn token behind it is neither sampled nor "
+        "trained; false: at the end-of-turn token alone, as the paper's code does",
+    )
     engine: Literal["native", "vllm", "replay"] = Field(
         "native",
         description="native: the model itself; vllm: servers (docs/vllm.md); replay: the answers of another run "

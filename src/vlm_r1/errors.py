@@ -7,6 +7,8 @@ The command line prints the message alone and exits with 2. A bug in the package
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +47,21 @@ class StudyError(UserError):
 
 class RewardError(UserError):
     """A reward is unknown, cannot be imported, or raised on a sample: names the reward and the sample."""
+
+
+def writing_remedy(error: BaseException) -> str:
+    """What to do where the system refused to write, by its error number (or the one that a Rust library's text holds).
+
+    >>> writing_remedy(PermissionError(13, "Permission denied"))
+    'make the folder writable or set run.dir to one that is'
+    """
+    told = re.search(r"(?:os error|Errno) (\d+)", str(error))
+    number = getattr(error, "errno", None) or (int(told[1]) if told else None)
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "make the folder writable or set run.dir to one that is"
+    if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG):
+        return "set run.dir to a folder, or to a name that is free"
+    return "free some space or set run.dir to another disk"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -11,8 +11,9 @@ from support import Scripted, answered, recipe, save_tiny, tiny
 from vlm_r1.boxes import iou
 from vlm_r1.errors import ConfigError, EngineError
 from vlm_r1.eval import run
-from vlm_r1.eval.run import evaluate, evaluate_model, load_splits, read_rollouts
+from vlm_r1.eval.run import evaluate, evaluate_model, read_rollouts
 from vlm_r1.rollout.native import NativeEngine
+from vlm_r1.runtime.inputs import read_inputs
 from vlm_r1.sft.targets import target_text
 
 SPLITS = {
@@ -28,6 +29,10 @@ def settings(tmp_path_factory):
     return recipe(save_tiny(folder), folder / "run", **options)
 
 
+def splits_of(settings):
+    return read_inputs(settings, trains=False).splits
+
+
 def written(text_of, splits, settings):
     """Metrics and rows of a model that writes `text_of(prompt)`, asked once and greedily."""
     engine = Scripted(lambda prompt, answer: text_of(prompt))
@@ -38,7 +43,7 @@ def written(text_of, splits, settings):
 
 
 def test_a_model_that_writes_the_truth_is_always_right(settings):
-    metrics, rows = written(lambda p: target_text(p.sample, p.box_map), load_splits(settings), settings)
+    metrics, rows = written(lambda p: target_text(p.sample, p.box_map), splits_of(settings), settings)
     for split, n in (("in_domain", 5), ("out_of_domain", 3)):
         found = metrics[split]
         assert (found["n"], found["acc@0.5"], found["well_formed"], found["mean_length"]) == (n, 1, 1, 2)
@@ -47,7 +52,7 @@ def test_a_model_that_writes_the_truth_is_always_right(settings):
 
 
 def test_shifted_boxes_score_their_iou_and_broken_ones_zero(settings):
-    splits = load_splits(settings)
+    splits = splits_of(settings)
     texts = {}
     for number, sample in enumerate(splits["in_domain"]):
         x1, y1, x2, y2 = sample.truth.boxes[0].box
@@ -70,7 +75,7 @@ def halves(splits):
 
 
 def test_answers_are_the_greedy_ones_whatever_the_batch(settings):
-    loaded, splits = tiny(), load_splits(settings)
+    loaded, splits = tiny(), splits_of(settings)
     _, rows = evaluate(NativeEngine(loaded), loaded.family, splits, settings)
     for row, sample in zip(rows, [*splits["in_domain"], *splits["out_of_domain"]], strict=True):
         (alone,) = answered(loaded, [loaded.family.encode(sample)], 1, seed=None, max_new_tokens=6)
@@ -82,7 +87,7 @@ def test_evaluation_leaves_the_model_as_it_was(settings):
     loaded = tiny()
     loaded.policy.train()
     state = torch.get_rng_state()
-    evaluate(NativeEngine(loaded), loaded.family, load_splits(settings), settings)
+    evaluate(NativeEngine(loaded), loaded.family, splits_of(settings), settings)
     assert loaded.policy.training and torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None and p.requires_grad for p in loaded.policy.parameters())
     loaded.policy.eval()
@@ -93,7 +98,7 @@ def test_evaluation_leaves_the_model_as_it_was(settings):
 def test_pictures_of_the_first_questions_of_each_split_are_kept(monkeypatch, settings):
     monkeypatch.setattr(run, "PICTURES_KEPT", 2)
     loaded = tiny()
-    _, rows = evaluate(NativeEngine(loaded), loaded.family, load_splits(settings), settings)
+    _, rows = evaluate(NativeEngine(loaded), loaded.family, splits_of(settings), settings)
     kept = [row["image"] is not None for row in rows]
     assert kept == [True, True, False, False, False, True, True, False]
     assert Image.open(io.BytesIO(rows[0]["image"])).size == (96, 96)
@@ -118,13 +123,13 @@ def test_answers_of_several_versions_are_not_compared(settings, wanted):
             self.version = 4 if prompts[0].number >= 4 else 3
             yield from super().generate(prompts, sampling, n=n)
 
-    loaded, splits = tiny(), load_splits(settings)
+    loaded, splits = tiny(), splits_of(settings)
     with pytest.raises(EngineError, match=r"in_domain: .* there are 2 \(3, 4\)"):
         evaluate(Updated(loaded), loaded.family, splits, settings, version=wanted)
 
 
 def test_answers_of_another_version_than_the_wanted_one_are_refused(settings):
-    loaded, splits = tiny(), load_splits(settings)
+    loaded, splits = tiny(), splits_of(settings)
     engine = NativeEngine(loaded)
     engine.sync(iter(()), version=2)
     assert (

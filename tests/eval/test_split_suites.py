@@ -8,6 +8,7 @@ from support import Scripted, picture, recipe, sample, tiny
 from vlm_r1.errors import ConfigError
 from vlm_r1.eval import run
 from vlm_r1.records import LabelledBox, Truth
+from vlm_r1.runtime.inputs import read_inputs
 from vlm_r1.runtime.runlog import read_samples, write_eval_samples
 
 CAT = LabelledBox(box=(0.0, 0.0, 32.0, 32.0), label="cat")
@@ -60,4 +61,4 @@ def test_a_suite_for_a_split_that_is_not_there_is_said(tmp_path):
         eval={"suites": {"vall": "rec"}},
     )
     with pytest.raises(ConfigError, match=r'eval\.suites: "vall" is no split .*did you mean "val"'):
-        run.load_splits(settings)
+        read_inputs(settings)

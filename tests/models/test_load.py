@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socket
+import time
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from support import FAMILIES, PLAIN, mixed_prompts, save_tiny, scratch, tiny
 
 from vlm_r1.config import ModelConfig, PromptConfig
 from vlm_r1.errors import ConfigError, ModelError, UserError
+from vlm_r1.models import load
 from vlm_r1.models.load import PROMPT_FILE, load_policy, prompt_of_model
 from vlm_r1.models.policy import merge_pictures
 from vlm_r1.runtime.model_folder import save_model
@@ -124,7 +127,7 @@ def without_processor(folder):
         (broken_config, "cannot be loaded"),
         (other_family, r'family "bert" of .* is not supported; '),
         (without_processor, "processor"),
-        (shutil.rmtree, "no model folder"),
+        (shutil.rmtree, "does not exist"),
     ],
 )
 def test_what_is_no_model_is_one_message_with_its_path(folder, damage, message):
@@ -136,13 +139,36 @@ def test_what_is_no_model_is_one_message_with_its_path(folder, damage, message):
 
 
 def test_an_unknown_hub_id_is_one_message():
-    with pytest.raises(ModelError, match=r'model.path: "nobody/nothing" cannot be loaded'):
+    message = (
+        r'model.path: "nobody/nothing" is not a folder here, .* \(HF_HUB_OFFLINE is set\); .* \(hf download nobody'
+    )
+    with pytest.raises(ModelError, match=message):
         load_policy(ModelConfig(path="nobody/nothing"))
+
+
+def test_a_hub_that_does_not_answer_is_said_at_once(monkeypatch, capfd):
+    with socket.socket() as closed:  # a port where nothing listens
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr(load.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(load.constants, "ENDPOINT", address)
+    started = time.monotonic()
+    with pytest.raises(ModelError, match=rf"cannot be reached \({address}: .*refused.*--local-dir FOLDER"):
+        load_policy(ModelConfig(path="nobody/nothing"))
+    assert time.monotonic() - started < load.HUB_TIMEOUT_S + 1
+    assert capfd.readouterr().err == ""
+
+
+def test_a_run_folder_is_not_a_model_and_the_message_names_the_one_in_it(folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folder, run / "final")
+    with pytest.raises(ModelError, match=r'run" is not a model folder .*; did you mean ".*run/final"\?'):
+        load_policy(ModelConfig(path=str(run)))
 
 
 def test_a_run_that_wrote_no_model_yet_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match="is no model folder"):
+    with pytest.raises(ModelError, match="does not exist"):
         load_policy(ModelConfig(path="runs/mine/final"))
 
 

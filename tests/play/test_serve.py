@@ -25,9 +25,9 @@ def test_what_cannot_be_served_is_refused_with_one_message(capsys, tmp_path, mon
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "empty").mkdir()
     assert call(tmp_path / "empty") == 2
-    assert "is no model folder" in capsys.readouterr().err
+    assert "is not a model folder" in capsys.readouterr().err
     assert call("tiny", tmp_path / "empty") == 2
-    assert "is no model folder" in capsys.readouterr().err
+    assert "is not a model folder" in capsys.readouterr().err
     assert call("tiny", "--image-root", tmp_path / "missing") == 2
     assert "is no folder; name one that holds pictures" in capsys.readouterr().err
     with socket.socket() as taken:

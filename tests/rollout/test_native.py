@@ -18,6 +18,10 @@ from support import (
     tiny,
 )
 
+from vlm_r1.config import ModelConfig, PromptConfig, ScenesSource
+from vlm_r1.data.scenes import load_scenes
+from vlm_r1.models.load import load_policy
+from vlm_r1.rl.batch import group_tree
 from vlm_r1.rollout import native
 
 
@@ -61,6 +65,21 @@ def test_greedy_equals_transformers_own_generation(device, family):
         banned = loaded.policy.banned.tolist()
         out = model.generate(**inputs, do_sample=False, max_new_tokens=12, suppress_tokens=banned, eos_token_id=eos)
         assert tuple(out[0, len(prompt.token_ids) :].tolist()) == answer
+
+
+@pytest.mark.parametrize("stop_at_answer", [True, False])
+def test_the_end_of_turn_token_is_sampled_and_trained_unless_the_answer_ends_before_it(stop_at_answer):
+    loaded = load_policy(ModelConfig(path="tiny", precision="float32"), PromptConfig(template="plain"))
+    samples = load_scenes(ScenesSource(split="in_domain", n=4))[:]
+    prompts = [loaded.family.encode(sample) for sample in samples]
+    groups = answered(loaded, prompts, 1, seed=None, max_new_tokens=64, stop_at_answer=stop_at_answer)
+    for group in groups:
+        [rollout] = group.rollouts
+        trained = group_tree(group).branches[0].token_ids
+        assert rollout.finish == "stop" and rollout.text.endswith("</answer>")
+        assert len(rollout.logprobs) == len(rollout.token_ids) == len(trained)
+        ends = [token == loaded.family.end_token_id for token in trained.tolist()]
+        assert ends == [False] * (len(ends) - 1) + [not stop_at_answer]
 
 
 def test_a_seed_gives_the_same_answers_and_another_seed_others():

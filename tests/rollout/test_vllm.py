@@ -20,8 +20,18 @@ from vlm_r1.rollout.engine import awake
 from vlm_r1.rollout.native import NativeEngine
 from vlm_r1.rollout.vllm import Seat, VLLMEngine
 from vlm_r1.rollout.vllm_client import Server
+from vlm_r1.rollout.vllm_request import body_of, stops_of
 
 SAMPLED = SamplingParams(max_new_tokens=8, temperature=0.8, seed=(3, 5))
+
+
+@pytest.mark.parametrize("stop_at_answer", [True, False])
+def test_a_server_is_asked_to_end_a_completion_where_the_native_engine_does(stop_at_answer):
+    loaded = tiny()
+    sampling = SamplingParams(max_new_tokens=8, seed=(3, 5), stop_at_answer=stop_at_answer)
+    params = body_of(loaded, mixed_prompts(loaded)[0], sampling, 2, stops_of(loaded))["sampling_params"]
+    assert params.get("stop") == (["</answer>"] if stop_at_answer else None)
+    assert loaded.family.end_token_id in params["stop_token_ids"] and params["ignore_eos"]
 
 
 @pytest.fixture(autouse=True)

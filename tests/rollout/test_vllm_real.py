@@ -91,6 +91,15 @@ def test_greedy_answers_and_log_probs_are_the_trainers(loaded, engine):
     assert found.mean < 1e-5 and found.maximum < 1e-3 and abs(found.kl) < 1e-6
 
 
+def test_without_stop_at_answer_the_end_of_turn_token_is_part_of_a_completion(loaded, engine):
+    sampling = dataclasses.replace(SAMPLED, max_new_tokens=64, stop_at_answer=False)
+    groups = list(engine.generate(scenes(loaded, 4), sampling, n=2))
+    ended = [r for group in groups for r in group.rollouts if r.finish == "stop"]
+    assert ended and {r.token_ids[-1] for r in ended} == {loaded.family.end_token_id}
+    assert all(len(r.logprobs) == len(r.token_ids) for r in ended)
+    assert trainer_difference(loaded, groups).max() < 1e-3
+
+
 def test_a_second_family(vllm_python, tmp_path):
     """Qwen2.5-VL: windows in the tower, boxes in pixels of the resized image; heads as wide as vLLM's kernels take."""
     config = scratch("qwen2_5_vl")

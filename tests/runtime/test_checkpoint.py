@@ -114,7 +114,7 @@ def test_a_full_disk_while_saving_is_one_message_and_leaves_earlier_checkpoints(
 
 def test_a_folder_that_cannot_be_made_is_the_same_message(tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(CheckpointError, match=r"could not be written .*Free some space"):
+    with pytest.raises(CheckpointError, match=r"could not be written .*set run\.dir to a folder"):
         save(tmp_path / "run", 1)
 
 

@@ -12,7 +12,7 @@ import termios
 
 import pytest
 
-from vlm_r1.runtime.progress import Progress
+from vlm_r1.runtime.progress import Countdown, Progress
 
 
 def lines(capsys, steps, start=0, **options) -> list[str]:
@@ -41,9 +41,32 @@ def test_other_processes_are_silent(capsys):
     assert lines(capsys, 3, enabled=False) == []
 
 
+def test_an_evaluation_says_now_and_then_how_much_is_left(capsys):
+    now = [0.0]
+    countdown = Countdown("before", 200, clock=lambda: now[0])
+    for done in range(1, 201):  # a second each
+        now[0] = float(done)
+        countdown.show(done)
+    found = capsys.readouterr().err.splitlines()
+    assert found[0] == "before: 10 of 200 questions, 3:10 left"
+    assert found[1] == "before: 20 of 200 questions, 3:00 left"
+    assert len(found) == 19 and found[-1] == "before: 190 of 200 questions, 0:10 left"
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(0.01, 0), (100.0, 19)])
+def test_a_short_evaluation_is_silent_and_a_long_one_writes_about_twenty_lines(capsys, seconds, lines):
+    now = [0.0]
+    countdown, silent = (Countdown("x", 200, enabled, clock=lambda: now[0]) for enabled in (True, False))
+    for done in range(1, 201):
+        now[0] += seconds
+        countdown.show(done)
+        silent.show(done)
+    assert abs(len(capsys.readouterr().err.splitlines()) - lines) <= 1
+
+
 PROGRAM = """
 import logging, sys, time, warnings, typer
-from vlm_r1.runtime.progress import Progress
+from vlm_r1.runtime.progress import Countdown, Progress
 early = logging.getLogger("early")
 early.addHandler(logging.StreamHandler())
 with Progress(30, title="runs/x") as progress:

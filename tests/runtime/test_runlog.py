@@ -1,11 +1,13 @@
+import errno
 import json
+import os
 import platform
 
 import numpy
 import pytest
 from support import file_limit
 
-from vlm_r1.errors import CheckpointError
+from vlm_r1.errors import CheckpointError, writing_remedy
 from vlm_r1.records import LabelledBox
 from vlm_r1.runtime.runlog import (
     RunLog,
@@ -141,6 +143,27 @@ def test_boxes_survive_json():
     assert boxes_from_json(None) == []
 
 
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EACCES, "make the folder writable"),
+        (errno.EROFS, "make the folder writable"),
+        (errno.ENOTDIR, "set run.dir to a folder"),
+    ],
+)
+def test_the_remedy_is_about_what_the_system_refused(tmp_path, monkeypatch, number, remedy):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(CheckpointError, match=rf"run: cannot be written \({os.strerror(number)}\); {remedy}"):
+        RunLog(tmp_path / "run")
+    rust = Exception(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+    assert writing_remedy(rust).startswith(remedy)
+
+
 def test_full_disk_names_path_and_leaves_earlier_files_whole(tmp_path):
     log = RunLog(tmp_path)
     log.metrics(1, {"reward": 0.5})
@@ -148,7 +171,7 @@ def test_full_disk_names_path_and_leaves_earlier_files_whole(tmp_path):
     log.evaluation("before", {"in_domain": {"n": 1}}, [])
     noise = bytes(range(256)) * 40
     with file_limit(60):
-        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written .*free space"):
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written .*free some space"):
             log.metrics(2, {f"reward/{i}": 0.5 for i in range(10)})
         with pytest.raises(CheckpointError, match=r"step-000001\.parquet: cannot be written .*run\.dir"):
             log.rollouts(1, [{"group": 0, "image": noise}])

@@ -1,6 +1,6 @@
 """The command line. Each command imports what it runs inside itself: `--help` and a typo answer without torch."""
 
-from vlm_r1.cli import train, plan, check_engine, evaluate, play, view, runs, export, serve, lab, data  # isort: skip  # order of --help
+from vlm_r1.cli import init, train, plan, check_engine, evaluate, play, view, runs, export, serve, lab, data  # isort: skip  # order of --help
 from vlm_r1.cli.app import app, main
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "data",
     "evaluate",
     "export",
+    "init",
     "lab",
     "main",
     "plan",

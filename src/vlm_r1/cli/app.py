@@ -28,14 +28,16 @@ app.add_typer(data_app, name="data")
 
 RecipeArgument = Annotated[
     Path,
-    typer.Argument(metavar="RECIPE", help="A YAML recipe: examples are under recipes/, keys in docs/configuration.md."),
+    typer.Argument(
+        metavar="RECIPE", help="A YAML recipe: vlm-r1 init writes one, vlm-r1 docs configuration lists its keys."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Settings that replace the recipe's; values are YAML: rl.group_size=16"),
 ]
 Processes = Annotated[
-    int, typer.Option(min=1, help="Run on so many processes of this machine, one a GPU; see docs/scale-out.md.")
+    int, typer.Option(min=1, help="Run on so many processes of this machine, one a GPU; see: vlm-r1 docs scale-out.")
 ]
 Restarts = Annotated[
     int, typer.Option(min=0, help="With --processes: starts from the last checkpoint after a process died.")
@@ -48,6 +50,13 @@ Task = Annotated[
     typer.Option(
         help="The task of rows that do not name one (rec, reasoning, ovd, list, count, choice, yes_no, number, math, "
         "text, ocr, gui); default: what their solution looks like."
+    ),
+]
+
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Check recipe, data and rewards, show a sample's prompt and what answers score; run nothing."
     ),
 ]
 
@@ -134,6 +143,13 @@ def load_recipe(path: Path, overrides: list[str] | None, method: str | None = No
         other = "sft" if recipe.method == "sft" else "train"
         raise ConfigError(f"{path}: has method: {recipe.method}; use: vlm-r1 {other} {path}")
     return recipe
+
+
+def show_dry_run(settings: Any, *, trains: bool = True) -> None:
+    """What `--dry-run` does in the place of a run."""
+    from vlm_r1.rl.dry_run import dry_run
+
+    dry_run(settings, trains=trains)
 
 
 def parse_options(pairs: list[str] | None) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def data_convert(
         typer.Option(
             "--option",
             metavar="KEY=VALUE",
-            help="An option of the format, as docs/data.md lists them; may be given several times.",
+            help="An option of the format, as vlm-r1 docs data lists them; may be given several times.",
         ),
     ] = None,
 ) -> None:

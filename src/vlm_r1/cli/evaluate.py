@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vlm_r1.cli.app import Overrides, Processes, RecipeArgument, app, command, launched, load_recipe, parse_options
+from vlm_r1.cli.app import (
+    DryRun,
+    Overrides,
+    Processes,
+    RecipeArgument,
+    app,
+    command,
+    launched,
+    load_recipe,
+    parse_options,
+    show_dry_run,
+)
 from vlm_r1.errors import ConfigError
 
 
@@ -22,16 +33,19 @@ def evaluate(
         typer.Option(help="Also write the metrics to this JSON file, and each answer to a .parquet file beside it."),
     ] = None,
     processes: Processes = 1,
+    dry_run: DryRun = False,
 ) -> None:
     """Evaluate a model greedily on the recipe's held-out splits, spread over processes where there are several.
 
-    Prints a table: one row a metric, one column a split, 95 % intervals in parentheses. See docs/evaluation.md.
+    Prints a table: one row a metric, one column a split, 95 % intervals in parentheses. See: vlm-r1 docs evaluation.
 
     Example: vlm-r1 eval my.yaml model.path=runs/x/final --out after.json
     """
     settings = load_recipe(recipe, overrides)
     if not settings.data.eval:
         raise ConfigError(f"{recipe}: data.eval is empty; name at least one held-out split to evaluate on")
+    if dry_run:
+        return show_dry_run(settings, trains=False)
     written = [] if out is None else ["--out", str(out)]
     if launched(["eval", str(recipe), *(overrides or []), *written], processes, 0):
         return
@@ -124,7 +138,7 @@ def score(
     ],
     reward: Annotated[
         list[str],
-        typer.Option(help="A name of docs/rewards.md, or path.py:function; may be given several times."),
+        typer.Option(help="A name of vlm-r1 docs rewards, or path.py:function; may be given several times."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Where each row goes with its scores, as JSONL; default: standard output.")
@@ -140,7 +154,7 @@ def score(
 ) -> None:
     """Score answers from a file with rewards, without a model.
 
-    The mean of each reward goes to standard error. The keys of a row are in docs/rewards.md.
+    The mean of each reward goes to standard error. The keys of a row are in vlm-r1 docs rewards.
 
     Example: vlm-r1 score answers.jsonl --reward iou --reward format --out scores.jsonl
     """

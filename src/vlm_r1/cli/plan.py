@@ -28,7 +28,7 @@ def plan(
         list[Path] | None,
         typer.Option(
             help="Instead of memory, say how many of --gpus should generate: by the phase times of this run folder (of "
-            "several: give it again) or YAML file; see docs/scale-out.md."
+            "several: give it again) or YAML file; see: vlm-r1 docs scale-out."
         ),
     ] = None,
     staleness: Annotated[

@@ -26,7 +26,7 @@ def play(
 ) -> None:
     """Ask a model about pictures on a local web page: thinking as it is written, boxes, samples and their rewards.
 
-    The page is served to this computer alone (127.0.0.1). Needs the extra "ui". See docs/playground.md.
+    The page is served to this computer alone (127.0.0.1). Needs the extra "ui". See: vlm-r1 docs playground.
 
     Example: vlm-r1 play tiny runs/demo/final
     """

@@ -36,7 +36,7 @@ def serve(
 
     It takes the first GPUs that CUDA_VISIBLE_DEVICES names (as many as rollout.tensor_parallel), or the CPU. The secret
     that clients must know is read from the environment variable VLM_R1_SECRET; without one everybody on this computer
-    can use the server. See docs/vllm.md.
+    can use the server. See: vlm-r1 docs vllm.
 
     Example: vlm-r1 serve my.yaml --port 8000
     """

@@ -8,13 +8,28 @@ from typing import Annotated, Any
 
 import typer
 
-from vlm_r1.cli.app import Overrides, Processes, RecipeArgument, Restarts, app, command, launched, load_recipe
+from vlm_r1.cli.app import (
+    DryRun,
+    Overrides,
+    Processes,
+    RecipeArgument,
+    Restarts,
+    app,
+    command,
+    launched,
+    load_recipe,
+    show_dry_run,
+)
 from vlm_r1.errors import UserError
 
 
 @command(app, "train")
 def train(
-    recipe: RecipeArgument, overrides: Overrides = None, processes: Processes = 1, restarts: Restarts = 3
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    processes: Processes = 1,
+    restarts: Restarts = 3,
+    dry_run: DryRun = False,
 ) -> None:
     """Train with reinforcement learning; the same command again continues a run.
 
@@ -23,30 +38,42 @@ def train(
     Example: vlm-r1 train my.yaml rl.group_size=16 optim.lr=2e-6 run.dir=runs/second --processes 8
     """
     settings = load_recipe(recipe, overrides, method="grpo")
+    if dry_run:
+        return show_dry_run(settings)
     if launched(["train", str(recipe), *(overrides or [])], processes, restarts):
         return
-    settings = _settled(settings)
     from vlm_r1.rl.loop import train as run
+    from vlm_r1.runtime.inputs import read_inputs
 
-    run(settings)
+    inputs = read_inputs(settings)
+    run(_settled(settings), inputs)
     _report(Path(settings.run.dir))
 
 
 @command(app, "sft")
-def sft(recipe: RecipeArgument, overrides: Overrides = None, processes: Processes = 1, restarts: Restarts = 3) -> None:
+def sft(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    processes: Processes = 1,
+    restarts: Restarts = 3,
+    dry_run: DryRun = False,
+) -> None:
     """Train on target answers (supervised); the same command again continues a run.
 
     The target of a row is its thought and its solution in the form that RL rewards; the recipe has method: sft.
 
-    Example: vlm-r1 sft recipes/scenes/base.yaml run.steps=500 run.dir=runs/short
+    Example: vlm-r1 sft base.yaml run.steps=500 run.dir=runs/short
     """
     settings = load_recipe(recipe, overrides, method="sft")
+    if dry_run:
+        return show_dry_run(settings)
     if launched(["sft", str(recipe), *(overrides or [])], processes, restarts):
         return
-    settings = _settled(settings)
+    from vlm_r1.runtime.inputs import read_inputs
     from vlm_r1.sft.train import train as run
 
-    run(settings)
+    inputs = read_inputs(settings)
+    run(_settled(settings), inputs)
     _report(Path(settings.run.dir))
 
 

@@ -24,7 +24,7 @@ def view(
     """Look at runs in the browser, live: curves, answers with their boxes, one question over time, evaluations.
 
     Several runs are drawn over each other; of a folder all runs inside are opened, later ones too. The page is served
-    to this computer alone (127.0.0.1). Needs the extra "ui". See docs/viewer.md.
+    to this computer alone (127.0.0.1). Needs the extra "ui". See: vlm-r1 docs viewer.
 
     Example: vlm-r1 view runs
     """

@@ -56,7 +56,7 @@ class WithNegatives(SampleSequence):
     """
 
     def __init__(self, samples: Sequence[Sample], n: int, seed: int) -> None:
-        self._samples, self._n, self._seed = samples, n, seed
+        self.samples, self._n, self._seed = samples, n, seed
         self._present: dict[str, set[str]] = {}
         pool: set[str] = set()
         for sample in samples:
@@ -71,11 +71,11 @@ class WithNegatives(SampleSequence):
         self._pool = sorted(pool)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.samples)
 
     def at(self, index: int) -> Sample:
         """The sample at an index, its question extended where it asks for detection."""
-        sample = self._samples[index]
+        sample = self.samples[index]
         if sample.task != "ovd":
             return sample
         asked = asked_names(sample)

@@ -38,3 +38,13 @@ def sampled_indices(sampling: str, n: int, seed: int) -> list[int]:
         return list(range(n - count, n))
     drawn = np.random.default_rng([seed, 1]).permutation(n)[:count]
     return sorted(int(index) for index in drawn)
+
+
+def rows_asked_for(sampling: str) -> int:
+    """How many rows a sampling string names by their number; 0 for "all" and percentages.
+
+    >>> rows_asked_for("first:260"), rows_asked_for("random:10%")
+    (260, 0)
+    """
+    match = _SAMPLING.match(sampling)
+    return 0 if match is None or match[3] else int(match[2])

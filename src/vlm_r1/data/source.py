@@ -33,7 +33,7 @@ def load_source(source: DataSource, *, base: Path | None = None, seed: int = 0) 
         if source.negatives:
             raise ConfigError("negatives are for files and hub data sets; scenes have the question kind detect")
         samples = load_scenes(source.scenes)
-        return samples if source.sampling == "all" else _Picked(samples, source.sampling, seed)
+        return samples if source.sampling == "all" else Picked(samples, source.sampling, seed)
     folder = base if base is not None else Path()
     if source.path is not None:
         samples = _load_file(folder / source.path, source, folder, seed)
@@ -43,10 +43,28 @@ def load_source(source: DataSource, *, base: Path | None = None, seed: int = 0) 
 
 
 class LazySamples(SampleSequence):
-    """Rows of a table, read into samples when asked for. `get_row` takes a row's index from 0."""
+    """Rows of a table, read into samples when asked for. `get_row` takes a row's index from 0.
 
-    def __init__(self, get_row: Callable[[int], Mapping[str, Any]], indices: Sequence[int], context: RowContext):
-        self._get_row, self._indices, self._context = get_row, indices, context
+    `questions` and `rewards` (the names that rows ask for) are known without reading images.
+    """
+
+    def __init__(
+        self,
+        get_row: Callable[[int], Mapping[str, Any]],
+        get_text: Callable[[int], Mapping[str, Any]],
+        indices: Sequence[int],
+        context: RowContext,
+        name: str,
+    ) -> None:
+        """`get_text` gives a row without its images, `name` is what messages call the table. Raises `DataError` where a
+        row has faults."""
+        self._get_row, self._indices, self._context, self.name = get_row, indices, context, name
+        self.questions: list[str] = []
+        self.rewards: set[str] = set()
+        for sample in _texts(get_text, indices, context, name):
+            self.questions.append(sample.question)
+            if sample.reward is not None:
+                self.rewards.add(sample.reward)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -60,19 +78,19 @@ class LazySamples(SampleSequence):
         return sample
 
 
-class _Picked(SampleSequence):
+class Picked(SampleSequence):
     """The part of a sequence that a sampling string picks."""
 
     def __init__(self, samples: Sequence[Sample], sampling: str, seed: int) -> None:
-        self._samples = samples
-        self._indices = sampled_indices(sampling, len(samples), seed)
+        self.samples = samples
+        self.indices = sampled_indices(sampling, len(samples), seed)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def at(self, index: int) -> Sample:
         """The sample at an index."""
-        return self._samples[self._indices[index]]
+        return self.samples[self.indices[index]]
 
 
 def _load_file(path: Path, source: DataSource, folder: Path, seed: int) -> Sequence[Sample]:
@@ -102,8 +120,7 @@ def _load_parquet(path: Path, sampling: str, context: RowContext, seed: int) -> 
     if len(table) == 0:
         raise empty_file(path)
     indices = sampled_indices(sampling, len(table), seed)
-    _check_texts(table.texts, indices, context, str(path))
-    return LazySamples(table.row, indices, context)
+    return LazySamples(table.row, table.texts, indices, context, str(path))
 
 
 def _load_hub(source: DataSource, folder: Path, seed: int) -> Sequence[Sample]:
@@ -128,22 +145,22 @@ def _load_hub(source: DataSource, folder: Path, seed: int) -> Sequence[Sample]:
             table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
     indices = sampled_indices(source.sampling, len(table), seed)
     texts = table.remove_columns([name for name in PICTURE_COLUMNS if name in table.column_names])
-    _check_texts(texts.__getitem__, indices, context, source.hub)
-    return LazySamples(table.__getitem__, indices, context)
+    return LazySamples(table.__getitem__, texts.__getitem__, indices, context, source.hub)
 
 
-def _check_texts(
+def _texts(
     get_row: Callable[[int], Mapping[str, Any]], indices: Sequence[int], context: RowContext, name: str
-) -> None:
-    """Check every row without its pictures: copying embedded pictures once to look at them would be slow."""
+) -> Iterator[Sample]:
+    """Every row without its pictures: copying embedded pictures once to look at them would be slow."""
     without = RowContext(name=context.name, finder=context.finder, task=context.task, pictures=False)
-    errors: Iterator[str] = (
-        str(RowError(faults, f"{name} row {index + 1}"))
-        for index in indices
-        for faults in (read_row(get_row(index), without, index + 1)[1],)
-        if faults
-    )
-    _raise_first(list(errors), name)
+    errors = []
+    for index in indices:
+        sample, faults = read_row(get_row(index), without, index + 1)
+        if sample is None:
+            errors.append(str(RowError(faults, f"{name} row {index + 1}")))
+        else:
+            yield sample
+    _raise_first(errors, name)
 
 
 def _raise_first(errors: list[str], name: str) -> None:

@@ -28,7 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from vlm_r1.distributed.processes import World
-from vlm_r1.errors import CheckpointError
+from vlm_r1.errors import CheckpointError, writing_remedy
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
 REFUSALS = (Exception, CheckpointException)
@@ -38,10 +38,14 @@ WEIGHT, STATE = "model.", "optim."
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time in the background. Every process calls `save` and `wait`."""
+    """Writes one checkpoint at a time in the background. Every process calls `save` and `wait`.
+
+    The last `keep` stay, and beside them that of step `kept`.
+    """
 
     def __init__(self, run_dir: Path, world: World, keep: int) -> None:
         self.run_dir, self.world, self.keep = run_dir, world, keep
+        self.kept: int | None = None
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._meshes: dict[Any, DeviceMesh] = {}
@@ -57,7 +61,7 @@ class CheckpointWriter:
         if self.world.is_main:
             shutil.rmtree(aside, ignore_errors=True)
         self._agree(None)
-        failed: tuple[int, str] | None = None
+        failed: tuple[int, str, str] | None = None
         future: Future[Any] | None = None
         try:
             aside.mkdir(parents=True, exist_ok=True)
@@ -80,7 +84,7 @@ class CheckpointWriter:
         step, state, future = self._writing
         self._writing = None
         aside, target = self.run_dir / f".checkpoint-{step}.tmp", self.run_dir / f"checkpoint-{step}"
-        failed: tuple[int, str] | None = None
+        failed: tuple[int, str, str] | None = None
         try:
             future.result()
             for file in aside.iterdir():
@@ -105,26 +109,27 @@ class CheckpointWriter:
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
         for old in list_checkpoints(self.run_dir)[: -self.keep]:
-            shutil.rmtree(old)
+            if old.name != f"checkpoint-{self.kept}":
+                shutil.rmtree(old)
 
-    def _blame(self, error: BaseException) -> tuple[int, str]:
-        """The rank that failed, and how: torch tells every rank what one of them raised."""
+    def _blame(self, error: BaseException) -> tuple[int, str, str]:
+        """The rank that failed, how, and what to do: torch tells every rank what one of them raised."""
         if isinstance(error, CheckpointException) and error.failures:
             rank, (inner, _) = next(iter(error.failures.items()))
-            return rank, reason(inner)
-        return self.world.rank, reason(error)
+            return rank, reason(inner), writing_remedy(inner)
+        return self.world.rank, reason(error), writing_remedy(error)
 
-    def _agree(self, failed: tuple[int, str] | None, target: Path | None = None) -> None:
+    def _agree(self, failed: tuple[int, str, str] | None, target: Path | None = None) -> None:
         """Every process learns whether one failed. Raises `CheckpointError` naming it."""
         for told in self.world.gather(failed):
             if told is not None:
-                rank, why = told
+                rank, why, remedy = told
                 if self.world.is_main and target is not None:
                     shutil.rmtree(target.with_name(f".{target.name.strip('.').removesuffix('.tmp')}.tmp"), True)
                 who = f" by rank {rank}" if self.world.size > 1 else ""
                 raise CheckpointError(
-                    f"{target}: could not be written{who} ({why}); earlier checkpoints are intact. "
-                    "Free some space and start the same command again: the run continues from the last one"
+                    f"{target}: could not be written{who} ({why}); earlier checkpoints are intact. To "
+                    f"continue, {remedy}, then start the same command again: the run continues from the last one"
                 )
 
     def _write(self, tensors: dict[str, Any], aside: Path) -> None:

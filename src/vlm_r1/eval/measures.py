@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -30,3 +30,20 @@ def summary(
     values["mean_length"] = sum(o.n_tokens for o in outcomes) / max(1, n)
     failures = Counter(o.failure for o in outcomes if o.failure is not None)
     return values | {f"failures/{kind}": count / n for kind, count in sorted(failures.items())}
+
+
+def shown(values: Mapping[str, float]) -> str:
+    """The metrics of a split in one line, with their intervals.
+
+    >>> shown({"n": 4.0, "mean_iou": 0.5, "mean_iou/low": 0.25, "mean_iou/high": 0.75, "well_formed": 1.0})
+    'mean_iou 0.5000 (0.250 to 0.750), n 4'
+    """
+    told = []
+    for name, value in values.items():
+        if name in ("n", "well_formed", "mean_length") or name.startswith("failures/"):
+            continue
+        if not name.endswith(("/low", "/high")):
+            low, high = values.get(f"{name}/low"), values.get(f"{name}/high")
+            between = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+            told.append(f"{name} {value:.4f}{between}")
+    return ", ".join([*told, f"n {values['n']:.0f}"])

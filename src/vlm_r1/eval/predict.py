@@ -9,10 +9,11 @@ from typing import Literal
 
 from vlm_r1.config import ModelConfig, Recipe, RolloutConfig, RunConfig
 from vlm_r1.distributed import processes
+from vlm_r1.errors import ConfigError, DataError, nearest
 from vlm_r1.eval.answering import open_answering
 from vlm_r1.eval.run import read_rollouts
 from vlm_r1.models.load import prompt_of_model
-from vlm_r1.prompts.templates import task_of
+from vlm_r1.prompts.templates import TASKS, template_text
 from vlm_r1.records import Answer, Picture, Sample, SamplingParams, Truth
 from vlm_r1.rollout.engine import awake
 
@@ -36,9 +37,18 @@ def ask(
     for a picture or model that cannot be read, or an unknown task or template.
     """
     sample = Sample(id=str(image), images=(Picture(path=image),), question=question, truth=Truth(), task=task)
-    task_of(sample)
+    if task not in TASKS:
+        raise ConfigError(f'--task: unknown task "{task}": {nearest(task, TASKS)}')
+    try:
+        sample.images[0].open()
+    except DataError as error:
+        raise DataError(f"{str(error).partition('; ')[0]}; give the path of an image file") from None
     prompt_config = prompt_of_model(model)
     if template is not None:
+        try:
+            template_text(template)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("prompt.template", "--template", 1)) from None
         prompt_config = prompt_config.model_copy(update={"template": template})
     with TemporaryDirectory() as folder:
         recipe = Recipe(
@@ -48,6 +58,9 @@ def ask(
             run=RunConfig(dir=folder),
         )
         with open_answering(recipe, processes.start()) as (loaded, opened), awake(opened):
-            prompt = loaded.family.encode(sample)
+            try:
+                prompt = loaded.family.encode(sample)
+            except DataError as error:
+                raise DataError(str(error).removeprefix(f"sample {sample.id}: ")) from None
             [group] = opened.generate([prompt], SamplingParams(max_new_tokens=MAX_NEW_TOKENS), n=1)
     return sample, read_rollouts(group)[0]

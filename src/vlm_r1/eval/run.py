@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from vlm_r1.config import Recipe
-from vlm_r1.data.source import load_source
 from vlm_r1.distributed import processes
 from vlm_r1.distributed.processes import ALONE, World
-from vlm_r1.errors import ConfigError, EngineError, nearest
+from vlm_r1.errors import ConfigError, EngineError
 from vlm_r1.eval.answering import open_answering
 from vlm_r1.eval.measures import summary
 from vlm_r1.eval.outcomes import Outcome, outcome
@@ -22,6 +21,8 @@ from vlm_r1.models.family import Family
 from vlm_r1.prompts.parse import read_answer
 from vlm_r1.records import Answer, RolloutGroup, Sample, SamplingParams
 from vlm_r1.rollout.engine import RolloutEngine, awake
+from vlm_r1.runtime.inputs import read_inputs
+from vlm_r1.runtime.progress import Countdown
 from vlm_r1.runtime.rows import answer_row, image_bytes
 from vlm_r1.runtime.runlog import write_atomically
 
@@ -54,12 +55,13 @@ def evaluate(
     world: World = ALONE,
     *,
     version: int | None = None,
+    phase: str = "evaluation",
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
     """Metrics per split, and one row per question (`runtime.runlog.EVAL_COLUMNS`).
 
     The questions are spread over the processes, which all call it; the main one gets the result, the others nothing.
     Raises `EngineError` on all of them where one gets no answers, or where other weights than those of `version`
-    (None: than those of the other answers) wrote one.
+    (None: than those of the other answers) wrote one. `phase` is what the lines of progress call it.
     """
     sampling = SamplingParams(
         max_new_tokens=recipe.eval.max_new_tokens, stop_at_answer=recipe.rollout.stop_at_answer, seed=None
@@ -69,6 +71,8 @@ def evaluate(
     metrics: dict[str, dict[str, float]] = {}
     rows: list[dict[str, Any]] = []
     versions: set[int] = set() if version is None else {version}
+    countdown = Countdown(phase, sum(map(len, splits.values())), world.is_main)
+    answered = 0  # by all processes, in the splits before
     with awake(engine):
         for split, samples in splits.items():
             mine = range(world.rank, len(samples), world.size)
@@ -83,10 +87,12 @@ def evaluate(
                     for group in engine.generate(prompts, sampling, n=1):
                         found.append(_measured(split, group))
                         versions.add(group.rollouts[0].version)
+                        countdown.show(answered + min(len(samples), len(found) * world.size))
             except EngineError as error:
                 failure = error
             versions.update(*world.gather(versions))
             world.raise_together(failure or _mixed(versions, split))
+            answered += len(samples)
             everything = sorted(world.collect(found), key=lambda item: item[0])
             if world.is_main:
                 rows += [row for _, _, row in everything]
@@ -128,14 +134,6 @@ def _measured(split: str, group: RolloutGroup) -> tuple[int, Outcome, dict[str, 
     return group.prompt.number, found, row
 
 
-def load_splits(recipe: Recipe) -> dict[str, Sequence[Sample]]:
-    """The held-out splits of a recipe. Raises `ConfigError` where `eval.suites` names a split that is not there."""
-    for split in recipe.eval.suites:
-        if split not in recipe.data.eval:
-            raise ConfigError(f'eval.suites: "{split}" is no split of data.eval: {nearest(split, recipe.data.eval)}')
-    return {name: load_source(source, seed=recipe.run.seed) for name, source in recipe.data.eval.items()}
-
-
 def data_of(recipe: Recipe) -> dict[str, Any]:
     """Where the held-out samples of a recipe come from, as the table of their outcomes keeps it."""
     splits = {name: source.model_dump(mode="json") for name, source in recipe.data.eval.items()}
@@ -149,11 +147,12 @@ def evaluate_model(recipe: Recipe, out: Path | None = None) -> dict[str, dict[st
     """
     if not recipe.data.eval:
         raise ConfigError("data.eval: is empty; name at least one held-out split (a name and a source)")
+    splits = read_inputs(recipe, trains=False).splits
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     world = processes.start()
     with open_answering(recipe, world) as (loaded, engine):
-        metrics, rows = evaluate(engine, loaded.family, load_splits(recipe), recipe, world)
+        metrics, rows = evaluate(engine, loaded.family, splits, recipe, world)
     if out is not None and world.is_main:
         from vlm_r1.runtime.runlog import write_eval_samples
 

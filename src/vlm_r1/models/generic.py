@@ -59,7 +59,7 @@ def refusal(model: Any, missing: str) -> ModelError:
     kind = model.config.model_type
     return ModelError(
         f'model.path: "{kind}" has no family of its own, and the generic one cannot run it: {missing}; '
-        "docs/add-a-model.md shows how to add a family"
+        "vlm-r1 docs add-a-model shows how to add a family"
     )
 
 

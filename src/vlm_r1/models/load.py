@@ -8,7 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
@@ -48,6 +50,10 @@ def resolve_path(path: str) -> str:
     return str(resources.files("vlm_r1") / "assets" / "tiny")
 
 
+MODEL_FILES = ("config.json", "adapter_config.json")
+"""One of these is in each model folder."""
+HUB_TIMEOUT_S = 5.0
+"""Seconds that the hub may take to answer at all."""
 PROMPT_FILE = "vlm_r1.json"
 """In a model folder written by this package: the prompt settings that the model was trained with."""
 
@@ -124,9 +130,11 @@ def read_pretrained(config: ModelConfig) -> tuple[str, Any, Any]:
     path = resolve_path(config.path)
     # A hub id has at most one slash: "runs/mine/final" can only be a folder that is not there.
     looks_local = Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not any(Path(path, name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise ModelError(f'model.path: "{path}" is no model folder (it has no config.json)')
+    if looks_local and not any(Path(path, name).is_file() for name in MODEL_FILES):
+        raise _not_a_model(path)
     try:
+        if not looks_local:
+            _reach_hub(path)
         adapted = base_of_adapter(path)
         base = adapted or path
         model_config = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
@@ -145,6 +153,31 @@ def load_without_weights(config: ModelConfig, prompt: PromptConfig | None = None
     with suppress(OSError):  # a folder need not have one
         model.generation_config = GenerationConfig.from_pretrained(base)
     return make_policy(model, processor, config, prompt)
+
+
+def _not_a_model(path: str) -> ModelError:
+    if not Path(path).exists():
+        return ModelError(f'model.path: "{path}" does not exist; relative paths start from the working folder')
+    inside = f'; did you mean "{Path(path, "final")}"?' if Path(path, "final").is_dir() else ""
+    return ModelError(f'model.path: "{path}" is not a model folder (it has no config.json){inside}')
+
+
+def _reach_hub(path: str) -> None:
+    """Raise `ModelError` where a hub id is not in the cache and the hub does not answer: transformers would try for a
+    minute."""
+    if any(isinstance(try_to_load_from_cache(path, name), str) for name in MODEL_FILES):
+        return
+    why = "HF_HUB_OFFLINE is set"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            httpx.head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+            return
+        except httpx.HTTPError as error:
+            why = f"{constants.ENDPOINT}: {str(error) or type(error).__name__}"
+    raise ModelError(
+        f'model.path: "{path}" is not a folder here, and the hub cannot be reached ({why}); correct the path, or '
+        f"download it where there is a network (hf download {path} --local-dir FOLDER) and set model.path: FOLDER"
+    )
 
 
 def _cannot_load(path: str, error: Exception) -> ModelError:

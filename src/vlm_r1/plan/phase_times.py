@@ -143,9 +143,9 @@ def _read_file(path: Path) -> Phases:
         return Phases.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{path}: not YAML ({error}); give a run folder or a file like that of docs/scale-out.md"
+            f"{path}: not YAML ({error}); give a run folder or a file like that of: vlm-r1 docs scale-out"
         ) from None
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"])) or "the file"
-        raise ConfigError(f"{path}: {key}: {problem['msg']}; docs/scale-out.md has an example") from None
+        raise ConfigError(f"{path}: {key}: {problem['msg']}; vlm-r1 docs scale-out has an example") from None

@@ -16,6 +16,7 @@ from rich.table import Table
 from vlm_r1.config import Recipe
 from vlm_r1.config_file import load_config
 from vlm_r1.errors import CheckpointError, UserError
+from vlm_r1.eval.best import find_best, is_stale
 from vlm_r1.report.findings import number, split_name
 from vlm_r1.runtime.alive import is_alive
 from vlm_r1.runtime.runlog import read_eval, read_metrics
@@ -122,7 +123,8 @@ def _read_run(folder: Path, name: str, now: float) -> Run:
     state = "broken"
     if recipe is not None and not problems:
         waiting = any(split.before is not None and split.after is None for split in held_out)
-        finished = (folder / "final").is_dir() and done >= recipe.run.steps and not waiting
+        ended = done >= recipe.run.steps or is_stale(find_best(folder, recipe, done), recipe)
+        finished = (folder / "final").is_dir() and ended and not waiting
         quiet = now - (written or 0.0)
         state = "finished" if finished else "running" if is_running(folder, quiet, _longest(metrics)) else "stopped"
     return Run(

@@ -43,12 +43,15 @@ class Rubric:
         """
         if sample.reward is None:
             return self.config.parts
-        if sample.reward not in REWARDS and sample.reward not in self._bound:
-            known = {*REWARDS, *self._bound}
-            raise RewardError(f'sample {sample.id}: unknown reward "{sample.reward}": {nearest(sample.reward, known)}')
+        self.check_name(sample.reward, f"sample {sample.id}")
         kept = {name: weight for name, weight in self.config.parts.items() if name in ABOUT_THE_TEXT}
         replaced = [weight for name, weight in self.config.parts.items() if name not in ABOUT_THE_TEXT]
         return {sample.reward: sum(replaced) if replaced else 1.0, **kept}
+
+    def check_name(self, name: str, where: str) -> None:
+        """Raise `RewardError` where a row may not name this reward; `where` is what the message calls the row."""
+        if name not in REWARDS and name not in self._bound:
+            raise RewardError(f'{where}: unknown reward "{name}": {nearest(name, {*REWARDS, *self._bound})}')
 
     def score(self, sample: Sample, answer: Answer) -> Score:
         """The score of one answer; `score_all` is faster where a reward waits for a server."""

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from vlm_r1.config import Recipe
 from vlm_r1.data.mixture import SampleStream
-from vlm_r1.data.source import load_source
-from vlm_r1.errors import ConfigError
-from vlm_r1.eval.during import evaluate_splits, evaluation_due
+from vlm_r1.eval.best import check_best
+from vlm_r1.eval.during import Checkpoints, evaluate_splits
 from vlm_r1.eval.run import read_rollouts
 from vlm_r1.rewards.rubric import build_rubric
 from vlm_r1.rl.ahead import open_rollouts
@@ -18,20 +17,24 @@ from vlm_r1.rl.experience import RESAMPLE_ROUNDS, Experience, batch_of, judge, p
 from vlm_r1.rl.journal import Journal
 from vlm_r1.rl.metrics import step_metrics
 from vlm_r1.rl.reference import load_reference
-from vlm_r1.rl.saving import Checkpoints
 from vlm_r1.rl.step import Trainer
 from vlm_r1.rollout.engine import RolloutEngine
 from vlm_r1.runtime.clock import Clock
+from vlm_r1.runtime.inputs import Inputs, read_inputs, with_steps
 from vlm_r1.runtime.session import Session, open_session
 from vlm_r1.runtime.throughput import Throughput
 
 
-def train(recipe: Recipe) -> Path:
-    """Run a recipe with `method: grpo` (or continue it) and return its run folder. Every process calls it."""
-    if not recipe.data.train:
-        raise ConfigError("data.train: is empty; name at least one source (path, hub or scenes)")
+def train(recipe: Recipe, inputs: Inputs | None = None) -> Path:
+    """Run a recipe with `method: grpo` (or continue it) and return its run folder. Every process calls it.
+
+    `inputs` are the recipe's; default: they are read.
+    """
+    inputs = inputs or read_inputs(recipe)
+    check_best(recipe, inputs.splits)
+    recipe = with_steps(recipe, sum(len(samples) for _, samples in inputs.train), recipe.rl.prompts_per_step)
     with (
-        open_session(recipe) as session,
+        open_session(recipe, inputs) as session,
         open_engine(recipe, session.loaded, session.world, session.start) as engine,
     ):
         demand_parity(session, engine)
@@ -46,8 +49,7 @@ def run(session: Session, engine: RolloutEngine, trainer: Trainer) -> None:
     recipe, world = session.recipe, session.world
     algorithm, P, G = trainer.algorithm, recipe.rl.prompts_per_step, recipe.rl.group_size
     rounds = RESAMPLE_ROUNDS if algorithm.dynamic_sampling else 1
-    sources = [(s.weight, load_source(s, seed=recipe.run.seed)) for s in recipe.data.train]
-    stream = SampleStream(sources, seed=recipe.run.seed)
+    stream = SampleStream(session.inputs.train, seed=recipe.run.seed)
     rubric, throughput = build_rubric(recipe.rewards, world.beat), Throughput(session.loaded, world)
     if session.state:
         stream.load_state_dict(session.state["stream"])
@@ -58,9 +60,13 @@ def run(session: Session, engine: RolloutEngine, trainer: Trainer) -> None:
         Journal(session) as journal,
         prompt_batches(session, stream) as batches,
         open_rollouts(session, engine, batches) as rollouts,
-        Checkpoints(session, lambda step: rollouts.state(step) | {"monitor": journal.state()}) as checkpoints,
+        Checkpoints(
+            session,
+            lambda step: rollouts.state(step) | {"monitor": journal.state()},
+            lambda phase, step: evaluate_at(session, engine, phase, step),
+        ) as checkpoints,
     ):
-        for step in range(session.start, recipe.run.steps):
+        for step in checkpoints.steps():
             clock, found, drawn, kept = Clock(world), Experience.empty(G), 0, 0
             for attempt in range(1, rounds + 1):
                 with clock("data"):
@@ -85,11 +91,8 @@ def run(session: Session, engine: RolloutEngine, trainer: Trainer) -> None:
             journal.write(step + 1, step_metrics(trainer, throughput, found, batch, rubric, update, clock), found)
             checkpoints.done = step + 1
             rollouts.raise_if_lost()  # not in the sync: what is done is written down first
-            if evaluation_due(recipe, step + 1):
-                evaluate_at(session, engine, f"step-{step + 1}", step + 1)
-            checkpoints.save_when_due()
-    session.finish()
-    evaluate_at(session, engine, "after", max(session.start, recipe.run.steps))
+            checkpoints.step_done()
+    checkpoints.finish()
 
 
 def evaluate_at(session: Session, engine: RolloutEngine, phase: str, version: int) -> None:

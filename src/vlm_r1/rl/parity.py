@@ -50,7 +50,7 @@ class Parity:
         raise EngineError(
             f"the engine is not the trainer's model: log-probs of {self.tokens} tokens differ by {self.mean:.3g} nats "
             f"on average (maximum {self.maximum:.3g}), the bound is {bound:g} (rollout.max_mismatch). vlm-r1 "
-            "check-engine shows more; docs/vllm.md lists what to look for"
+            "check-engine shows more; vlm-r1 docs vllm lists what to look for"
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from vlm_r1.config import PromptConfig
 from vlm_r1.distributed.processes import ALONE, World
 from vlm_r1.distributed.sharding import full_tensors, is_sharded
-from vlm_r1.errors import CheckpointError
+from vlm_r1.errors import CheckpointError, writing_remedy
 from vlm_r1.models.load import PROMPT_FILE, LoadedPolicy
 from vlm_r1.models.processor import save_processor
 
@@ -83,8 +83,8 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         if not _is_refusal_to_write(error):
             raise
         raise CheckpointError(
-            f"{target}: could not be written ({_reason(error)}); earlier checkpoints are intact. "
-            "Free some space and start the same command again: the run continues from the last one"
+            f"{target}: could not be written ({_reason(error)}); earlier checkpoints are intact. To "
+            f"continue, {writing_remedy(error)}, then start the same command again: the run continues from the last one"
         ) from error
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from types import TracebackType
 from typing import TextIO
@@ -67,6 +68,35 @@ class Progress:
         for handler in {handler for logger in loggers for handler in getattr(logger, "handlers", ())}:
             if isinstance(handler, logging.StreamHandler) and handler.stream in moved:
                 self._open.callback(handler.setStream, handler.setStream(moved[handler.stream]))
+
+
+class Countdown:
+    """Lines such as `before: 320 of 800 questions, 0:41 left`: after `wait_s` seconds, then every twentieth of the way,
+    none sooner than `wait_s` after the one before.
+
+    Example: `countdown = Countdown("before", 800); countdown.show(320)`.
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        total: int,
+        enabled: bool = True,
+        wait_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.phase, self.total, self.enabled, self.wait_s, self.clock = phase, total, enabled, wait_s, clock
+        self.started = self.told = clock()
+        self.next = 1
+
+    def show(self, done: int) -> None:
+        """`done` questions are answered."""
+        moment = self.clock()
+        if not self.enabled or not self.next <= done < self.total or moment - self.told < self.wait_s:
+            return
+        self.told, self.next = moment, done + max(1, self.total // 20)
+        left = clock((moment - self.started) / done * (self.total - done))
+        print(f"{self.phase}: {done} of {self.total} questions, {left} left", file=sys.stderr, flush=True)
 
 
 class _Above(io.TextIOBase):

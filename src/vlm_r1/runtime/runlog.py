@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_r1.errors import CheckpointError
+from vlm_r1.errors import CheckpointError, writing_remedy
 from vlm_r1.records import LabelledBox
 
 _WRITTEN = [("think", pa.string()), ("answer", pa.string()), ("failure", pa.string())]
@@ -142,6 +142,11 @@ class RunLog:
         merged = read_eval(self.run_dir)
         merged[phase] = {split: {k: _finite(v) for k, v in values.items()} for split, values in splits.items()}
         write_atomically(self.run_dir / "eval.json", (json.dumps(merged, indent=2) + "\n").encode())
+
+    def copy_evaluation(self, phase: str, to: str) -> None:
+        """Keep an evaluation under a second name. Raises `CheckpointError` on a full disk."""
+        write_atomically(eval_path(self.run_dir, to), eval_path(self.run_dir, phase).read_bytes())
+        self.evaluation(to, read_eval(self.run_dir)[phase])
 
     def environment(self) -> None:
         """Write `environment.json`: the versions of Python and the packages that matter, system, processor cores."""
@@ -300,8 +305,8 @@ class _Writing:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
             raise CheckpointError(
-                f"{self.path}: cannot be written ({error.strerror or error}); free space there or set run.dir to "
-                "another disk, then start the same command again: the run continues from its last checkpoint"
+                f"{self.path}: cannot be written ({error.strerror or error}); {writing_remedy(error)}, "
+                "then start the same command again: the run continues from its last checkpoint"
             ) from error
 
 

@@ -16,8 +16,7 @@ import torch
 from vlm_r1 import __version__
 from vlm_r1.config import Recipe
 from vlm_r1.config_file import resolved_yaml
-from vlm_r1.distributed import processes
-from vlm_r1.distributed.check import check_cluster, deadline
+from vlm_r1.distributed.check import check_cluster, join
 from vlm_r1.distributed.checkpoints import CheckpointWriter, list_checkpoints, load_checkpoint, read_state
 from vlm_r1.distributed.loading import open_policy
 from vlm_r1.distributed.processes import World
@@ -31,6 +30,7 @@ from vlm_r1.models.vision_cache import VisionCache
 from vlm_r1.rollout.native import NativeEngine
 from vlm_r1.runtime.alive import sign
 from vlm_r1.runtime.heap import keep_freed_memory
+from vlm_r1.runtime.inputs import Inputs, read_inputs
 from vlm_r1.runtime.model_folder import save_policy
 from vlm_r1.runtime.optim import build_optimizer, place_of
 from vlm_r1.runtime.runlog import RunLog, check_writable, write_atomically
@@ -45,6 +45,7 @@ class Session:
     """
 
     recipe: Recipe
+    inputs: Inputs
     run_dir: Path
     world: World
     loaded: LoadedPolicy
@@ -81,6 +82,17 @@ class Session:
         self.world.beat("saving a checkpoint")
         self.writer.save(step, self.policy, self.optimizer, state)
 
+    def load(self, step: int) -> None:
+        """Load the weights of an earlier checkpoint; every process calls it. Raises `CheckpointError`."""
+        self.writer.wait()
+        checkpoint = self.run_dir / f"checkpoint-{step}"
+        if not checkpoint.is_dir():
+            raise CheckpointError(
+                f"{checkpoint}: is not there (eval.keep_best was not set when it was written, or it was deleted); "
+                "set eval.load_best_at_end: false, and the same command finishes the run with the last step"
+            )
+        load_checkpoint(checkpoint, self.loaded.policy, lambda p: place_of(self.optimizer, p), self.world)
+
     def finish(self) -> Path:
         """Finish the last checkpoint, write `final/`, close the trackers, and return the folder."""
         self.writer.wait()
@@ -91,19 +103,20 @@ class Session:
 
 
 @contextmanager
-def open_session(recipe: Recipe) -> Iterator[Session]:
+def open_session(recipe: Recipe, inputs: Inputs | None = None) -> Iterator[Session]:
     """Load the model of a recipe (and the last checkpoint of its run folder) and prepare everything around it.
 
-    Raises `CheckpointError` where the folder holds another recipe's run or a damaged checkpoint, `ClusterError` where
-    the processes cannot work together.
+    `inputs` are the recipe's (default: they are read first, so that no folder is made where they are wrong). Raises
+    `CheckpointError` where the folder holds another recipe's run or a damaged checkpoint, `ClusterError` where the
+    processes cannot work together.
     """
+    inputs = inputs or read_inputs(recipe)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     torch.set_flush_denormal(True)  # tiny weights of a tiny model otherwise cost ten times as much on a CPU
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(recipe.run.seed)
-    with deadline("the other processes are not there: is MASTER_ADDR reachable from here?"):
-        world = processes.start()
+    world = join()
     if world.device.type == "cpu":
         keep_freed_memory()
     run_dir = Path(recipe.run.dir)
@@ -119,7 +132,7 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
         write_atomically(run_dir / "config.yaml", resolved_yaml(recipe).encode())
     with sign(run_dir) if world.is_main else nullcontext():
         world.barrier()  # what fails on all fails at one time, and is said once
-        session = _session(recipe, run_dir, world, loaded, log)
+        session = _session(recipe, inputs, run_dir, world, loaded, log)
         with Watchdog(world, recipe.run.hang_timeout_s):
             try:
                 yield session
@@ -130,7 +143,7 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
             world.barrier()
 
 
-def _session(recipe: Recipe, run_dir: Path, world: World, loaded: LoadedPolicy, log: RunLog) -> Session:
+def _session(recipe: Recipe, inputs: Inputs, run_dir: Path, world: World, loaded: LoadedPolicy, log: RunLog) -> Session:
     trackers = Trackers(recipe.run.trackers if world.is_main else (), run_dir)
     if world.is_main:
         print(trained_parameters(loaded.family, recipe.train), file=sys.stderr)
@@ -147,6 +160,7 @@ def _session(recipe: Recipe, run_dir: Path, world: World, loaded: LoadedPolicy, 
         log.truncate_after(start)
     return Session(
         recipe=recipe,
+        inputs=inputs,
         run_dir=run_dir,
         world=world,
         loaded=loaded,
@@ -203,6 +217,7 @@ MAY_CHANGE = {
     *("rollout.request_timeout_s", "rollout.server_timeout_s", "rollout.max_mismatch"),
     *("model.gradient_checkpointing", "model.logprob_kernel", "model.vision_cache_mb", "model.vision_cache_dir"),
     *("eval.batch_size", "eval.max_new_tokens", "eval.every", "eval.suites", "eval.resamples", "data.eval"),
+    *("eval.keep_best", "eval.early_stopping_patience", "eval.load_best_at_end"),
 }
 """Settings that a run may be continued with another value of: they change speed, memory, or what is measured."""
 

@@ -9,13 +9,13 @@ import torch
 
 from vlm_r1.config import Recipe
 from vlm_r1.data.mixture import SampleStream
-from vlm_r1.data.source import load_source
 from vlm_r1.distributed.sharding import clip_gradients, sum_whole_gradients
-from vlm_r1.errors import ConfigError
-from vlm_r1.eval.during import evaluate_splits, evaluation_due
+from vlm_r1.eval.best import check_best
+from vlm_r1.eval.during import Checkpoints, evaluate_splits
 from vlm_r1.models.packing import Tree, cut_by_budget, pack
 from vlm_r1.records import Sample
 from vlm_r1.runtime.clock import Clock
+from vlm_r1.runtime.inputs import Inputs, read_inputs, with_steps
 from vlm_r1.runtime.optim import learning_rate, set_learning_rate
 from vlm_r1.runtime.prefetch import Prefetcher
 from vlm_r1.runtime.progress import Progress
@@ -29,18 +29,24 @@ SHOWN = ("loss", "grad_norm", "lr", "perf/trained_tokens_per_s", "perf/mfu")
 """What the panel and the lines of a run show, where it is known."""
 
 
-def train(recipe: Recipe) -> Path:
-    """Run a recipe with `method: sft` (or continue it) and return the folder of the final model."""
-    if not recipe.data.train:
-        raise ConfigError("data.train: is empty; name at least one source (path, hub or scenes)")
-    with open_session(recipe) as session:
+def train(recipe: Recipe, inputs: Inputs | None = None) -> Path:
+    """Run a recipe with `method: sft` (or continue it) and return the folder of the final model.
+
+    `inputs` are the recipe's; default: they are read.
+    """
+    inputs = inputs or read_inputs(recipe)
+    check_best(recipe, inputs.splits)
+    if recipe.run.epochs is not None:
+        images = sum(len(ByPicture(samples)) for _, samples in inputs.train)
+        recipe = with_steps(recipe, images, recipe.sft.pictures_per_step)
+    with open_session(recipe, inputs) as session:
         return run(session)
 
 
 def run(session: Session) -> Path:
     """Evaluate, train, and evaluate again."""
     recipe, world = session.recipe, session.world
-    sources = [(s.weight, ByPicture(load_source(s, seed=recipe.run.seed))) for s in recipe.data.train]
+    sources = [(weight, ByPicture(samples)) for weight, samples in session.inputs.train]
     stream = SampleStream(sources, seed=recipe.run.seed)
     if session.state:
         stream.load_state_dict(session.state["stream"])
@@ -48,8 +54,16 @@ def run(session: Session) -> Path:
         evaluate_splits(session, "before")
     throughput = Throughput(session.loaded, world)
     progress = Progress(recipe.run.steps, session.start, world.is_main, recipe.run.dir)
-    with progress, tree_batches(session, stream) as batches:
-        for step in range(session.start, recipe.run.steps):
+    with (
+        progress,
+        tree_batches(session, stream) as batches,
+        Checkpoints(
+            session,
+            lambda step: {"stream": batches.state_dict()},
+            lambda phase, step: evaluate_splits(session, phase),
+        ) as checkpoints,
+    ):
+        for step in checkpoints.steps():
             clock = Clock(world)
             with clock("data"):
                 trees = [tree for _, made in batches.take(recipe.sft.pictures_per_step) for tree in made]
@@ -65,13 +79,9 @@ def run(session: Session) -> Path:
             metrics |= throughput.rates(metrics)
             session.track(step + 1, metrics)
             progress.show(step + 1, metrics, SHOWN)
-            if evaluation_due(recipe, step + 1):
-                evaluate_splits(session, f"step-{step + 1}")
-            if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
-                session.save(step + 1, {"stream": batches.state_dict()})
-    final = session.finish()
-    evaluate_splits(session, "after")
-    return final
+            checkpoints.done = step + 1
+            checkpoints.step_done()
+    return checkpoints.finish()
 
 
 def tree_batches(
