@@ -7,6 +7,7 @@ import pytest
 
 from vlm_r1.report.curves import Line, per_row
 from vlm_r1.report.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, plots
+from vlm_r1.runtime.alive import sign
 from vlm_r1.view.folder import RunFolder
 from vlm_r1.view.thin import Thinned
 from vlm_r1.view.training import sections, status, tiles, warnings
@@ -130,8 +131,16 @@ def test_a_runs_state_is_told_from_its_files(make_run, tmp_path):
     )
     told = status(run, now=written + 3600)
     assert (told.state, told.facts[-1]) == ("stopped", "no new line for 60 min")
-    (run.path / "final").mkdir()
+    with sign(run.path):
+        told = status(run, now=written + 3600)
+        assert (told.state, told.facts[-1]) == ("running", "about 8 s left")
+        (run.path / "final").mkdir()
+        assert status(run).state == "running", "with more steps, or in its last evaluation"
     assert status(run).state == "finished"
+    (run.path / "final").rmdir()
+    told = status(run, now=written + 3)
+    assert (told.state, told.facts[-1]) == ("stopped", "its process has ended")
+    (run.path / "final").mkdir()
     (run.path / "config.yaml").write_text("run: [odd")
     assert status(run).facts == ("step 6",)
 

@@ -99,24 +99,23 @@ def status(run: RunFolder, now: float | None = None) -> Status:
     rows, recipe = run.metrics(), recipe_of(run)
     of = recipe.get("run", {})
     steps = of.get("steps") if isinstance(of, dict) else None
+    steps = steps if isinstance(steps, int) else None
     facts = [_method(recipe)] if _method(recipe) else []
     last = rows[-1]["step"] if rows else 0
-    facts.append(f"step {last:,}" + (f" of {steps:,}" if isinstance(steps, int) else "") if rows else "no step yet")
+    facts.append(f"step {last:,}" + (f" of {steps:,}" if steps else "") if rows else "no step yet")
     pace = [value for _, value in curve(rows[-20:], "time/step_s")]
-    finished = (run.path / "final").exists()
-    state = "finished" if finished else "running"
-    if not rows and not finished and is_alive(run.path) is False:
+    alive = is_alive(run.path)
+    seconds = sum(pace) / len(pace) if pace else 0.0
+    quiet = max(0.0, now - run.written)
+    if alive is not True and (run.path / "final").exists():
+        state = "finished"
+    elif is_running(run.path, quiet, seconds):
+        state = "running"
+        facts += [f"{seconds:.2g} s a step"] if seconds else []
+        facts += [f"about {duration(seconds * (steps - last))} left"] if seconds and steps and steps > last else []
+    else:
         state = "stopped"
-    if rows and not finished:
-        seconds = sum(pace) / len(pace) if pace else 0.0
-        quiet = max(0.0, now - (run.path / "metrics.jsonl").stat().st_mtime)
-        if not is_running(run.path, quiet, seconds):
-            state = "stopped"
-            facts.append(f"no new line for {duration(quiet)}")
-        elif seconds:
-            facts.append(f"{seconds:.2g} s a step")
-            if isinstance(steps, int) and steps > last:
-                facts.append(f"about {duration(seconds * (steps - last))} left")
+        facts.append("its process has ended" if alive is False else f"no new line for {duration(quiet)}")
     return Status(name=run.name, state=state, facts=tuple(facts), problems=tuple(run.problems))
 
 
