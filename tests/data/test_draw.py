@@ -1,6 +1,8 @@
+import itertools
+
 from PIL import Image, ImageColor
 
-from vlm_r1.data.draw import PREDICTED_COLOR, TRUE_COLOR, draw_boxes, fitting_scale
+from vlm_r1.data.draw import PREDICTED_COLOR, TRUE_COLOR, draw_boxes, fitting_scale, free_place
 from vlm_r1.records import LabelledBox
 
 GREEN, ORANGE = ImageColor.getrgb(TRUE_COLOR), ImageColor.getrgb(PREDICTED_COLOR)
@@ -41,6 +43,22 @@ def test_labels_of_near_boxes_do_not_cover_each_other():
     plain = count(draw_boxes(image, [LabelledBox(box=b.box) for b in boxes]), GREEN)
     label = one - count(draw_boxes(image, [LabelledBox(box=boxes[0].box)]), GREEN)
     assert label > 300 and two - plain > 1.6 * label
+
+
+def test_a_label_without_room_is_left_out():
+    """A crowd of equal boxes: labels beside each other as far as there is room, never one over another."""
+    size, placed, label = (320, 320), [], (60.0, 16.0)
+    for _ in range(40):
+        place = free_place((100.0, 120.0, 220.0, 200.0), label, size, placed)
+        if place is not None:
+            placed.append(place)
+    assert 8 <= len(placed) < 40
+    for a, b in itertools.combinations(placed, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+    assert all(min(p[:2]) >= 0 and max(p[2:]) <= 320 for p in placed)
+    image = Image.new("RGB", (320, 320), "white")
+    crowd = [LabelledBox(box=(100, 120, 220, 200), label="aaaaaa")] * 40
+    assert draw_boxes(image, crowd).tobytes() == draw_boxes(image, crowd[:20]).tobytes()
 
 
 def test_boxes_are_drawn_where_they_are():

@@ -107,7 +107,7 @@ def test_the_answers_boxes_are_in_the_pixels_of_the_served_picture(at):
         box = numbers(column.get_by_text("In pixels").inner_text())
         written = numbers(column.locator("pre.final").inner_text())
         assert box == pytest.approx([side * 96 / 1000 for side in written], abs=0.06)
-        with urlopen(column.locator("img").evaluate("img => img.src")) as file:
+        with urlopen(column.locator(".answer img").evaluate("img => img.src")) as file:
             picture = Image.open(io.BytesIO(file.read())).convert("RGB")
         assert picture.size == (384, 384)
         assert colored(picture, PREDICTED_COLOR) == pytest.approx([side * 4 for side in box], abs=2)
@@ -135,6 +135,52 @@ def test_thinking_appears_as_it_is_written_until_stop_or_a_closed_tab_ends_it(at
     at.close()  # which ends what the tab asked for
     playground = served[1]
     assert playground.pool.submit(lambda: "free").result(timeout=5) == "free"
+
+
+def test_answers_say_what_they_are_about_and_go_with_another_picture(at, tmp_path):
+    ask(at)
+    about = at.locator("#answers-1 .about")
+    expect(about).to_contain_text("the cyan diamond")
+    expect(about).to_contain_text("scene-1.png, 96 x 96 pixels")
+    with urlopen(about.locator("img").evaluate("img => img.src")) as file:
+        assert Image.open(io.BytesIO(file.read())).size == (96, 96)
+    field(at, "question").fill("the red square")
+    expect(about).to_contain_text("the cyan diamond")
+    at.locator("#scenes button").nth(1).click()
+    for column in ("#answers-1", "#answers-2"):
+        expect(at.locator(column)).to_contain_text("Answers appear here.")
+        expect(at.locator(f"{column} .answer")).to_have_count(0)
+    ask(at)
+    Image.new("RGB", (80, 60), "navy").save(tmp_path / "sea.jpg")
+    at.get_by_label("Remove Image").click()
+    expect(at.locator("#answers-1")).to_contain_text("Answers appear here.")
+    at.locator("#picture input[type=file]").set_input_files(tmp_path / "sea.jpg")
+    expect(at.locator("#status")).to_contain_text("80 x 60 pixels")
+    ask(at)
+    expect(about).to_contain_text("sea.jpg, 80 x 60 pixels")
+    field(at, "folder").click()
+    at.get_by_role("option", name="navy.png").click()
+    expect(at.locator("#answers-1 .answer")).to_have_count(0)
+
+
+def test_another_picture_leaves_answers_that_are_being_written_and_they_say_whose_they_are(at, slowly):
+    at.locator("#ask").click()
+    expect(at.locator("#answers-1 section")).to_have_attribute("aria-busy", "true")
+    at.locator("#scenes button").nth(2).click()
+    expect(field(at, "question")).to_have_value("the leftmost object")
+    expect(at.locator("#answers-1 .about")).to_contain_text("the cyan diamond")
+    at.locator("#stop").click()
+    expect(at.locator("#status")).to_have_text("Stopped.")
+    expect(at.locator("#answers-1 .about")).to_contain_text("the cyan diamond")
+
+
+def test_ask_is_in_sight_on_a_small_screen_also_with_a_folder(open_page, served):
+    for size in ((1280, 720), (1400, 900), (390, 844)):
+        page = open_page(viewport={"width": size[0], "height": size[1]})
+        opened(page, served[0])
+        expect(page.locator("#folder")).to_be_visible()
+        place = page.locator("#ask").bounding_box()
+        assert place["y"] + place["height"] <= size[1], size
 
 
 def test_several_samples_stand_side_by_side_with_their_rewards_and_texts_stay_texts(at):

@@ -33,8 +33,9 @@ def test_what_cannot_be_served_is_refused_with_one_message(capsys, tmp_path, mon
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert call("tiny", "--port", taken.getsockname()[1]) == 2
-    assert "--port: port" in capsys.readouterr().err
+        port = taken.getsockname()[1]
+        assert call(tmp_path / "empty", "--port", port) == 2, "before a model is loaded"
+    assert capsys.readouterr().err.startswith(f"error: --port {port}: is taken by another program on 127.0.0.1")
     assert {path.name for path in tmp_path.iterdir()} <= {"empty", "gradio"}  # gradio makes its own when imported
 
 

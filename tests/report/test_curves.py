@@ -8,13 +8,15 @@ from vlm_r1.report.curves import (
     Line,
     band,
     binned,
-    charts,
     curve,
     held_out,
     in_words,
     moving_average,
     to_png,
 )
+from vlm_r1.report.html import render
+from vlm_r1.report.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, charts
+from vlm_r1.runtime.runlog import RunLog
 
 
 def test_band_is_lowest_mean_and_highest_by_step():
@@ -56,13 +58,42 @@ def test_only_what_was_logged_is_drawn():
     assert charts([[]], [{}]) == []
 
 
-def test_svg_takes_the_colours_of_the_page_and_escapes_names():
-    metrics = [{"step": step, 'rewards/"x_<b>/mean': 0.5, "rewards/y/mean": 0.1} for step in range(50)]
-    (chart,) = charts([metrics], [{}])
-    assert chart.legend == ('"x_<b>', "y")
-    assert "&quot;x_&lt;b&gt;: 0.5 at step 0, 0.5 at step 49; y: 0.1 at" in chart.svg and "<b>" not in chart.svg
-    assert "var(--s0)" in chart.svg and "currentColor" in chart.svg and "#0102" not in chart.svg
-    assert "http" not in chart.svg and chart.svg.startswith("<svg") and chart.svg.rstrip().endswith("</svg>")
+def test_what_never_changes_is_said_and_not_drawn():
+    metrics = [{"step": step, "lr": 1e-4, "reward": step / 2, "entropy": 2 + step / 200} for step in range(3)]
+    drawn = {chart.title: chart.constant for chart in charts([metrics], [{}])}
+    assert drawn == {"Reward": "", "Entropy": "2 to 2.01", "Learning rate": "0.0001"}
+
+
+def test_charts_take_the_colours_of_the_page_and_escape_names(tmp_path):
+    for step in range(50):
+        RunLog(tmp_path).metrics(step, {'rewards/"x_<b>/mean': 0.5, "rewards/y/mean": step / 50})
+    page = render([tmp_path])
+    svg = page[page.index('<svg class="vr-chart"') : page.index("</svg>", page.index('<svg class="vr-chart"'))]
+    assert "&#34;x_&lt;b&gt;: 0.5 at step 0, 0.5 at step 49; y: 0 at step 0, 0.98 at step 49" in svg
+    assert "<b>" not in svg and "var(--s0)" in svg and "var(--s1)" in svg and "http" not in svg
+    assert svg.count('class="vr-faint"') == svg.count('class="vr-line"') == 2
+
+
+def test_several_runs_are_a_mean_with_a_band_from_the_lowest_to_the_highest():
+    runs = [[{"step": step, "reward": step * slope} for step in (1, 2, 3)] for slope in (1.0, 3.0)]
+    [chart] = charts(runs, [{}, {}])
+    area, line = chart.paths
+    assert area.area and not line.area and line.dots and not area.dots
+
+    def values(path):
+        low_x, high_x, low, high = chart.axes
+        points = [tuple(map(float, point.split(","))) for point in path.points.split()]
+        return [
+            (
+                low_x + (x - LEFT) / (WIDTH - LEFT - RIGHT) * (high_x - low_x),
+                low + (HEIGHT - BOTTOM - y) / (HEIGHT - TOP - BOTTOM) * (high - low),
+            )
+            for x, y in points
+        ]
+
+    wanted = [(1, 1), (2, 2), (3, 3), (3, 9), (2, 6), (1, 3)]
+    assert [tuple(p) for p in np.round(values(area), 1)] == wanted
+    assert [tuple(p) for p in np.round(values(line), 1)] == [(1, 2), (2, 4), (3, 6)]
 
 
 def test_words_of_several_runs_are_means_of_those_that_have_the_step():
@@ -72,7 +103,7 @@ def test_words_of_several_runs_are_means_of_those_that_have_the_step():
 
 
 def test_more_lines_than_colours_are_told_of():
-    metrics = [{"step": step} | {f"rewards/{i}/mean": i for i in range(10)} for step in (1, 2)]
+    metrics = [{"step": step} | {f"rewards/{i}/mean": i * step for i in range(10)} for step in (1, 2)]
     (chart,) = charts([metrics], [{}])
     assert len(chart.legend) == 8 and chart.note.endswith("the first 8 of 10")
 

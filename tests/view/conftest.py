@@ -105,3 +105,8 @@ def second_dir(tmp_path_factory):
 @pytest.fixture
 def make_run():
     return make
+
+
+@pytest.fixture
+def make_row():
+    return row

@@ -3,9 +3,12 @@
 import base64
 import dataclasses
 import io
+import itertools
+import json
+import random
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from vlm_r1.report.findings import MINUS
 from vlm_r1.runtime.runlog import RunLog
@@ -38,7 +41,7 @@ def test_groups_are_filtered_and_ordered(found):
         "Warnings": [first, second, third],
     }
     assert [group.mean for group in found] == [0.625, 0.5, 0.0625]
-    assert found[0].key == ("train-0", "the red circle") and found[0].image.startswith(b"\x89PNG")
+    assert found[0].key == ("train-0", "the red circle") and found[0].image().startswith(b"\x89PNG")
 
 
 def test_steps_are_filtered_by_what_their_metrics_say(run):
@@ -66,20 +69,41 @@ def test_an_answer_is_scored_by_its_reward_or_its_accuracy(run):
 
 def test_a_drawing_has_the_boxes_of_every_answer(found):
     drawn = drawing(found[2].rows, found[2].image, (0.0, 1.0))
-    assert [(s.x, s.y, s.width, s.height) for s in drawn.true] == [(20, 30, 60, 40)]
-    assert [(m.answer, m.stroke.x) for m in drawn.marks] == [(1, 20), (2, 30), (3, 40)], "the fourth is unreadable"
+    true, *predicted = drawn.strokes
+    assert (true.kind, true.x, true.y, true.width, true.height) == ("true", 20, 30, 60, 40)
+    assert [(s.answer, s.label, s.x) for s in predicted] == [(1, "1", 20), (2, "2", 30), (3, "3", 40)], (
+        "4 is unreadable"
+    )
     assert drawn.uri.startswith("data:image/png") and not drawn.missing
 
 
 def test_a_picture_that_cannot_be_shown_is_named(found):
-    assert "cannot be read" in drawing(found[0].rows, b"no picture", (0, 1)).missing
-    assert "kept no picture" in drawing(found[0].rows, None, (0, 1)).missing
+    assert "cannot be read" in drawing(found[0].rows, lambda: b"no picture", (0, 1)).missing
+    lost = dataclasses.replace(found[0], rows=tuple(row | {"image": None} for row in found[0].rows))
+    assert "kept no image" in drawing(lost.rows, lost.image, (0, 1)).missing
+
+
+def test_the_numbers_of_many_answers_do_not_cover_each_other(found, make_row):
+    """Sixteen answers about one object: numbers that find no room wait until their answer is pointed at."""
+    rng = random.Random(0)
+    rows = [
+        make_row("the red circle", "x", [20 + rng.uniform(-6, 6), 30 + rng.uniform(-6, 6), 80, 70], reward=0.5)
+        for _ in range(16)
+    ]
+    drawn = drawing(rows, found[0].image, (0.0, 1.0))
+    numbers = [stroke for stroke in drawn.strokes if stroke.label]
+    assert [stroke.label for stroke in numbers] == [str(n) for n in range(1, 17)]
+    boxes = [(x, y - drawn.text, x + 0.62 * drawn.text * len(s.label), y) for s in numbers if s.at for x, y in [s.at]]
+    assert len(boxes) >= 12
+    for a, b in itertools.combinations(boxes, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+    assert all(min(box[:2]) >= 0 and box[2] <= 200 and box[3] <= 100 for box in boxes)
 
 
 def test_a_large_picture_is_shrunk(found):
     sink = io.BytesIO()
     Image.new("RGB", (3000, 500)).save(sink, "PNG")
-    uri = drawing(found[0].rows, sink.getvalue(), (0, 1)).uri
+    uri = drawing(found[0].rows, sink.getvalue, (0, 1)).uri
     assert Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size == (LARGE, LARGE // 6)
 
 
@@ -116,7 +140,7 @@ def test_a_question_has_its_picture_at_every_moment(make_run, tmp_path):
     rows = RunFolder(folder).samples("after")
     RunLog(folder).evaluation("after", {"in_domain": {"n": 2}}, [row | {"image": None} for row in rows])
     found = moments([Index(RunFolder(folder))], ("held-0", "held out 0"))
-    assert [m.group.image is not None for m in found] == [True, True, True]
+    assert [m.group.image()[:4] for m in found] == [b"\x89PNG"] * 3
 
 
 def test_questions_are_found_by_words_or_sample_id(run):
@@ -146,11 +170,34 @@ def test_held_out_questions_are_filtered_by_score_and_change(run):
         "Gains": ["held-0"],
         "Losses": [],
         "Parse failures": [],
-        "With picture": ["held-0"],
     }
-    assert samples.group(pairs[0]).name == "+0.750"
+    assert samples.group(pairs[0], after).name == "+0.750"
     back = pairs_of(before, after)["in_domain"]
     assert [p.row["sample_id"] for p in samples.select(back, "Losses")] == ["held-0"]
+
+
+def test_a_held_out_question_without_a_stored_image_has_that_of_its_data(make_run, tmp_path):
+    folder = make_run(tmp_path / "run")
+    colours = ["#eeeeee", "#123456"]
+    for place, paint in enumerate(colours):
+        Image.new("RGB", (200, 100), paint).save(tmp_path / f"{place}.png")
+    lines = [
+        json.dumps({"id": f"held-{n}", "image": f"{n}.png", "problem": f"held out {n}", "solution": [20, 30, 80, 70]})
+        for n in range(2)
+    ]
+    (tmp_path / "val.jsonl").write_text("\n".join(lines) + "\n")
+    data = {"folder": str(tmp_path), "seed": 0, "splits": {"in_domain": {"path": "val.jsonl"}}}
+    for phase in ("before", "after"):
+        RunLog(folder).evaluation(phase, {"in_domain": {"n": 2}}, RunFolder(folder).samples(phase), data)
+    run = RunFolder(folder)
+    after = Chosen(run=run, name="after")
+    pairs = pairs_of(after, Chosen(run=run, name="before"))["in_domain"]
+    assert pairs[1].after["image"] is None
+    for pair, paint in zip(pairs, colours, strict=True):
+        image = Image.open(io.BytesIO(samples.group(pair, after).image())).convert("RGB")
+        assert image.size == (200, 100) and image.getpixel((5, 5)) == ImageColor.getrgb(paint)
+    for moment in moments([Index(run)], ("held-1", "held out 1")):
+        assert Image.open(io.BytesIO(moment.group.image())).getpixel((5, 5)) == ImageColor.getrgb(colours[1])
 
 
 def test_the_table_has_the_metrics_of_both_evaluations(run, second_dir):

@@ -1,12 +1,14 @@
 """From metrics to drawn curves: thinning, places in the drawing, charts of one run and of several."""
 
 import json
+import math
 
 import pytest
 
-from vlm_r1.report.curves import Line
+from vlm_r1.report.curves import Line, per_row
+from vlm_r1.report.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, plots
+from vlm_r1.runtime.alive import sign
 from vlm_r1.view.folder import RunFolder
-from vlm_r1.view.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, plots
 from vlm_r1.view.thin import Thinned
 from vlm_r1.view.training import sections, status, tiles, warnings
 
@@ -56,6 +58,34 @@ def test_a_curve_is_drawn_where_its_values_are():
     assert plot.axes[:2] == (1, 7) and len(path.dots) == 3 and not plot.legend
 
 
+def test_a_curve_that_hardly_changes_is_said_and_not_drawn():
+    def level(title, *values):
+        [plot] = plots(title, "", [Line(label="", runs=[list(enumerate(values))])], ["run"])
+        return plot.constant
+
+    assert level("Learning rate", 1e-4, 1e-4, 1e-4) == "0.0001"
+    assert level("Answer length", 100.0, 100.5, 99.75) == "99.75 to 100.5"
+    assert level("Answer length", 100.0, 102.0) == level("Answer length", 100.0) == ""
+    assert level("Cut answers", 0.0, 0.0) == "0" and level("Cut answers", 0.0, 1e-9) == ""
+    assert level("Reward", 0.5, 0.501) == "", "its axis does not begin at zero"
+    lines = [Line(label=name, runs=[[(1, low), (2, high)]]) for name, low, high in (("a", 1, 1), ("b", 1, 2))]
+    assert [plot.constant for plot in plots("Odd boxes", "", lines, ["run"])] == [""]
+    assert [plot.constant for plot in plots("Odd boxes", "", lines[:1], ["run"])] == ["1"]
+    both = [Line(label=name, runs=[[(1, value), (2, value)]]) for name, value in (("a", 1), ("b", 2))]
+    assert [plot.constant for plot in plots("Odd boxes", "", both, ["run"])] == ["a 1, b 2"]
+
+
+@pytest.mark.parametrize("most", [2, 3, 4])
+@pytest.mark.parametrize("n", range(1, 30))
+def test_rows_of_cards_are_as_even_as_they_can_be(n, most):
+    sizes, rows = per_row(n, most), []
+    while sizes:
+        rows.append(sizes[0])
+        assert sizes[: rows[-1]] == [rows[-1]] * rows[-1]
+        sizes = sizes[rows[-1] :]
+    assert sum(rows) == n and len(rows) == math.ceil(n / most) and max(rows) - min(rows) <= 1
+
+
 def test_a_long_curve_is_drawn_faint_with_its_average():
     line = Line(label="", runs=[[(step, float(step % 2)) for step in range(50)]])
     [plot] = plots("Loss", "", [line], ["run"])
@@ -101,8 +131,16 @@ def test_a_runs_state_is_told_from_its_files(make_run, tmp_path):
     )
     told = status(run, now=written + 3600)
     assert (told.state, told.facts[-1]) == ("stopped", "no new line for 60 min")
-    (run.path / "final").mkdir()
+    with sign(run.path):
+        told = status(run, now=written + 3600)
+        assert (told.state, told.facts[-1]) == ("running", "about 8 s left")
+        (run.path / "final").mkdir()
+        assert status(run).state == "running", "with more steps, or in its last evaluation"
     assert status(run).state == "finished"
+    (run.path / "final").rmdir()
+    told = status(run, now=written + 3)
+    assert (told.state, told.facts[-1]) == ("stopped", "its process has ended")
+    (run.path / "final").mkdir()
     (run.path / "config.yaml").write_text("run: [odd")
     assert status(run).facts == ("step 6",)
 

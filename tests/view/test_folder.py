@@ -90,13 +90,12 @@ def test_nothing_outside_the_folder_is_read(make_run, run_dir, tmp_path):
             read()
 
 
-def test_what_is_no_run_folder_is_refused_with_a_hint(tmp_path, make_run):
+def test_what_is_no_run_folder_is_refused_with_a_hint(tmp_path):
     with pytest.raises(CheckpointError, match="no such run folder"):
         RunFolder(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="no run folder; it has none of"):
-        RunFolder(tmp_path)
-    make_run(tmp_path / "one")
-    with pytest.raises(CheckpointError, match=r"run folders in it: .*one"):
+    with pytest.raises(
+        CheckpointError, match=r"not a run folder, and there is none inside; it has none of config\.yaml"
+    ):
         RunFolder(tmp_path)
 
 

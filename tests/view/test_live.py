@@ -127,7 +127,8 @@ def test_a_supervised_run_without_answers_says_so(serve, page, tmp_path):
     for step in range(1, 4):
         log.metrics(step, {"loss": 1 / step, "lr": 1e-3})
     page.goto(serve(log.run_dir))
-    expect(page.locator("#training figcaption")).to_contain_text(["Loss", "Learning rate"])
+    expect(page.locator("#training figcaption")).to_contain_text(["Loss"])
+    expect(page.locator("#training .vr-level")).to_contain_text("Learning rate 0.001")
     answers(page)
     expect(page.locator("#answers-strip")).to_contain_text("Supervised runs have none")
     page.get_by_role("tab", name="One question", exact=True).click()
@@ -145,7 +146,7 @@ def test_what_training_writes_is_shown(serve, page, tmp_path):
     page.goto(serve(tmp_path / "run"))
     expect(page.locator("#head")).to_contain_text("step 2 of 2")
     titles = page.locator("#training figcaption")
-    for title in ("Reward", "Held-out mean IoU", "Answer length", "Gradient norm", "Time of a step"):
+    for title in ("Reward", "Held-out mean IoU", "Entropy", "Gradient norm", "Time of a step"):
         expect(titles.filter(has_text=title).first).to_be_visible()
     answers(page)
     expect(page.locator("#answers-detail .vr-answer")).to_have_count(4)

@@ -11,6 +11,7 @@ from playwright.sync_api import expect
 
 from vlm_r1.report.findings import MINUS
 from vlm_r1.report.web import launch, private_folder
+from vlm_r1.runtime.runlog import RunLog
 from vlm_r1.view.server import build_page, page_css, page_js
 
 
@@ -101,12 +102,12 @@ def test_the_curve_is_at_the_pixels_of_its_values(at):
     drawn.scroll_into_view_if_needed()
     at.mouse.move(2, 2)
     shown = pixels(drawn)
-    scale = shown.shape[1] / 440
+    scale = shown.shape[1] / 340
     xs, ys = where(shown, "#2f6fd6", 30)
     low_x, high_x, low, high = map(float, drawn.get_attribute("data-axes").split())
     for step in (1, 3, 6):
-        x = (46 + (step - low_x) / (high_x - low_x) * (440 - 46 - 8)) * scale
-        y = shown.shape[0] - (22 + (0.125 * step - low) / (high - low) * (190 - 8 - 22)) * scale
+        x = (46 + (step - low_x) / (high_x - low_x) * (340 - 46 - 8)) * scale
+        y = shown.shape[0] - (22 + (0.125 * step - low) / (high - low) * (160 - 8 - 22)) * scale
         assert min(np.hypot(xs - x, ys - y)) < 2, f"no ink at step {step}"
     assert (high_x - low_x) == 5
 
@@ -116,7 +117,7 @@ def test_values_are_read_by_pointer_and_by_keys(at):
     drawn = chart(at, "Reward parts")
     expect(drawn.locator("polyline")).to_have_count(2)
     place = drawn.bounding_box()
-    at.mouse.move(place["x"] + place["width"] * (46 + 386 * 0.6) / 440, place["y"] + place["height"] / 2)
+    at.mouse.move(place["x"] + place["width"] * (46 + 286 * 0.6) / 340, place["y"] + place["height"] / 2)
     tip = at.locator(".vr-tip")
     expect(tip).to_contain_text("step 4")
     assert re.search(r"iou 0\.25", tip.inner_text()) and re.search(r"format 1\b", tip.inner_text())
@@ -182,6 +183,52 @@ def test_an_answer_is_shown_whole(at):
     expect(at.locator("#answers-detail .vr-parts").first).to_contain_text("iou")
 
 
+def test_coordinates_have_a_unit(at):
+    answers(at)
+    expect(at.locator(".vr-answer").nth(1)).to_contain_text("in pixels: (30.0, 30.0, 90.0, 70.0)")
+    expect(at.locator("#answers-detail")).to_contain_text("true box in pixels: (20.0, 30.0, 80.0, 70.0)")
+    tab(at, "Training")
+    expect(chart(at, "Reward").locator("text", has_text=re.compile("^step$"))).to_have_count(1)
+
+
+def test_the_image_stays_in_sight_beside_many_answers(open_page, address):
+    page = open_page(viewport={"width": 1280, "height": 420})
+    opened(page, address)
+    answers(page)
+    last = page.locator(".vr-answer").last
+    last.scroll_into_view_if_needed()
+    figure = page.locator("#answers-detail .vr-two figure svg").bounding_box()
+    assert page.evaluate("window.scrollY") > 100
+    assert figure["y"] == pytest.approx(8, abs=2), "8 pixels below the edge, where it sticks"
+
+
+def test_values_that_never_change_take_no_card(at):
+    only(at, "first")
+    level = at.locator("#training .vr-level")
+    expect(level.filter(has_text="Learning rate 0.0001")).to_have_count(1)
+    expect(at.locator("figcaption", has_text="Learning rate")).to_have_count(0)
+
+
+@pytest.mark.parametrize(("width", "sizes"), [(1400, [3, 2]), (1120, [3, 2]), (800, [2, 2, 1]), (390, [1] * 5)])
+def test_no_card_stands_beside_a_gap(open_page, tmp_path, width, sizes):
+    for step in range(1, 4):
+        names = ("loss", "kl", "grad_norm", "entropy", "lr")
+        RunLog(tmp_path / "run").metrics(step, dict.fromkeys(names, float(step)))
+    with private_folder() as folder:
+        built = build_page([tmp_path / "run"])
+        page = open_page(viewport={"width": width, "height": 900})
+        opened(page, launch(built, folder, css=page_css(), js=page_js()))
+        places = [card.bounding_box() for card in page.locator(".vr-plot").all()]
+        built.close(verbose=False)
+    rows = {}
+    for place in places:
+        rows.setdefault(round(place["y"]), []).append(place)
+    assert [len(rows[y]) for y in sorted(rows)] == sizes
+    for row in rows.values():
+        end = row[-1]["x"] + row[-1]["width"]
+        assert end > width - 60 or (len(row) == 2 and row[0]["width"] == pytest.approx(28 * 16, abs=1))
+
+
 def test_filters_choose_groups_and_steps(at):
     answers(at)
     heads = thumbs(at, "answers-strip").locator(".vr-thumb-head b")
@@ -236,8 +283,9 @@ def test_a_question_is_followed_over_time(at):
     expect(thumbs(at, "question-strip")).to_have_count(5)
     detail = at.locator("#question-detail")
     expect(detail).to_contain_text("IoU 0.250")
-    for _ in range(3):
+    for name in ("second: before", "first: step 2", "first: after"):
         at.get_by_role("button", name="Next moment").click()
+        expect(detail).to_contain_text(name)
     expect(detail).to_contain_text("IoU 1.000")
     expect(at.locator("#question-curve polyline")).to_have_count(2)
 
@@ -246,6 +294,7 @@ def test_evaluations_are_compared_question_by_question(at):
     tab(at, "Evaluation")
     table = at.get_by_label("metrics")
     expect(table).to_contain_text("second: after")
+    expect(table).to_contain_text("In-domain, 2 questions")
     expect(table.locator("tr", has_text="mean IoU")).to_contain_text("0.375")
     at.get_by_label("Evaluation", exact=True).click()
     at.get_by_role("option", name="first: after").click()
@@ -267,6 +316,55 @@ def test_a_phone_shows_it_without_scrolling_sideways(open_page, address, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 150) == (scheme == "dark")
+
+
+def test_a_phone_shows_all_columns_of_a_table_or_that_there_are_more(open_page, address):
+    page = open_page(viewport={"width": 390, "height": 844})
+    opened(page, address)
+    page.locator(".overflow-menu button").first.click()
+    page.locator(".overflow-dropdown button", has_text="Evaluation").click()
+    table = page.get_by_label("metrics")
+    expect(table.get_by_role("columnheader", name="difference")).to_be_visible()
+    assert table.evaluate("box => box.scrollWidth - box.clientWidth") <= 1
+    table.evaluate("box => box.querySelector('table').style.width = '900px'")
+    shown = pixels(table)
+    inside = shown[shown.shape[0] // 2, shown.shape[1] // 2 : shown.shape[1] // 2 + 4].mean()
+    assert shown[-4, -1].mean() < inside - 20, "a shadow at the edge where the table goes on"
+
+
+def test_a_question_asked_once_is_said_to_be(open_page, make_run, tmp_path):
+    run = make_run(tmp_path / "run", steps=1, phases=("before",))
+    with private_folder() as folder:
+        built = build_page([run])
+        page = open_page()
+        opened(page, launch(built, folder, css=page_css(), js=page_js()))
+        tab(page, "One question")
+        expect(page.locator("#question-strip")).to_contain_text("Asked once so far.")
+        expect(page.locator("#question-detail h3")).to_have_text("held out 0")
+        expect(page.locator("#question-strip .vr-thumb")).to_have_count(0)
+        expect(page.locator("#question-curve .vr-plot")).to_have_count(0)
+        for name in ("Previous moment", "Next moment"):
+            expect(page.get_by_role("button", name=name)).to_be_disabled()
+        built.close(verbose=False)
+
+
+def test_a_run_that_begins_while_its_folder_is_looked_at_appears(open_page, make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm_r1.view.app.LOOK_SECONDS", 0.0)
+    make_run(tmp_path / "runs" / "one")
+    with private_folder() as folder:
+        built = build_page([tmp_path / "runs"])
+        page = open_page()
+        opened(page, launch(built, folder, css=page_css(), js=page_js()))
+        expect(page.locator("#head .vr-status b")).to_have_text(["one"])
+        make_run(tmp_path / "runs" / "two", slope=0.0625)
+        expect(page.locator("#head .vr-status b")).to_have_text(["one", "two"])
+        expect(page.locator("#runs").get_by_role("checkbox")).to_have_count(2)
+        only(page, "two")
+        tab(page, "Answers")
+        page.get_by_label("Run", exact=True).click()
+        page.get_by_role("option", name="two").click()
+        expect(page.locator("#answers-strip")).to_contain_text("Step 1: 3 groups")
+        built.close(verbose=False)
 
 
 def test_files_are_not_served(page, address, run_dir):

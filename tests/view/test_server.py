@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from urllib.request import ProxyHandler, build_opener
 import pytest
 
 from vlm_r1.cli import main
-from vlm_r1.view.server import open_runs
+from vlm_r1.view.server import Runs
 
 
 def call(*arguments):
@@ -23,7 +24,7 @@ def call(*arguments):
 def test_what_cannot_be_looked_at_is_refused_with_one_message(capsys, tmp_path, run_dir):
     for arguments, message in (
         ([tmp_path / "nothing"], "no such run folder"),
-        ([tmp_path], "no run folder"),
+        ([tmp_path], "not a run folder, and there is none inside"),
         ([run_dir / "config.yaml"], "no such run folder"),
         ([run_dir, run_dir / "."], "given twice"),
     ):
@@ -34,7 +35,11 @@ def test_what_cannot_be_looked_at_is_refused_with_one_message(capsys, tmp_path, 
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert call(run_dir, "--port", taken.getsockname()[1]) == 2
-    assert "--port: port" in capsys.readouterr().err
+        port = taken.getsockname()[1]
+    error = capsys.readouterr().err
+    assert error == f"error: --port {port}: is taken by another program on 127.0.0.1; name another port, or leave " + (
+        "--port out to take the first free one\n"
+    )
 
 
 def test_without_gradio_the_command_says_what_to_install(capsys, monkeypatch, run_dir):
@@ -46,8 +51,27 @@ def test_without_gradio_the_command_says_what_to_install(capsys, monkeypatch, ru
 
 def test_runs_have_names_that_differ(make_run, tmp_path):
     folders = [make_run(tmp_path / place / "demo", steps=1, phases=()) for place in ("a", "b")]
-    assert [run.name for run in open_runs(folders)] == ["a/demo", "b/demo"]
-    assert [run.name for run in open_runs(folders[:1])] == ["demo"]
+    assert [run.name for run in Runs(folders).new()] == ["a/demo", "b/demo"]
+    assert [run.name for run in Runs(folders[:1]).new()] == ["demo"]
+
+
+def test_a_folder_stands_for_the_runs_inside_the_last_written_first_and_for_later_ones(make_run, tmp_path):
+    for age, place in ((900, "old"), (100, "sweep/lr/seed-0"), (50, "sweep/lr/seed-1")):
+        folder = make_run(tmp_path / place, steps=1, phases=())
+        for file in folder.iterdir():
+            os.utime(file, (1e9 - age, 1e9 - age))
+    (tmp_path / "notes").mkdir()
+    runs = Runs([tmp_path])
+    assert [run.name for run in runs.new()] == ["sweep/lr/seed-1", "sweep/lr/seed-0", "old"]
+    assert runs.new() == []
+    make_run(tmp_path / "new", steps=1, phases=())
+    shutil.rmtree(tmp_path / "old")
+    assert [run.name for run in runs.new()] == ["new"]
+    assert [run.name for run in Runs([tmp_path / "sweep" / "lr", tmp_path / "new"]).new()] == [
+        "seed-1",
+        "seed-0",
+        "new",
+    ]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -102,6 +103,7 @@ def report(
 
     The page goes into the run folder; for several, into the folder above the first one.
     """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # held-out data of the hub is read from this machine or not at all
     from vlm_r1.report.html import write_report
 
     typer.echo(f"report: {write_report(runs)}")

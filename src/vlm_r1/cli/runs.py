@@ -21,8 +21,9 @@ def runs(
 ) -> None:
     """List run folders with their outcome, the one written last first.
 
-    A run is finished when its final model and last evaluation are there, running while its files are young, else
-    stopped. The reward is the mean of the last 10 steps; held out is the accuracy before and after.
+    A run is finished when its final model and last evaluation are there, running while its process is (on another
+    machine: while its files are young), else stopped. The reward is the mean of the last 10 steps; held out is the
+    accuracy before and after.
 
     Example: vlm-r1 runs runs/sweep --json
     """

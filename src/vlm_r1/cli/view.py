@@ -12,7 +12,10 @@ from vlm_r1.cli.app import app, command
 
 @command(app, "view")
 def view(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, finished or still being written.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders, finished or being written, or a folder of them."),
+    ],
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 7860 on.")
     ] = None,
@@ -20,10 +23,10 @@ def view(
 ) -> None:
     """Look at runs in the browser, live: curves, answers with their boxes, one question over time, evaluations.
 
-    Several runs are drawn over each other. The page is served to this computer alone (127.0.0.1). Needs the extra "ui".
-    See: vlm-r1 docs viewer.
+    Several runs are drawn over each other; of a folder all runs inside are opened, later ones too. The page is served
+    to this computer alone (127.0.0.1). Needs the extra "ui". See: vlm-r1 docs viewer.
 
-    Example: vlm-r1 view runs/sft runs/rl
+    Example: vlm-r1 view runs
     """
     from vlm_r1.view.server import view as run
 

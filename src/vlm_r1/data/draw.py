@@ -48,8 +48,8 @@ def draw_boxes(
         if box is not None:
             _outline(pen, box, color, width, dashed)
     for box, label, color, _ in shown:
-        if box is not None and label:
-            placed.append(_label(pen, box, label, color, size, placed))
+        if box is not None and label and (place := _label(pen, box, label, color, size, placed)):
+            placed.append(place)
     return canvas
 
 
@@ -97,24 +97,41 @@ def _outline(pen: ImageDraw.ImageDraw, box: Box, color: str, width: int, dashed:
 
 def _label(
     pen: ImageDraw.ImageDraw, box: Box, text: str, color: str, size: tuple[int, int], placed: Sequence[Box]
-) -> Box:
-    """Write a label at the first of some places around the box that no earlier label takes; returns its place."""
+) -> Box | None:
+    """Write a label where it finds room (`free_place`); returns its place."""
     text = " ".join(text.split())
     text = text if len(text) <= _LABEL_LENGTH else text[: _LABEL_LENGTH - 1] + "…"
     face = font(max(11, min(22, round(max(size) / 26))))
     left, top, right, bottom = pen.textbbox((0, 0), text, font=face)
     wide, high = right - left + 6, bottom - top + 6
-    x1, y1, x2, y2 = box
-    corners = [(x1, y1 - high - 1), (x1, y2 + 2), (x2 - wide, y1 - high - 1), (x2 - wide, y2 + 2), (x1 + 3, y1 + 3)]
-    places = []
-    for x, y in corners:
-        x, y = max(0, min(x, size[0] - wide)), max(0, min(y, size[1] - high))
-        places.append((float(x), float(y), float(x + wide), float(y + high)))
-    free = (place for place in places if not any(_touch(place, other) for other in placed))
-    place = next(free, places[0])
+    place = free_place(box, (wide, high), size, placed)
+    if place is None:
+        return None
     pen.rectangle((*place[:2], place[2] - 1, place[3] - 1), fill=color)
     pen.text((place[0] + 3 - left, place[1] + 3 - top), text, fill=_HALO, font=face)
     return place
+
+
+def free_place(
+    box: Box, label: tuple[float, float], size: tuple[float, float], placed: Sequence[Box], gap: float = 2.0
+) -> Box | None:
+    """Where a label of (width, height) stands beside a box: the first place that no earlier label (`placed`) takes.
+
+    It is tried at the corners outside and inside the box, then along its edges. None where all are taken: labels over
+    labels are read by nobody. All in pixels of an image of `size`; a label never leaves it.
+    """
+    (x1, y1, x2, y2), (wide, high) = box, label
+    above, below, inside = (y1 - high - gap), (y2 + gap), (y1 + gap, y2 - high - gap)
+    xs, middle = (x1, x2 - wide), (x1 + x2 - wide) / 2
+    corners = [(x, y) for y in (above, below) for x in xs]
+    corners += [(x1 + gap, inside[0]), (x2 - wide - gap, inside[1]), (middle, above), (middle, below)]
+    corners += [(x, y) for x in (x1 - wide - gap, x2 + gap) for y in (y1, y2 - high, (y1 + y2 - high) / 2)]
+    for x, y in corners:
+        x, y = max(0.0, min(x, size[0] - wide)), max(0.0, min(y, size[1] - high))
+        place = (x, y, x + wide, y + high)
+        if not any(_touch(place, other) for other in placed):
+            return place
+    return None
 
 
 def _touch(a: Box, b: Box) -> bool:

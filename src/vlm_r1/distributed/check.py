@@ -45,8 +45,10 @@ def check_cluster(world: World, run_dir: Path, versions: str) -> None:
         world.sum_tensors([total])
         if total.tolist() != [world.size * (world.size + 1) / 2] * 4:
             raise ClusterError(f"rank {world.rank}: a sum over {world.size} processes is wrong ({total.tolist()[0]})")
-    with deadline(f"a small checkpoint in {run_dir} is not written: its file system does not answer"):
-        _write_and_read(world, run_dir / ".check")
+    # A run that fails before its first step leaves no folder.
+    folder = run_dir / ".check" if run_dir.is_dir() else run_dir.with_name(f".{run_dir.name}.check")
+    with deadline(f"a small checkpoint in {folder.parent} is not written: its file system does not answer"):
+        _write_and_read(world, folder)
 
 
 def _same_versions(told: list[tuple[str, str]]) -> None:

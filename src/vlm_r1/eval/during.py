@@ -13,7 +13,7 @@ from vlm_r1.config import Recipe
 from vlm_r1.errors import EngineError
 from vlm_r1.eval.best import Best, find_best, is_stale
 from vlm_r1.eval.measures import shown
-from vlm_r1.eval.run import evaluate
+from vlm_r1.eval.run import data_of, evaluate
 from vlm_r1.rollout.engine import RolloutEngine
 from vlm_r1.runtime.runlog import read_eval
 from vlm_r1.runtime.session import Session
@@ -47,7 +47,7 @@ def evaluate_splits(
     if session.world.is_main:
         for split, values in metrics.items():
             print(f"{phase}: {split}: {shown(values)}", file=sys.stderr, flush=True)
-        session.log.evaluation(phase, metrics, rows)
+        session.log.evaluation(phase, metrics, rows, data_of(recipe))
 
 
 class Checkpoints:

@@ -134,6 +134,12 @@ def _measured(split: str, group: RolloutGroup) -> tuple[int, Outcome, dict[str, 
     return group.prompt.number, found, row
 
 
+def data_of(recipe: Recipe) -> dict[str, Any]:
+    """Where the held-out samples of a recipe come from, as the table of their outcomes keeps it."""
+    splits = {name: source.model_dump(mode="json") for name, source in recipe.data.eval.items()}
+    return {"folder": str(Path.cwd()), "seed": recipe.run.seed, "splits": splits}
+
+
 def evaluate_model(recipe: Recipe, out: Path | None = None) -> dict[str, dict[str, float]]:
     """`vlm-r1 eval`: evaluate `model.path` on the splits of `data.eval`; write the metrics as JSON to `out`.
 
@@ -151,5 +157,5 @@ def evaluate_model(recipe: Recipe, out: Path | None = None) -> dict[str, dict[st
         from vlm_r1.runtime.runlog import write_eval_samples
 
         write_atomically(out, (json.dumps(metrics, indent=2) + "\n").encode())
-        write_eval_samples(out.with_suffix(".parquet"), rows)
+        write_eval_samples(out.with_suffix(".parquet"), rows, data_of(recipe))
     return metrics

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from vlm_r1.play.answers import Progress
 from vlm_r1.records import Answer, Score
-from vlm_r1.report.findings import number
+from vlm_r1.report.findings import box_words, number
 from vlm_r1.report.gallery import bars
 
 _THINK = re.compile(r"\s*<think>(.*?)(?:</think>|$)", re.DOTALL)
@@ -40,10 +40,14 @@ class Card:
 class Column:
     """All that one model says to a question.
 
-    `ratio` is width / height of the picture; `key` asks for the meaning of the boxes' colours.
+    `question` was asked about the image named `image`, whose address is `thumb`. `ratio` is its width / height; `key`
+    asks for the meaning of the boxes' colours.
     """
 
     name: str
+    question: str = ""
+    image: str = ""
+    thumb: str = ""
     cards: tuple[Card, ...] = ()
     note: str = ""
     busy: bool = False
@@ -99,7 +103,7 @@ def finished_card(answer: Answer, picture: str, score: Score | None, *, stopped:
         think=answer.think.strip() if answer.think is not None else think,
         answer=answer.text if answer.text is not None else text,
         picture=picture,
-        boxes=tuple(f"{b.label + ': ' if b.label else ''}({', '.join(f'{x:.1f}' for x in b.box)})" for b in found),
+        boxes=tuple(map(box_words, found)),
         failure=answer.failure.detail if answer.failure else "",
         facts=", ".join(facts),
         reward=f"{first[0]} {number(first[1])}" if first and first[1] is not None else "",

@@ -29,7 +29,7 @@ def picture_parts(scenes: list[tuple[str, str]], pictures: Pictures) -> Parts:
             sources=["upload", "clipboard"],
             type="filepath",
             image_mode=None,
-            height=250,
+            height=200,
             buttons=["fullscreen"],
             alt_text="The picture that the question is about",
             elem_id="picture",
@@ -48,8 +48,7 @@ def picture_parts(scenes: list[tuple[str, str]], pictures: Pictures) -> Parts:
         "listed": gr.Dropdown(
             pictures.listed(),
             value=None,
-            label=f"Or a picture of {pictures.image_root}",
-            info="Type to search, or write a path in this folder.",
+            label=f"Or a picture of {pictures.image_root}: type to search, or a path in it",
             allow_custom_value=True,
             visible=pictures.image_root is not None,
             elem_id="folder",
@@ -59,7 +58,7 @@ def picture_parts(scenes: list[tuple[str, str]], pictures: Pictures) -> Parts:
 
 
 def question_parts(sample: Sample) -> Parts:
-    """Task, question and truth, filled in with those of `sample`."""
+    """Task and question, filled in with those of `sample`."""
     return {
         "task": gr.Dropdown(
             [(f"{task.title} ({name})", name) for name, task in TASKS.items()],
@@ -68,6 +67,12 @@ def question_parts(sample: Sample) -> Parts:
             elem_id="task",
         ),
         "question": gr.Textbox(sample.question, label="Question", lines=1, max_lines=8, elem_id="question"),
+    }
+
+
+def truth_parts(sample: Sample) -> Parts:
+    """The truth, filled in with that of `sample`."""
+    return {
         "truth": gr.Textbox(
             written(sample.truth),
             label="Truth (optional)",
@@ -84,10 +89,10 @@ def sampling_parts() -> Parts:
     parts: Parts = {"greedy": gr.Checkbox(True, label="Greedy: one answer, the likeliest tokens", elem_id="greedy")}
     with gr.Row():
         parts["n"] = gr.Slider(
-            1, MOST_SAMPLES, 4, step=1, label="Samples", interactive=False, min_width=140, elem_id="samples"
+            1, MOST_SAMPLES, 4, step=1, label="Samples", interactive=False, min_width=165, elem_id="samples"
         )
         parts["temperature"] = gr.Slider(
-            0.05, 2, 1, step=0.05, label="Temperature", interactive=False, min_width=140, elem_id="temperature"
+            0.05, 2, 1, step=0.05, label="Temperature", interactive=False, min_width=165, elem_id="temperature"
         )
     return parts
 

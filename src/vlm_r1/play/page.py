@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from vlm_r1.play.fields import (
     question_parts,
     sampling_parts,
     status,
+    truth_parts,
 )
 from vlm_r1.play.pictures import Pictures, example_scenes
 from vlm_r1.play.playground import Form, Playground
@@ -43,17 +44,18 @@ def build_page(playground: Playground) -> gr.Blocks:
     names = [speaker.name for speaker in playground.speakers]
     samples = example_scenes()
     scenes = _scene_files(samples, playground.pictures.folder / "scenes")
+    empty = [Column(name=name, note=_EMPTY).html() for name in names]
     with gr.Blocks(title="VLM-R1 playground", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_head(names), apply_default_css=False, elem_id="head")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320, elem_id="form"):
                 parts = picture_parts(scenes, playground.pictures)
-                parts |= question_parts(samples[0]) | sampling_parts() | button_parts()
-                parts |= further_parts()
+                parts |= question_parts(samples[0]) | button_parts()
+                parts |= truth_parts(samples[0]) | sampling_parts() | further_parts()
             with gr.Column(scale=7, min_width=320), gr.Row(equal_height=False):
                 columns = [
                     gr.HTML(
-                        Column(name=name, note=_EMPTY).html(),
+                        empty[i],
                         elem_id=f"answers-{i + 1}",
                         elem_classes="answers",
                         min_width=320,
@@ -63,7 +65,12 @@ def build_page(playground: Playground) -> gr.Blocks:
                 ]
         found = SimpleNamespace(**parts, columns=columns)
         _connect_asking(page, found, playground)
-        _connect_pictures(found, playground.pictures, scenes, samples)
+
+        def cleared(session: str) -> Updates:
+            """No answers beside an image that they are not about; those that are being written say which theirs is."""
+            return {} if playground.is_asked(session) else dict(zip(columns, empty, strict=True))
+
+        _connect_pictures(found, playground.pictures, scenes, samples, cleared)
     return page
 
 
@@ -126,12 +133,18 @@ def _connect_asking(page: gr.Blocks, parts: Any, playground: Playground) -> None
     )
 
 
-def _connect_pictures(parts: Any, pictures: Pictures, scenes: Sequence[Any], samples: Sequence[Sample]) -> None:
-    """Pictures that are uploaded or picked, and clicks on them."""
+def _connect_pictures(
+    parts: Any,
+    pictures: Pictures,
+    scenes: Sequence[Any],
+    samples: Sequence[Sample],
+    cleared: Callable[[str], Updates],
+) -> None:
+    """Pictures that are uploaded or picked, and clicks on them; `cleared` takes the answers of a session away."""
 
-    def pick_scene(event: gr.SelectData) -> Updates:
+    def pick_scene(request: gr.Request, event: gr.SelectData) -> Updates:
         sample = samples[int(event.index)]
-        return {
+        return cleared(str(request.session_hash)) | {
             parts.picture: scenes[int(event.index)][0],
             parts.task: sample.task,
             parts.question: sample.question,
@@ -139,21 +152,29 @@ def _connect_pictures(parts: Any, pictures: Pictures, scenes: Sequence[Any], sam
             parts.status: status("Ready."),
         }
 
-    def pick_listed(name: str | None) -> Updates:
+    def pick_listed(name: str | None, request: gr.Request) -> Updates:
         if not name:
             return {parts.status: gr.skip()}
         try:
             path = pictures.from_root(name)
         except UserError as error:
             return {parts.status: status(str(error), error=True)}
-        return {parts.picture: str(path), parts.truth: "", parts.status: status(name)}
+        return cleared(str(request.session_hash)) | {
+            parts.picture: str(path),
+            parts.truth: "",
+            parts.status: status(name),
+        }
 
-    def uploaded(value: Any) -> Updates:
+    def uploaded(value: Any, request: gr.Request) -> Updates:
+        empty = cleared(str(request.session_hash))
         try:
             _, image = pictures.uploaded(value)
         except UserError as error:
-            return {parts.picture: None, parts.truth: "", parts.status: status(str(error), error=True)}
-        return {parts.truth: "", parts.status: status(f"{image.width} x {image.height} pixels")}
+            return empty | {parts.picture: None, parts.truth: "", parts.status: status(str(error), error=True)}
+        return empty | {parts.truth: "", parts.status: status(f"{image.width} x {image.height} pixels")}
+
+    def removed(request: gr.Request) -> Updates:
+        return cleared(str(request.session_hash)) | {parts.truth: ""}
 
     def drawn(task: str, truth: str, event: gr.EventData) -> Updates:
         box = ", ".join(str(int(side)) for side in event.box)
@@ -165,10 +186,10 @@ def _connect_pictures(parts: Any, pictures: Pictures, scenes: Sequence[Any], sam
             parts.status: status(f"True box {box}"),
         }
 
-    changed = [parts.picture, parts.truth, parts.status]
+    changed = [parts.picture, parts.truth, parts.status, *parts.columns]
     every = [*changed, parts.task, parts.question]
     parts.scenes.select(pick_scene, None, every, queue=False, trigger_mode="always_last", **_QUIETLY)
     parts.listed.input(pick_listed, parts.listed, changed, queue=False, **_QUIETLY)
     parts.picture.upload(uploaded, parts.picture, changed, preprocess=False, queue=False, **_QUIETLY)
-    parts.picture.clear(lambda: "", None, parts.truth, queue=False, **_QUIETLY)
-    parts.pen.select(drawn, [parts.task, parts.truth], changed[1:], queue=False, trigger_mode="multiple", **_QUIETLY)
+    parts.picture.clear(removed, None, [parts.truth, *parts.columns], queue=False, **_QUIETLY)
+    parts.pen.select(drawn, [parts.task, parts.truth], changed[1:3], queue=False, trigger_mode="multiple", **_QUIETLY)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from secrets import randbelow
 from typing import Any
 
@@ -77,6 +78,10 @@ class Playground:
         if halt is not None:
             halt.set()
 
+    def is_asked(self, session: str) -> bool:
+        """Whether a browser tab waits for answers."""
+        return session in self._halts
+
     def close(self) -> None:
         """End everything that is under way."""
         for halt in list(self._halts.values()):
@@ -116,7 +121,17 @@ class Playground:
         asked = _asked(form, sample)
         rubric = build_rubric(RewardConfig(parts=dict.fromkeys(_rewards(form, sample), 1.0)))
         ratio = round(image.width / image.height, 4)
-        blank = Column(name="", note="Waiting …", busy=True, ratio=ratio, cards=(Card(),) * asked.n)
+        path = Path(str(picture.path))
+        blank = Column(
+            name="",
+            question=sample.question,
+            image=f"{(form.picture or {}).get('orig_name') or path.name}, {image.width} x {image.height} pixels",
+            thumb=_address(path),
+            note="Waiting …",
+            busy=True,
+            ratio=ratio,
+            cards=(Card(),) * asked.n,
+        )
         columns += [replace(blank, name=speaker.name) for speaker in self.speakers]
         yield View(status="Looking at the picture …", columns=tuple(columns), busy=True)
         for place, speaker in enumerate(self.speakers):
@@ -163,7 +178,12 @@ class Playground:
     def _drawn(self, image: Image.Image, truth: Truth, answer: Answer) -> str:
         """The address of the picture with the true and the answered boxes."""
         predicted = answer.value if isinstance(answer.value, tuple) else ()
-        return f"gradio_api/file={self.pictures.draw(image, truth.boxes or (), predicted)}"
+        return _address(self.pictures.draw(image, truth.boxes or (), predicted))
+
+
+def _address(path: Path) -> str:
+    """Where the page finds a file of the private folder."""
+    return f"gradio_api/file={path}"
 
 
 def _sample(form: Form, picture: Any, size: tuple[int, int]) -> tuple[Sample, bool]:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlm_r1.report.web import launch, private_folder, require_gradio, wait_for_the_end
+from vlm_r1.report.web import launch, private_folder, refuse_taken, require_gradio, wait_for_the_end
 
 
 def play(
@@ -18,6 +18,7 @@ def play(
     for a model that cannot be loaded; nothing is served then.
     """
     require_gradio()
+    refuse_taken(port)  # before a model is loaded
     from PIL import Image
 
     from vlm_r1.play.answers import load_speaker

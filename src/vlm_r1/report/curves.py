@@ -1,15 +1,13 @@
-"""Training curves as inline SVG that takes its colours from the page, so that it suits light and dark."""
+"""Curves out of metrics and evaluations: which there are, averages and bands, and a chart as PNG."""
 
 from __future__ import annotations
 
-import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,9 +21,7 @@ Metrics = Sequence[Mapping[str, Any]]
 MOST_POINTS = 240
 """A longer curve is averaged in this many bins: a screen shows no more, and the page stays small."""
 
-_INK, _GRID, _SERIES = "#010203", "#010204", [f"#01020{digit}" for digit in "5678abcd"]
 _PLAIN = ("#4a6fa5", "#e07a3f", "#3f9b6c", "#a05195", "#b8a037", "#6b7280", "#c0392b", "#17a2b8")
-_VARIABLES = {_INK: "currentColor", _GRID: "var(--grid)"} | {c: f"var(--s{i})" for i, c in enumerate(_SERIES)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,24 +30,6 @@ class Line:
 
     label: str
     runs: list[Points]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chart:
-    """A drawn chart: `svg` is markup made here from numbers and escaped names, safe to put in a page.
-
-    `legend` holds the names of its lines where there are several; the i-th has the page's colour `--s<i>`.
-    """
-
-    title: str
-    note: str
-    svg: str
-    legend: tuple[str, ...]
-
-
-def charts(runs: Sequence[Metrics], evals: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """The curves that the runs have data for, each run given by its metrics lines and its `eval.json`."""
-    return [chart for chart in (_chart(runs, evals, *plan) for plan in PLANS) if chart is not None]
 
 
 def is_smoothed(runs: Sequence[Metrics]) -> bool:
@@ -165,33 +143,6 @@ IDLE = ("KL to the reference model", "Clipped tokens", "Unreadable and cut answe
 """Charts that are left out where all is zero."""
 
 
-def _chart(
-    runs: Sequence[Metrics],
-    evals: Sequence[Mapping[str, Any]],
-    title: str,
-    note: str,
-    plan: Callable[..., list[Line]],
-) -> Chart | None:
-    lines = [Line(label=line.label, runs=[p for p in line.runs if p]) for line in plan(runs, evals)]
-    lines = [line for line in lines if any(line.runs)]
-    if not lines or (title in IDLE and not any(y for li in lines for p in li.runs for _, y in p)):
-        return None
-    smooth = is_smoothed(runs) and title != "Learning rate"
-    if title == "Loss" and any(curve(run, "reward") for run in runs):
-        note = "its height says little while ratios are 1"
-    if len(lines) > len(_SERIES):
-        note = f"{note}; the first {len(_SERIES)} of {len(lines)}".removeprefix("; ")
-        lines = lines[: len(_SERIES)]
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False}):
-        figure = Figure(figsize=(4.4, 2.5), layout="constrained")
-        axes = figure.add_subplot()
-        for place, line in enumerate(lines):
-            _draw(axes, line, _SERIES[place], smooth)
-        _dress(axes, from_zero=title not in FREE)
-        svg = to_svg(figure, "; ".join(in_words(line, line.label if len(lines) > 1 else title) for line in lines))
-    return Chart(title=title, note=note, svg=svg, legend=tuple(line.label for line in lines) if len(lines) > 1 else ())
-
-
 def in_words(line: Line, name: str) -> str:
     """A line's two ends, for those who do not see it: "iou: 0.2 at step 1, 0.35 at step 90"; of runs the mean."""
     ends = []
@@ -201,25 +152,46 @@ def in_words(line: Line, name: str) -> str:
     return f"{name}: {', '.join(dict.fromkeys((ends[0], ends[-1])))}"
 
 
-def _draw(axes: Axes, line: Line, color: str, smooth: bool) -> None:
+LEVEL = 0.01
+"""A curve above zero that moves by no larger share of its value is drawn as a level line, which says no more."""
+
+
+def constant(lines: Sequence[Line], from_zero: bool) -> str:
+    """The values of lines that hardly change, in words: "0.0001", or "prompt 1160 to 1162, answer 96"; else empty.
+
+    A chart that does not begin at zero shows small changes: of such only lines that never change are given in words.
+    """
+    said = []
+    for line in lines:
+        values = [value for points in line.runs for _, value in points]
+        low, high = min(values, default=0.0), max(values, default=0.0)
+        if len(values) < 2 or not high - low <= (LEVEL * max(abs(low), abs(high)) if from_zero else 0.0):
+            return ""
+        said.append((line.label, " to ".join(dict.fromkeys((f"{low:.4g}", f"{high:.4g}")))))
+    if len({value for _, value in said}) == 1:
+        return said[0][1]
+    return ", ".join(f"{label} {value}" for label, value in said)
+
+
+def per_row(n: int, most: int) -> list[int]:
+    """For each of `n` cards, how many stand in its row, at most `most`, and as evenly as it can be done.
+
+    >>> per_row(7, 3)
+    [3, 3, 3, 2, 2, 2, 2]
+    """
+    rows = -(-n // most)
+    sizes = [n // rows + (row < n % rows) for row in range(rows)]
+    return [size for size in sizes for _ in range(size)]
+
+
+def _draw(axes: Axes, line: Line, color: str) -> None:
     if len(line.runs) > 1:
         steps, low, mean, high = band(line.runs)
         axes.fill_between(steps, low, high, color=color, alpha=0.22, linewidth=0)
         axes.plot(steps, mean, color=color, linewidth=1.8, marker="o" if len(steps) < 3 else None)
         return
     x, y = (np.asarray(column, dtype=np.float64) for column in zip(*line.runs[0], strict=True))
-    if smooth and len(y) >= 40:
-        average = moving_average(y, max(3, len(y) // 12))
-        axes.plot(*binned(x, y), color=color, linewidth=0.8, alpha=0.35)
-        axes.plot(*binned(x, average), color=color, linewidth=1.8)
-    else:
-        axes.plot(
-            *binned(x, y),
-            color=color,
-            linewidth=1.8,
-            marker="o" if len(x) < 16 else None,
-            markersize=4,
-        )
+    axes.plot(*binned(x, y), color=color, linewidth=1.8, marker="o" if len(x) < 16 else None, markersize=4)
 
 
 def band(runs: Sequence[Points]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -248,7 +220,8 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     return np.asarray([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
 
 
-def _dress(axes: Axes, from_zero: bool, ink: str = _INK, grid: str = _GRID) -> None:
+def _dress(axes: Axes, from_zero: bool) -> None:
+    ink, grid = "#1a2027", "#d5dae0"
     axes.grid(axis="y", color=grid, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -271,30 +244,12 @@ def to_png(title: str, lines: Sequence[Line], x: str, *, from_zero: bool = False
     figure = Figure(figsize=(6.4, 3.6), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     for line, color in zip(lines, _PLAIN, strict=False):
-        _draw(axes, line, color, smooth=False)
+        _draw(axes, line, color)
         axes.plot([], [], color=color, linewidth=1.8, label=line.label)
-    _dress(axes, from_zero, ink="#1a2027", grid="#d5dae0")
+    _dress(axes, from_zero)
     axes.set_xlabel(x, fontsize=10)
     axes.set_title(title, loc="left", fontsize=11)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=140, metadata={"Software": None})
     return sink.getvalue()
-
-
-def to_svg(figure: Figure, words: str) -> str:
-    """The figure as inline SVG: real text, colours from the page's variables, no reference to anything outside.
-
-    `words` say what it shows to those who do not see it.
-    """
-    sink = io.StringIO()
-    figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = sink.getvalue()
-    head, body = svg[svg.index("<svg") :].split(">", 1)
-    box = re.search(r'viewBox="[^"]*"', head)
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r'<(g|text) id="[^"]*"', r"<\1", body).replace("xlink:href", "href")
-    body = re.sub(r" font-family: [^;\"]*;", "", body)
-    for sentinel, variable in _VARIABLES.items():
-        body = body.replace(sentinel, variable)
-    return f'<svg role="img" aria-label="{html.escape(words)}" {box[0] if box else ""}>{body}'

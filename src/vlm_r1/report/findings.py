@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_r1.records import LabelledBox
 from vlm_r1.report.evaluations import Evaluated, evaluated, paired, shared_metrics
 from vlm_r1.report.pairs import Pair
 from vlm_r1.runtime.runlog import read_eval
@@ -20,6 +21,9 @@ FEW = 30
 
 ROUNDING = 1e-9
 """Differences up to this are errors of arithmetic."""
+
+MOST_BOXES = 12
+"""Boxes whose coordinates are written out."""
 
 MINUS = "\N{MINUS SIGN}"
 _SOME = {
@@ -211,6 +215,21 @@ def percent(share: float) -> str:
     if 0 < share < 0.0005:
         return "under 0.1 %"
     return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
+
+
+def box_words(item: LabelledBox) -> str:
+    """A box as people read it, in pixels.
+
+    >>> box_words(LabelledBox(box=(1, 2, 3, 4.25), label="cat"))
+    'cat: (1.0, 2.0, 3.0, 4.2)'
+    """
+    return f"{item.label + ': ' if item.label else ''}({', '.join(f'{side:.1f}' for side in item.box)})"
+
+
+def boxes_words(boxes: Sequence[LabelledBox]) -> str:
+    """The first boxes of an answer or of a truth with their unit; empty for none."""
+    more = f" and {len(boxes) - MOST_BOXES} more" if len(boxes) > MOST_BOXES else ""
+    return f"in pixels: {'; '.join(map(box_words, boxes[:MOST_BOXES]))}{more}" if boxes else ""
 
 
 def metric_name(metric: str) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_r1.report.findings import number, signed
+from vlm_r1.errors import DataError
+from vlm_r1.report.findings import boxes_words, number, signed
 from vlm_r1.report.pairs import Pair, Row, difference
 from vlm_r1.report.pictures import Album, View
 from vlm_r1.runtime.runlog import boxes_from_json, read_rollouts, rollout_steps
+
+Find = Callable[[Iterable[Row]], bytes]
+"""Finds the image of some rows; raises `DataError` (`report.held_out.HeldOutImages.find`)."""
 
 MOST_TEXT = 4000
 """Characters of a text that the page holds; what is longer than a few lines is folded."""
@@ -29,6 +33,7 @@ class Side:
     view: View
     score: str
     text: str
+    boxes: str
     failure: str | None
 
 
@@ -62,6 +67,7 @@ class RolloutCard:
     parts: tuple[tuple[str, str, float], ...]
     think: str
     answer: str
+    boxes: str
     failure: str | None
     facts: str
 
@@ -82,33 +88,38 @@ def each_of(splits: int) -> int:
     return max(1, min(3, MOST_CARDS // (3 * max(1, splits))))
 
 
-def shelves(pairs: Sequence[Pair], album: Album, each: int = 3, seed: int = 0) -> list[Shelf]:
-    """Biggest gains, biggest losses and random ones among the questions of a split whose picture was kept.
+def shelves(pairs: Sequence[Pair], album: Album, find: Find, each: int = 3, seed: int = 0) -> list[Shelf]:
+    """Biggest gains, biggest losses and random ones among all questions of a split; `find` has their images.
 
-    Random ones are drawn from all of them, so they tell how typical the extremes are.
+    Random ones tell how typical the extremes are.
     """
-    kept = [pair for pair in pairs if pair.image is not None]
-    ranked = sorted((pair for pair in kept if pair.gain is not None), key=lambda pair: pair.gain or 0.0)
+    ranked = sorted((pair for pair in pairs if pair.gain is not None), key=lambda pair: pair.gain or 0.0)
     gains = [pair for pair in reversed(ranked) if (pair.gain or 0.0) > 0][:each]
     losses = [pair for pair in ranked if (pair.gain or 0.0) < 0][:each]
-    drawn = random.Random(seed).sample(kept, min(each, len(kept)))
+    drawn = random.Random(seed).sample(list(pairs), min(each, len(pairs)))
     chosen = [("Biggest gains", gains), ("Biggest losses", losses), ("Drawn at random", drawn)]
-    return [Shelf(title=title, cards=tuple(_card(pair, album) for pair in found)) for title, found in chosen if found]
+    return [
+        Shelf(title=title, cards=tuple(_card(pair, album, find) for pair in found)) for title, found in chosen if found
+    ]
 
 
-def _card(pair: Pair, album: Album) -> Card:
+def _card(pair: Pair, album: Album, find: Find) -> Card:
     gain = pair.gain
+    try:
+        image = find(pair.rows)
+    except DataError:  # a page without the data it was made of shows the boxes alone
+        image = None
     return Card(
         question=_cut(pair.row.get("question")),
         change="" if gain is None else f"{'score' if difference(pair, 'iou') is None else 'IoU'} {signed(gain)}",
         tone="" if not gain else "up" if gain > 0 else "down",
         sides=tuple(
-            _side(phase, row, pair, album) for phase, row in (("before", pair.before), ("after", pair.after)) if row
+            _side(phase, row, image, album) for phase, row in (("before", pair.before), ("after", pair.after)) if row
         ),
     )
 
 
-def _side(phase: str, row: Row, pair: Pair, album: Album) -> Side:
+def _side(phase: str, row: Row, image: bytes | None, album: Album) -> Side:
     true, predicted = boxes_from_json(row.get("true_boxes")), boxes_from_json(row.get("pred_boxes"))
     if row.get("iou") is not None:
         score = f"IoU {number(row['iou'])}"
@@ -120,9 +131,10 @@ def _side(phase: str, row: Row, pair: Pair, album: Album) -> Side:
         score = "no score"
     return Side(
         phase=phase,
-        view=album.view(pair.image, (row.get("image_width"), row.get("image_height")), true, predicted),
+        view=album.view(image, (row.get("image_width"), row.get("image_height")), true, predicted),
         score=score,
         text=_cut(row.get("completion")),
+        boxes=boxes_words(predicted),
         failure=row.get("failure"),
     )
 
@@ -172,6 +184,7 @@ def _rollout_card(row: Row, rows: Sequence[Row], album: Album) -> RolloutCard:
         parts=bars(json.loads(row["parts"]) if row["parts"] else {}),
         think=_cut(row["think"]),
         answer=_cut(row["answer"] if row["answer"] is not None else row["completion"]),
+        boxes=boxes_words(predicted),
         failure=row["failure"],
         facts=", ".join(fact for fact in facts if fact),
     )

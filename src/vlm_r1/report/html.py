@@ -8,11 +8,10 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from vlm_r1.errors import CheckpointError
 from vlm_r1.eval.label_noise import noise_notes
-from vlm_r1.report.curves import MOST_POINTS, charts, curve, is_smoothed
+from vlm_r1.report.curves import MOST_POINTS, curve, is_smoothed, per_row
 from vlm_r1.report.findings import (
     Change,
     changes,
@@ -27,11 +26,14 @@ from vlm_r1.report.findings import (
     unreadable,
 )
 from vlm_r1.report.gallery import MOST_SPLITS, each_of, shelves, step_cards
+from vlm_r1.report.held_out import HeldOutImages
 from vlm_r1.report.pairs import Pair, join, read_pairs
 from vlm_r1.report.pictures import Album
+from vlm_r1.report.plots import SIZE, charts
 from vlm_r1.report.table import TableRow, before_after_rows
 from vlm_r1.report.warnings import concerns
 from vlm_r1.runtime.runlog import (
+    eval_path,
     read_environment,
     read_eval,
     read_eval_samples,
@@ -70,10 +72,11 @@ def render(runs: Sequence[Path]) -> str:
     found = changes(runs)
     heads = headline(found)
     shown = list(pairs.items())[:MOST_SPLITS]
-    gallery = [(split_name(split), _kept(of), len(of), shelves(of, album, each_of(len(shown)))) for split, of in shown]
+    find = HeldOutImages(eval_path(runs[0], phase) for phase in reversed(evals[0])).find
+    gallery = [(split_name(split), len(of), shelves(of, album, find, each_of(len(shown)))) for split, of in shown]
     steps = step_cards(runs[0], album)
-    config = _text(runs[0] / "config.yaml")
-    recipes = [_recipe(run) for run in runs]
+    config, drawn = _text(runs[0] / "config.yaml"), charts(metrics, evals)
+    recipes = [parsed_recipe(_text(run / "config.yaml")) for run in runs]
     names = [run.resolve().name for run in runs]
     return environment.get_template("report.html.j2").render(
         title=", ".join(names),
@@ -88,9 +91,12 @@ def render(runs: Sequence[Path]) -> str:
         warnings=_warnings(names, metrics, recipes),
         calm=any(curve(run, "reward") for run in metrics),
         table=_table(evals, found),
-        gallery=[entry for entry in gallery if entry[3]],
+        gallery=[entry for entry in gallery if entry[2]],
         unshown=len(pairs) - len(shown),
-        curves=[(chart, Markup(chart.svg)) for chart in charts(metrics, evals)],
+        curves=[chart for chart in drawn if not chart.constant],
+        constants=[chart for chart in drawn if chart.constant],
+        per_row=per_row,
+        size=SIZE,
         smoothed=-(-len(metrics[0]) // MOST_POINTS) if is_smoothed(metrics) else 0,
         steps=steps,
         config=config,
@@ -110,10 +116,6 @@ def _questions(run: Path, evaluation: Mapping[str, Any]) -> dict[str, list[Pair]
     if not pairs and evaluation:
         pairs = join([], read_eval_samples(run, list(evaluation)[-1]))
     return pairs
-
-
-def _kept(pairs: Sequence[Pair]) -> int:
-    return sum(pair.image is not None for pair in pairs)
 
 
 def _table(evals: Sequence[Mapping[str, Any]], found: Sequence[Change]) -> dict[str, Any]:
@@ -140,10 +142,10 @@ def _table(evals: Sequence[Mapping[str, Any]], found: Sequence[Change]) -> dict[
     return {"heads": [heads[place] for place in kept], "groups": groups, "intervals": bool(intervals)}
 
 
-def _recipe(run: Path) -> dict[str, Any]:
-    """The run's configuration as it stands in its folder; empty where it cannot be read."""
+def parsed_recipe(text: str | None) -> dict[str, Any]:
+    """What a run's `config.yaml` says, unchecked; empty where there is none, or where it cannot be read."""
     try:
-        recipe = yaml.safe_load(_text(run / "config.yaml") or "")
+        recipe = yaml.safe_load(text or "")
     except yaml.YAMLError:
         recipe = {}
     return recipe if isinstance(recipe, dict) else {}

@@ -24,13 +24,13 @@ class Pair:
 
     @property
     def row(self) -> Row:
-        """What does not depend on the evaluation: question, truth, picture."""
+        """What does not depend on the evaluation: question, truth, size of the image."""
         return self.after if self.after is not None else self.before or {}
 
     @property
-    def image(self) -> bytes | None:
-        """The picture's encoded bytes, from whichever evaluation kept them."""
-        return next((row["image"] for row in (self.after, self.before) if row and row.get("image")), None)
+    def rows(self) -> tuple[Row, ...]:
+        """Those there are, the later evaluation's first."""
+        return tuple(row for row in (self.after, self.before) if row is not None)
 
     @property
     def gain(self) -> float | None:

@@ -9,11 +9,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from vlm_r1.data.draw import PREDICTED_COLOR, TRUE_COLOR, draw_boxes, font
-from vlm_r1.errors import CheckpointError
+from vlm_r1.errors import CheckpointError, DataError
 from vlm_r1.records import Picture
 from vlm_r1.report.findings import MINUS
+from vlm_r1.report.held_out import HeldOutImages
 from vlm_r1.report.pairs import Pair, Row, read_pairs
-from vlm_r1.runtime.runlog import boxes_from_json, write_atomically
+from vlm_r1.runtime.runlog import boxes_from_json, eval_path, write_atomically
 
 TILE, GAP, MARGIN = 240, 16, 76
 """Pixels: side of a picture, space between two, space on the left for the words "before" and "after"."""
@@ -25,23 +26,29 @@ def before_after_png(run_dir: Path, out: Path, split: str = "in_domain", count: 
     """Write the figure to `out` (PNG) and return its path: `count` questions of a split, before above after.
 
     The questions are spread evenly over the ranking by gain, from losses to gains, so the figure shows the typical as
-    well as the best. Raises `CheckpointError` where the run kept no held-out pictures of both evaluations.
+    well as the best. Raises `CheckpointError` where the run has not both evaluations, or no image is found.
     """
     pairs = read_pairs(run_dir)
-    chosen = typical(pairs.get(split) or next(iter(pairs.values()), []), count)
-    if not chosen:
+    asked = pairs.get(split) or next(iter(pairs.values()), [])
+    images = HeldOutImages(eval_path(Path(run_dir), phase) for phase in ("after", "before"))
+    try:
+        found = [(pair, images.find(pair.rows)) for pair in typical(asked, count)]
+    except DataError:  # the data is not here: of those whose images were kept
+        kept = [pair for pair in asked if any(row.get("image") is not None for row in pair.rows)]
+        found = [(pair, images.find(pair.rows)) for pair in typical(kept, count)]
+    if not found:
         raise CheckpointError(
-            f"{run_dir}: no held-out pictures of before and after to draw; the folder of a finished training run with "
+            f"{run_dir}: no held-out questions of before and after to draw; the folder of a finished training run with "
             "data.eval has eval-before.parquet and eval-after.parquet"
         )
-    size = (MARGIN + len(chosen) * (TILE + GAP), 2 * (TILE + GAP) + 2 * 22 + 76)
+    size = (MARGIN + len(found) * (TILE + GAP), 2 * (TILE + GAP) + 2 * 22 + 76)
     sheet = Image.new("RGB", size, _PAPER)
     pen = ImageDraw.Draw(sheet)
-    for column, pair in enumerate(chosen):
+    for column, (pair, image) in enumerate(found):
         x, y = MARGIN + column * (TILE + GAP), 12
         y = _words(pen, (x, y), str(pair.row.get("question") or ""))
         for row in (pair.before, pair.after):
-            tile = _tile(pair, row or {})
+            tile = _tile(image, row or {})
             sheet.paste(tile, (x + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
             pen.text((x, y + TILE + 4), _score(row or {}), fill=_INK, font=font(14))
             y += TILE + GAP + 22
@@ -56,15 +63,15 @@ def before_after_png(run_dir: Path, out: Path, split: str = "in_domain", count: 
 
 
 def typical(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """`count` pairs with a picture at even steps of the ranking by gain, in that order; all where there are fewer."""
-    ranked = sorted((p for p in pairs if p.image is not None and p.gain is not None), key=lambda p: p.gain or 0.0)
+    """`count` pairs at even steps of the ranking by gain, in that order; all where there are fewer."""
+    ranked = sorted((p for p in pairs if p.gain is not None), key=lambda p: p.gain or 0.0)
     if len(ranked) <= count:
         return ranked
     return [ranked[int((place + 0.5) * len(ranked) / count)] for place in range(count)]
 
 
-def _tile(pair: Pair, row: Row) -> Image.Image:
-    picture = Picture(data=pair.image).open()
+def _tile(image: bytes, row: Row) -> Image.Image:
+    picture = Picture(data=image).open()
     scale = TILE / max(picture.size)
     true, predicted = boxes_from_json(row.get("true_boxes")), boxes_from_json(row.get("pred_boxes"))
     return draw_boxes(picture, true, predicted, scale=scale)

@@ -1,15 +1,17 @@
-"""Pictures inside the page: each embedded once, small, with boxes drawn over it as vector graphics."""
+"""Images inside a page: small, with boxes drawn over them as vector graphics, and labels where there is room."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
+from vlm_r1.boxes import Box
+from vlm_r1.data.draw import free_place
 from vlm_r1.errors import DataError
 from vlm_r1.records import LabelledBox, Picture
 
@@ -28,7 +30,11 @@ KEPT_AS_THEY_ARE = 24_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stroke:
-    """A box as SVG attributes, in pixels of the original picture; `kind` is "true" or "pred"."""
+    """A box as SVG attributes, in pixels of the original image; `kind` is "true" or "pred".
+
+    `at` is where its label begins (the left end of the baseline), None where other labels take all places. `answer` is
+    the number of the answer that a predicted box is of, among several, and `colour` that answer's colour.
+    """
 
     kind: str
     x: float
@@ -36,13 +42,17 @@ class Stroke:
     width: float
     height: float
     label: str = ""
+    at: tuple[float, float] | None = None
+    answer: int = 0
+    colour: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """One showing of a picture. `uri` is its data URI where it is shown first, empty where `anchor` refers back.
+    """One showing of an image. `uri` is its data URI where it is shown first, empty where `anchor` refers back.
 
-    Both are empty where the picture was not kept or the page is full. `undrawn` boxes were too many to draw.
+    Both are empty where the image was not found (`missing` may say why) or the page is full. `undrawn` boxes were too
+    many to draw. `text` is the height of labels in pixels of the image.
     """
 
     width: int
@@ -52,6 +62,8 @@ class View:
     strokes: tuple[Stroke, ...] = ()
     undrawn: int = 0
     boxes: tuple[int, int] = (0, 0)
+    missing: str = ""
+    text: float = 1.0
 
     @property
     def content(self) -> str:
@@ -81,12 +93,14 @@ class Album:
         """A picture of `size` (width, height; original pixels) with its boxes, labelled where they are a few."""
         width, height = size[0] or 1, size[1] or 1
         named = max(len(true), len(predicted)) > 1 and len(true) + len(predicted) <= MOST_LABELS
+        text = min(width / 14, height / 4)
         strokes = [stroke("true", item, width, height, named) for item in true[:MOST_BOXES]]
         strokes += [stroke("pred", item, width, height, named) for item in predicted[:MOST_BOXES]]
         view = View(
             width=width,
             height=height,
-            strokes=tuple(found for found in strokes if found is not None),
+            text=text,
+            strokes=labelled(strokes, (width, height), text),
             undrawn=sum(max(0, len(boxes) - MOST_BOXES) for boxes in (true, predicted)),
             boxes=(len(true), len(predicted)),
         )
@@ -133,3 +147,21 @@ def stroke(kind: str, item: LabelledBox, width: int, height: int, named: bool) -
         height=round(ys[1] - ys[0], 2),
         label=item.label[:28] if named else "",
     )
+
+
+def labelled(strokes: Iterable[Stroke | None], size: tuple[float, float], text: float) -> tuple[Stroke, ...]:
+    """The boxes with a place for each label, of `text` pixels in height, that finds room beside those before it."""
+    placed: list[Box] = []
+    found = []
+    for item in strokes:
+        if item is None:
+            continue
+        if item.label:
+            box = (item.x, item.y, item.x + item.width, item.y + item.height)
+            wide = text / 3 + text * sum(0.72 if ord(sign) < 0x2E80 else 1.05 for sign in item.label)
+            place = free_place(box, (wide, text), size, placed, gap=text / 8)
+            if place is not None:
+                placed.append(place)
+                item = replace(item, at=(round(place[0], 2), round(place[3] - text / 8, 2)))
+        found.append(item)
+    return tuple(found)

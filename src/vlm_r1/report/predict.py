@@ -10,6 +10,7 @@ from vlm_r1.data.draw import draw_boxes
 from vlm_r1.errors import UserError
 from vlm_r1.eval.predict import ask
 from vlm_r1.records import Answer, LabelledBox
+from vlm_r1.report.findings import box_words
 
 
 def predict(
@@ -31,9 +32,7 @@ def predict(
         print(f"        which cannot be read as an answer: {answer.failure.kind} {answer.failure.detail}".rstrip())
     boxes = answer.value if isinstance(answer.value, tuple) else ()
     for found in boxes:
-        x1, y1, x2, y2 = found.box
-        label = f"{found.label}: " if found.label else ""
-        print(f"box:    {label}({x1:.1f}, {y1:.1f}, {x2:.1f}, {y2:.1f}) in pixels of the picture")
+        print(f"box:    {box_words(found)} in pixels of the picture")
     named = [b if b.label else LabelledBox(box=b.box, label=question if len(boxes) == 1 else "") for b in boxes]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

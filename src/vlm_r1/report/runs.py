@@ -18,17 +18,18 @@ from vlm_r1.config_file import load_config
 from vlm_r1.errors import CheckpointError, UserError
 from vlm_r1.eval.best import find_best, is_stale
 from vlm_r1.report.findings import number, split_name
+from vlm_r1.runtime.alive import is_alive
 from vlm_r1.runtime.runlog import read_eval, read_metrics
 
 T = TypeVar("T")
 
 WRITTEN = ("config.yaml", "environment.json", "metrics.jsonl", "eval.json")
-"""The files whose age tells whether a run goes on."""
+"""The files whose age tells whether a run on another machine goes on."""
 MARKS = (*WRITTEN, "final", "checkpoint-*", "rollouts")
 """A folder that holds one of these is meant to be a run folder."""
 
 PATIENCE_S, PATIENCE_STEPS = 600.0, 5.0
-"""A run that wrote nothing for so many seconds and so many of its steps has stopped."""
+"""A run on another machine that wrote nothing for so many seconds and so many of its steps has stopped."""
 
 DEEPEST = 3
 """Levels below the given folder at which runs are looked for."""
@@ -85,17 +86,22 @@ def list_runs(folder: Path, now: float | None = None) -> list[Run]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such folder; give the folder that holds your run folders")
     now = time.time() if now is None else now
-    found = [_read_run(path, path.relative_to(folder).as_posix(), now) for path in _run_folders(folder)]
+    found = [_read_run(path, path.relative_to(folder).as_posix(), now) for path in run_folders(folder)]
     return sorted(found, key=lambda run: (-(run.written or 0.0), run.name))
 
 
-def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
+def is_run(folder: Path) -> bool:
+    """Whether a folder is meant to be a run folder."""
+    return any(any(folder.glob(mark)) for mark in MARKS)
+
+
+def run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
     """Run folders, and folders on the first level that lead to none."""
-    if any(any(folder.glob(mark)) for mark in MARKS):
+    if is_run(folder):
         yield folder
         return
     inside = sorted(path for path in folder.glob("[!.]*/") if path.is_dir())
-    runs = [run for path in inside if depth < DEEPEST for run in _run_folders(path, depth + 1)]
+    runs = [run for path in inside if depth < DEEPEST for run in run_folders(path, depth + 1)]
     yield from runs or ([folder] if depth == 1 else [])
 
 
@@ -113,14 +119,14 @@ def _read_run(folder: Path, name: str, now: float) -> Run:
     metrics = attempt(lambda: _checked_metrics(folder), list[dict[str, Any]]())
     held_out = attempt(lambda: _held_out(folder), list[HeldOut]())
     done = metrics[-1]["step"] if metrics else 0
-    written = attempt(lambda: _last_change(folder), None)
+    written = attempt(lambda: last_change(folder), None)
     state = "broken"
     if recipe is not None and not problems:
         waiting = any(split.before is not None and split.after is None for split in held_out)
         ended = done >= recipe.run.steps or is_stale(find_best(folder, recipe, done), recipe)
         finished = (folder / "final").is_dir() and ended and not waiting
-        late = now - (written or 0.0) > max(PATIENCE_S, PATIENCE_STEPS * _longest(metrics))
-        state = "finished" if finished else "stopped" if late else "running"
+        quiet = now - (written or 0.0)
+        state = "finished" if finished else "running" if is_running(folder, quiet, _longest(metrics)) else "stopped"
     return Run(
         name=name if name != "." else folder.resolve().name,
         folder=str(folder),
@@ -137,7 +143,17 @@ def _read_run(folder: Path, name: str, now: float) -> Run:
     )
 
 
-def _last_change(folder: Path) -> float | None:
+def is_running(folder: Path, quiet_s: float, step_s: float) -> bool:
+    """Whether a run that is not finished goes on: its process is there, or, on another machine, it wrote lately.
+
+    `quiet_s` is how long it has written nothing, `step_s` what a step takes. Raises `CheckpointError`.
+    """
+    alive = is_alive(folder)
+    return quiet_s <= max(PATIENCE_S, PATIENCE_STEPS * step_s) if alive is None else alive
+
+
+def last_change(folder: Path) -> float | None:
+    """When a run wrote last, in seconds since 1970; None where it has written nothing."""
     times = [path.stat().st_mtime for path in (folder / file for file in WRITTEN) if path.exists()]
     return max(times, default=None)
 

@@ -37,7 +37,7 @@ def concerns(metrics: Metrics, planned: int | None = None) -> list[str]:
 
 def logged(metrics: Metrics) -> list[str]:
     """The warnings that the run itself logged, the latest first."""
-    found = [(row["step"], str(text)) for row in metrics for text in _texts(row.get("warnings"))][::-1]
+    found = sentences(metrics)[::-1]
     said = [text if text.startswith("step ") else f"step {step}: {text}" for step, text in found[:SHOWN]]
     earlier = [str(step) for step, _ in found[SHOWN:]][::-1]
     if earlier:
@@ -86,5 +86,7 @@ def _high(metrics: Metrics) -> list[str]:
     return said
 
 
-def _texts(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value] if value else []
+def sentences(metrics: Metrics) -> list[tuple[int, str]]:
+    """(step, sentence) of the warnings that a run logged, in order."""
+    found = [(row["step"], row.get("warnings")) for row in metrics]
+    return [(step, str(text)) for step, said in found if said for text in (said if isinstance(said, list) else [said])]

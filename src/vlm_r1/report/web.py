@@ -6,9 +6,11 @@ A page is served on 127.0.0.1 only, answers no other host name, loads everything
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -77,6 +79,7 @@ def launch(
 
     # A page of another site whose name is made to point at this machine carries that name as its host.
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    refuse_taken(port)
     try:
         _, url, _ = page.launch(
             server_name=HOST,
@@ -95,10 +98,23 @@ def launch(
             # gradio's own `css` drops container queries
             head=f"<style>{css}</style><script>{js}</script>",
         )
-    except OSError as error:
-        place = f"port {port}" if port is not None else "no port from 7860 to 7959"
-        raise UserError(f"--port: {place} cannot be used on {HOST} ({error}); name another one") from None
+    except OSError:  # gradio's own text names its settings
+        place = "the ports from 7860 to 7959 are taken" if port is None else f"port {port} cannot be used"
+        raise UserError(f"--port: {place} on {HOST}; name another one") from None
     return str(url)
+
+
+def refuse_taken(port: int | None) -> None:
+    """Raise `UserError` where a port that was asked for is taken, or not this user's to take."""
+    if port is None:
+        return
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        why = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise UserError(
+            f"--port {port}: {why} on {HOST}; name another port, or leave --port out to take the first free one"
+        ) from None
 
 
 def wait_for_the_end() -> None:
@@ -142,6 +158,6 @@ _CSS: str = """
 :root { --true: #0b8f54; --pred: #c2530a; --good: #0a7a48; --bad: #b3261e; --bar: #2f6fd6; --tint: #eef2f7; }
 .dark { --true: #3ddc91; --pred: #ff9447; --good: #4fd898; --bad: #ff8a80; --bar: #6ea3f7; --tint: #232b34; }
 :focus-visible { outline: 2px solid var(--bar) !important; outline-offset: 2px; }
-.gradio-container { max-width: 84rem !important; }
+.gradio-container { max-width: 84rem !important; overflow: clip !important; } /* hidden would keep all from sticking */
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }
 """

@@ -75,9 +75,12 @@ EVAL_COLUMNS = pa.schema(
         *_DRAWN,
     ]
 )
-"""As in `ROLLOUT_COLUMNS`; `image` is held for the first pictures of a split only. `score` is the plain accuracy of
+"""As in `ROLLOUT_COLUMNS`; `image` is held for the first pictures of a split only: the table
+also names the data that holds the others (`write_eval_samples`). `score` is the plain accuracy of
 the answer in [0, 1]; `correct` is null where there is nothing to compare with."""
 
+
+_DATA = b"vlm_r1.data"
 
 PACKAGES = ("vlm-r1", "torch", "transformers", "accelerate", "peft", "datasets", "pillow", "numpy")
 """The packages whose versions a run records."""
@@ -123,21 +126,26 @@ class RunLog:
         _write_parquet(_rollout_path(self.run_dir, step), table)
 
     def evaluation(
-        self, phase: str, splits: Mapping[str, Mapping[str, float]], samples: list[dict[str, Any]] | None = None
+        self,
+        phase: str,
+        splits: Mapping[str, Mapping[str, float]],
+        samples: list[dict[str, Any]] | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         """Put one evaluation into `eval.json` and its rows (`EVAL_COLUMNS`) into `eval-<phase>.parquet`.
 
-        `phase` is "before", "after" or any other short name; an evaluation of the same phase is replaced.
+        `phase` is "before", "after" or any other short name; an evaluation of the same phase is replaced. `data` is
+        kept with the rows (`write_eval_samples`).
         """
         if samples is not None:
-            write_eval_samples(_eval_path(self.run_dir, phase), samples)
+            write_eval_samples(eval_path(self.run_dir, phase), samples, data)
         merged = read_eval(self.run_dir)
         merged[phase] = {split: {k: _finite(v) for k, v in values.items()} for split, values in splits.items()}
         write_atomically(self.run_dir / "eval.json", (json.dumps(merged, indent=2) + "\n").encode())
 
     def copy_evaluation(self, phase: str, to: str) -> None:
         """Keep an evaluation under a second name. Raises `CheckpointError` on a full disk."""
-        write_atomically(_eval_path(self.run_dir, to), _eval_path(self.run_dir, phase).read_bytes())
+        write_atomically(eval_path(self.run_dir, to), eval_path(self.run_dir, phase).read_bytes())
         self.evaluation(to, read_eval(self.run_dir)[phase])
 
     def environment(self) -> None:
@@ -158,6 +166,14 @@ class RunLog:
         for later in rollout_steps(self.run_dir):
             if later > step:
                 _rollout_path(self.run_dir, later).unlink()
+
+
+def check_writable(run_dir: Path) -> None:
+    """Raise `CheckpointError` where a run folder can neither be written nor made; nothing is made."""
+    place = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = "cannot be written to" if place.is_dir() else "is not a folder"
+        raise CheckpointError(f"run.dir {run_dir}: {place} {why}; set run.dir to a folder that you can write")
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -203,12 +219,12 @@ def read_rollouts(run_dir: Path, step: int) -> list[dict[str, Any]]:
 
 def read_eval(run_dir: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """`eval.json` as phase -> split -> metric -> value; empty where there is none. Raises `CheckpointError`."""
-    return _read_json(Path(run_dir) / "eval.json", "remove it and evaluate again")
+    return read_json(Path(run_dir) / "eval.json", "remove it and evaluate again")
 
 
 def read_eval_samples(run_dir: Path, phase: str) -> list[dict[str, Any]]:
     """The held-out questions of one evaluation, as dicts with `EVAL_COLUMNS`; empty where there are none."""
-    path = _eval_path(Path(run_dir), phase)
+    path = eval_path(Path(run_dir), phase)
     return _read_parquet(path) if path.is_file() else []
 
 
@@ -220,14 +236,26 @@ def read_samples(path: Path, columns: list[str] | None = None, sample_id: str | 
     return _read_parquet(Path(path), columns, None if sample_id is None else [("sample_id", "==", sample_id)])
 
 
-def write_eval_samples(path: Path, samples: list[dict[str, Any]]) -> None:
-    """Write rows of held-out questions (`EVAL_COLUMNS`) as Parquet. Raises `CheckpointError` on a full disk."""
-    _write_parquet(Path(path), _table(samples, EVAL_COLUMNS))
+def write_eval_samples(path: Path, samples: list[dict[str, Any]], data: Mapping[str, Any] | None = None) -> None:
+    """Write rows of held-out questions (`EVAL_COLUMNS`) as Parquet. Raises `CheckpointError` on a full disk.
+
+    `data` says where their images are: {"folder": where paths start, "seed": ..., "splits": {split: its source}}.
+    """
+    table = _table(samples, EVAL_COLUMNS)
+    _write_parquet(Path(path), table if data is None else table.replace_schema_metadata({_DATA: json.dumps(data)}))
+
+
+def read_eval_data(path: Path) -> dict[str, Any]:
+    """The `data` of `write_eval_samples`; empty where a table holds none. Raises `CheckpointError`."""
+    try:
+        return json.loads((pq.read_schema(path).metadata or {}).get(_DATA, b"{}"))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise CheckpointError(f"{path}: not a whole Parquet file ({error}); remove it") from None
 
 
 def read_environment(run_dir: Path) -> dict[str, str]:
     """What `RunLog.environment` wrote; empty where there is none. Raises `CheckpointError`."""
-    return _read_json(Path(run_dir) / "environment.json", "remove it")
+    return read_json(Path(run_dir) / "environment.json", "remove it")
 
 
 def boxes_to_json(boxes: Iterable[LabelledBox]) -> str:
@@ -300,7 +328,8 @@ def _write_parquet(path: Path, table: pa.Table) -> None:
     write_atomically(path, sink.getvalue().to_pybytes())
 
 
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON file; empty where there is none. Raises `CheckpointError`, with the remedy, for what is not JSON."""
     if not path.is_file():
         return {}
     try:
@@ -323,7 +352,8 @@ def _rollout_path(run_dir: Path, step: int) -> Path:
     return run_dir / "rollouts" / f"step-{step:06d}.parquet"
 
 
-def _eval_path(run_dir: Path, phase: str) -> Path:
+def eval_path(run_dir: Path, phase: str) -> Path:
+    """The table of one evaluation's questions."""
     if not re.fullmatch(r"[\w.-]+", phase):
         raise ValueError(f"phase {phase!r} is part of a file name: letters, digits, dot, dash and underscore only")
     return run_dir / f"eval-{phase}.parquet"

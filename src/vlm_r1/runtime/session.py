@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,12 @@ from vlm_r1.models.freeze import freeze, frozen_features, learning_rate_scales
 from vlm_r1.models.load import LoadedPolicy, compute_dtype, resolve_path
 from vlm_r1.models.vision_cache import VisionCache
 from vlm_r1.rollout.native import NativeEngine
+from vlm_r1.runtime.alive import sign
 from vlm_r1.runtime.heap import keep_freed_memory
 from vlm_r1.runtime.inputs import Inputs, read_inputs
 from vlm_r1.runtime.model_folder import save_policy
 from vlm_r1.runtime.optim import build_optimizer, place_of
-from vlm_r1.runtime.runlog import RunLog
+from vlm_r1.runtime.runlog import RunLog, check_writable, write_atomically
 from vlm_r1.runtime.trackers import Trackers, check_trackers
 
 
@@ -121,25 +121,30 @@ def open_session(recipe: Recipe, inputs: Inputs | None = None) -> Iterator[Sessi
         keep_freed_memory()
     run_dir = Path(recipe.run.dir)
     check_trackers(recipe.run.trackers)
-    log = RunLog(run_dir, repair=world.is_main)
+    check_writable(run_dir)
     check_cluster(world, run_dir, f"vlm-r1 {__version__}, torch {torch.__version__}")
+    _refuse_other_settings(recipe, run_dir)
+    loaded = open_trained(recipe, world)  # before the folder is made: a model that cannot be loaded leaves none
+    world.barrier()
+    log = RunLog(run_dir, repair=world.is_main)
     if world.is_main:
         log.environment()
-    _claim_folder(recipe, run_dir, world)
-    session = _session(recipe, inputs, run_dir, world, log)
-    with Watchdog(world, recipe.run.hang_timeout_s):
-        try:
-            yield session
-        finally:
-            if world.size == 1:  # with several, the others may not come to name it together
-                session.writer.wait()
-        session.writer.wait()
-        world.barrier()
+        write_atomically(run_dir / "config.yaml", resolved_yaml(recipe).encode())
+    with sign(run_dir) if world.is_main else nullcontext():
+        world.barrier()  # what fails on all fails at one time, and is said once
+        session = _session(recipe, inputs, run_dir, world, loaded, log)
+        with Watchdog(world, recipe.run.hang_timeout_s):
+            try:
+                yield session
+            finally:
+                if world.size == 1:  # with several, the others may not come to name it together
+                    session.writer.wait()
+            session.writer.wait()
+            world.barrier()
 
 
-def _session(recipe: Recipe, inputs: Inputs, run_dir: Path, world: World, log: RunLog) -> Session:
+def _session(recipe: Recipe, inputs: Inputs, run_dir: Path, world: World, loaded: LoadedPolicy, log: RunLog) -> Session:
     trackers = Trackers(recipe.run.trackers if world.is_main else (), run_dir)
-    loaded = open_trained(recipe, world)
     if world.is_main:
         print(trained_parameters(loaded.family, recipe.train), file=sys.stderr)
     cache_features(loaded, recipe)
@@ -217,10 +222,9 @@ MAY_CHANGE = {
 """Settings that a run may be continued with another value of: they change speed, memory, or what is measured."""
 
 
-def _claim_folder(recipe: Recipe, run_dir: Path, world: World) -> None:
-    """Write config.yaml, or refuse to continue a run under other settings."""
+def _refuse_other_settings(recipe: Recipe, run_dir: Path) -> None:
+    """Raise `CheckpointError` where a run would be continued under other settings."""
     file = run_dir / "config.yaml"
-    text = resolved_yaml(recipe)
     if file.is_file() and list_checkpoints(run_dir):
         from vlm_r1.config_file import load_config
 
@@ -233,11 +237,6 @@ def _claim_folder(recipe: Recipe, run_dir: Path, world: World) -> None:
                 f"{run_dir}: holds a run with other settings ({', '.join(changed)}); "
                 "give run.dir another folder, or the same settings to continue"
             )
-    world.barrier()
-    if world.is_main:
-        aside = file.with_suffix(".tmp")
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, file)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str]:

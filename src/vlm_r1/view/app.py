@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import gradio as gr
 
+from vlm_r1.report.plots import COLOURS
 from vlm_r1.view import pages
 from vlm_r1.view.folder import RunFolder
 from vlm_r1.view.history import Index
@@ -14,36 +17,70 @@ from vlm_r1.view.tab_answers import AnswersTab
 from vlm_r1.view.tab_evaluation import EvaluationTab
 from vlm_r1.view.tab_question import QuestionTab
 
-SECONDS = 2.0
-"""Between two looks at the run folders."""
+SECONDS, LOOK_SECONDS = 2.0, 10.0
+"""Between two looks at the run folders, and at the folders around them for runs that are new."""
 
 
-def build(runs: Sequence[RunFolder]) -> gr.Blocks:
-    """The page over some runs, whose names differ."""
-    by_name = {run.name: run for run in runs}
-    names = list(by_name)
-    indices = {name: Index(run) for name, run in by_name.items()}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a browser shows: the state of the chosen runs, the lines about them, and the names to choose from."""
+
+    version: str = ""
+    head: str = ""
+    names: tuple[str, ...] = ()
+
+
+def build(find: Callable[[], list[RunFolder]]) -> gr.Blocks:
+    """The page over the runs of `find`, which has at least one at first, and later those that are new."""
+    by_name: dict[str, RunFolder] = {}
+    indices: dict[str, Index] = {}
+    looked = 0.0
+
+    def look() -> None:
+        nonlocal looked
+        if time.monotonic() - looked >= LOOK_SECONDS or not by_name:
+            for run in find():
+                by_name[run.name] = run
+                indices[run.name] = Index(run)
+            looked = time.monotonic()
+
+    look()
+    for run in by_name.values():
+        run.metrics()  # read before the first visitor waits for it
+    first = list(by_name)[:COLOURS]
 
     def shown(chosen: list[str] | None) -> list[RunFolder]:
-        return [by_name[name] for name in names if name in (chosen or names)]
+        return [run for name, run in by_name.items() if name in (chosen or first)]
 
-    def fresh(chosen: list[str]) -> tuple[str, str, tuple[str, str]]:
-        kept, version = shown(chosen), _version(runs)
+    def fresh(chosen: list[str], seen: Seen) -> tuple[object, ...]:
+        look()
+        names = list(by_name)
+        new = [name for name in names if seen.names and name not in seen.names]
+        menus: tuple[object, ...] = (gr.skip(), gr.skip())
+        if names != list(seen.names):
+            chosen = [*(chosen or first), *new][:COLOURS] if len(chosen or first) < COLOURS else chosen
+            several = len(names) > 1
+            menus = (gr.CheckboxGroup(names, value=chosen, visible=several), gr.Dropdown(names, visible=several))
+        kept = shown(chosen)
         head = told(lambda: pages.head(kept))
-        return (head, told(lambda: pages.training(kept)), (version, head))
+        now = Seen(version=_version(kept), head=head, names=tuple(names))
+        return (head, told(lambda: pages.training(kept)), now, *menus)
 
-    def tick(chosen: list[str], seen: tuple[str, str]) -> tuple[object, ...]:
-        if _version(runs) != seen[0]:
-            return fresh(chosen)
-        head = told(lambda: pages.head(shown(chosen)))
-        return (gr.skip(),) * 3 if head == seen[1] else (head, gr.skip(), (seen[0], head))
+    def tick(chosen: list[str], seen: Seen) -> tuple[object, ...]:
+        look()
+        kept = shown(chosen)
+        if len(by_name) != len(seen.names) or _version(kept) != seen.version:
+            return fresh(chosen, seen)
+        head = told(lambda: pages.head(kept))
+        skipped = (gr.skip(),) * 5
+        return skipped if head == seen.head else (head, gr.skip(), replace(seen, head=head), *skipped[3:])
 
-    with gr.Blocks(title=f"VLM-R1: {', '.join(names)}", analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(title=f"VLM-R1: {', '.join(first)}", analytics_enabled=False, fill_width=True) as page:
         head = drawn("head")
         chosen = gr.CheckboxGroup(
-            names, value=names, label="Runs", visible=len(names) > 1, elem_classes="vr-bare", elem_id="runs"
+            list(by_name), value=first, label="Runs", visible=len(by_name) > 1, elem_classes="vr-bare", elem_id="runs"
         )
-        seen = gr.State(("", ""))
+        seen = gr.State(Seen())
         with gr.Tabs() as tabs:
             with gr.Tab("Training", id="training"):
                 curves = drawn("training", pick=True)
@@ -57,8 +94,9 @@ def build(runs: Sequence[RunFolder]) -> gr.Blocks:
                 settings = drawn("settings")
         timer = gr.Timer(SECONDS)
 
-        gr.on([page.load, chosen.change], fresh, [chosen], [head, curves, seen], **QUIET)
-        timer.tick(tick, [chosen, seen], [head, curves, seen], **QUIET)
+        drawn_now = [head, curves, seen, chosen, answers.run]
+        gr.on([page.load, chosen.change], fresh, [chosen, seen], drawn_now, **QUIET)
+        timer.tick(tick, [chosen, seen], drawn_now, **QUIET)
         answers.connect(answers_tab, timer, curves, tabs)
         evaluation.connect(evaluation_tab)
         question.connect(question_tab, timer)

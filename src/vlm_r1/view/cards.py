@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vlm_r1.errors import DataError
-from vlm_r1.report.findings import number, signed
+from vlm_r1.errors import UserError
+from vlm_r1.report.findings import boxes_words, number, signed
 from vlm_r1.report.gallery import bars
-from vlm_r1.report.pictures import Stroke, data_uri, stroke
+from vlm_r1.report.pictures import View, data_uri, labelled, stroke
 from vlm_r1.runtime.runlog import boxes_from_json
 
 Row = Mapping[str, Any]
@@ -23,27 +23,6 @@ RAMP = ((215, 58, 73), (245, 133, 54), (251, 210, 92), (140, 200, 240), (47, 125
 """Red, orange, yellow, light blue, blue: from the lowest score to the highest. None is the green of true boxes."""
 
 UNSCORED = "#8b95a1"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
-    """A predicted box: its rectangle, the number of its answer, and the colour of that answer's score."""
-
-    stroke: Stroke
-    answer: int
-    colour: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawing:
-    """A picture with boxes in pixels of the original; `missing` says why there is no picture, where there is none."""
-
-    width: int
-    height: int
-    uri: str
-    missing: str
-    true: tuple[Stroke, ...]
-    marks: tuple[Mark, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +39,7 @@ class Card:
     text: str
     failure: str | None
     facts: tuple[str, ...]
+    boxes: str
 
 
 def score_of(row: Row) -> tuple[str, float | None]:
@@ -96,33 +76,38 @@ def colour(value: float | None, ends: tuple[float, float]) -> str:
     return "#" + "".join(f"{round(part):02x}" for part in mixed)
 
 
-def drawing(rows: Sequence[Row], image: bytes | None, ends: tuple[float, float], longest_side: int = LARGE) -> Drawing:
-    """The picture of some answers to one question, with the true boxes and those of every answer."""
+def drawing(
+    rows: Sequence[Row], find: Callable[[], bytes], ends: tuple[float, float], longest_side: int = LARGE
+) -> View:
+    """The image of some answers to one question, with the true boxes and those of every answer under its number.
+
+    `find` has the encoded image; what it raises is told on the page.
+    """
     first = rows[0]
     width, height = first.get("image_width") or 1, first.get("image_height") or 1
-    uri, missing = "", "the run kept no picture of this question"
-    if image is not None:
-        try:
-            uri, missing = data_uri(image, longest_side), ""
-        except DataError as error:
-            missing = f"The picture cannot be shown: {error}"
+    uri, missing = "", ""
+    try:
+        uri = data_uri(find(), longest_side)
+    except (UserError, OSError) as error:
+        missing = str(error)
     true = boxes_from_json(first.get("true_boxes"))
     answered = [(place, row, boxes_from_json(row.get("pred_boxes"))) for place, row in enumerate(rows, start=1)]
     named = len(true) > 1 or any(len(boxes) > 1 for _, _, boxes in answered)
-    marks = [
-        Mark(stroke=found, answer=place, colour=colour(score_of(row)[1], ends))
-        for place, row, boxes in answered
-        for found in (stroke("pred", box, width, height, named) for box in boxes)
-        if found is not None
-    ]
-    drawn = (stroke("true", box, width, height, named) for box in true)
-    return Drawing(
+    strokes = [stroke("true", box, width, height, named) for box in true]
+    for place, row, boxes in answered:
+        for box in boxes:
+            item = stroke("pred", box, width, height, named)
+            if item is not None:
+                shown = colour(score_of(row)[1], ends)
+                strokes.append(replace(item, answer=place, colour=shown, label=f"{place} {item.label}".rstrip()))
+    text = max(width, height) / 26
+    return View(
         width=width,
         height=height,
         uri=uri,
         missing=missing,
-        true=tuple(found for found in drawn if found is not None),
-        marks=tuple(marks),
+        strokes=labelled(strokes, (width, height), text),
+        text=text,
     )
 
 
@@ -148,6 +133,7 @@ def _card(place: int, row: Row, ends: tuple[float, float]) -> Card:
         text=row["answer"] if row.get("answer") is not None else row.get("completion") or "",
         failure=row.get("failure"),
         facts=tuple(facts),
+        boxes=boxes_words(boxes_from_json(row.get("pred_boxes"))),
     )
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from vlm_r1.errors import CheckpointError
 from vlm_r1.report.curves import phase_step
-from vlm_r1.report.runs import MARKS
+from vlm_r1.report.held_out import HeldOutImages
+from vlm_r1.report.runs import MARKS, is_run, last_change
 from vlm_r1.runtime.runlog import read_rollouts, read_samples
 from vlm_r1.view.thin import Thinned
 
@@ -35,14 +36,15 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such run folder; give the folder that a training run wrote")
-        if not _is_run(path):
-            inside = sorted(str(found) for found in path.iterdir() if _is_run(found))[:8]
-            hint = f"run folders in it: {', '.join(inside)}" if inside else f"it has none of {', '.join(MARKS)}"
-            raise CheckpointError(f"{path}: no run folder; {hint}")
+        if not is_run(path):
+            raise CheckpointError(
+                f"{path}: not a run folder, and there is none inside; it has none of {', '.join(MARKS)}"
+            )
         self.path = path.resolve()
         self.name = self.path.name
         self._log = _MetricsLog(self)
         self._tables: OrderedDict[tuple[str, int, int], list[Row]] = OrderedDict()
+        self._images: dict[str, tuple[tuple[str, int], HeldOutImages]] = {}
         self._lock = threading.Lock()
         self._steps: tuple[int, list[int]] = (-1, [])
 
@@ -101,6 +103,15 @@ class RunFolder:
         kept = self.inside(f"eval-{name}.parquet")
         return kept if kept.is_file() else self.inside(f"{name}.parquet")
 
+    def images(self, name: str) -> HeldOutImages:
+        """Finds the images of the held-out questions of one evaluation."""
+        path = self.evaluation_table(name)
+        version = (str(path), path.stat().st_mtime_ns if path.is_file() else 0)
+        with self._lock:
+            if self._images.get(name, (None,))[0] != version:
+                self._images[name] = (version, HeldOutImages([path]))
+            return self._images[name][1]
+
     def rollout_table(self, step: int) -> Path:
         """Where the answers of one step are."""
         return self.inside(f"rollouts/step-{step:06d}.parquet")
@@ -109,6 +120,11 @@ class RunFolder:
         """A text file of the folder; None where there is none."""
         path = self.inside(name)
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+    @property
+    def written(self) -> float:
+        """When the run wrote last, in seconds since 1970; 0 where it has written nothing."""
+        return last_change(self.path) or 0.0
 
     def version(self) -> tuple[Any, ...]:
         """Changes when something of the run was written."""
@@ -197,10 +213,6 @@ class _MetricsLog:
         elif len(self.problems) < 3:
             text = line[:60].decode(errors="replace")
             self.problems.append(f"{path}: a line is no metrics line and was left out ({text!r})")
-
-
-def _is_run(path: Path) -> bool:
-    return any(any(path.glob(mark)) for mark in MARKS)
 
 
 def _is_nested(value: Any) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_r1.report.held_out import HeldOutImages
 from vlm_r1.view.cards import Row, score_of
 
 SHOW = ("All", "Best first", "Worst first", "Parse failures", "Zero variance", "Warnings")
@@ -19,14 +20,14 @@ EQUAL = 1e-9
 class Group:
     """The answers to one question at one moment; `name` says which group or which moment it is.
 
-    `picture` is the picture where no row holds it.
+    `find` has the image where no row holds it.
 
     Example: `Group(name="group 1", rows=({"reward": 0.5, "question": "the red circle", ...},)).mean`.
     """
 
     name: str
     rows: tuple[Row, ...]
-    picture: bytes | None = None
+    find: Callable[[], bytes] | None = None
 
     @property
     def question(self) -> str:
@@ -38,10 +39,12 @@ class Group:
         """What the same question has at another moment: (sample id, question)."""
         return (self.rows[0].get("sample_id") or "", self.question)
 
-    @property
-    def image(self) -> bytes | None:
-        """The encoded picture: of one of the rows, else the one that was given."""
-        return next((row["image"] for row in self.rows if row.get("image") is not None), self.picture)
+    def image(self) -> bytes:
+        """The encoded image: of one of the rows, else what is found. Raises `DataError` where there is none."""
+        stored = next((row["image"] for row in self.rows if row.get("image") is not None), None)
+        if stored is not None:
+            return stored
+        return self.find() if self.find is not None else HeldOutImages(()).find(self.rows)
 
     @property
     def scores(self) -> list[float]:

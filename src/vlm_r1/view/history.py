@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from vlm_r1.errors import UserError
+from vlm_r1.errors import DataError, UserError
 from vlm_r1.report.curves import Points, phase_step
+from vlm_r1.report.held_out import HeldOutImages
 from vlm_r1.runtime.runlog import read_samples
 from vlm_r1.view.cards import Row
 from vlm_r1.view.folder import RunFolder
@@ -118,20 +121,37 @@ def count(indices: Sequence[Index], key: Key) -> int:
 def moments(indices: Sequence[Index], key: Key) -> list[Moment]:
     """One question in the order of training, with its picture at every moment. Raises `CheckpointError`."""
     found: list[Moment] = []
+    images: list[Callable[[], bytes]] = []
     for index in indices:
         run = index.run
         last = max((row["step"] for row in run.metrics()[-1:]), default=0)
         prefix = f"{run.name}: " if len(indices) > 1 else ""
         for name, path, keys in index.evaluations():
             if key in keys:
-                group = Group(name=f"{prefix}{name.replace('-', ' ')}", rows=_answers(path, key)[:1])
+                rows = _answers(path, key)[:1]
+                images.append(partial(run.images(name).find, rows))
+                group = Group(name=f"{prefix}{name.replace('-', ' ')}", rows=rows)
                 found.append(Moment(run=run.name, step=phase_step(name, last), group=group))
         for step in _spread(index.steps(key)):
-            group = Group(name=f"{prefix}training, step {step}", rows=_answers(run.rollout_table(step), key))
+            rows = _answers(run.rollout_table(step), key)
+            images += [partial(bytes, row["image"]) for row in rows if row.get("image") is not None]
+            group = Group(name=f"{prefix}training, step {step}", rows=rows)
             found.append(Moment(run=run.name, step=step, group=group))
-    picture = next((moment.group.image for moment in found if moment.group.image is not None), None)
     found.sort(key=lambda moment: (moment.step is None, moment.step or 0))
-    return [replace(moment, group=replace(moment.group, picture=picture)) for moment in found]
+    return [
+        replace(
+            moment, group=replace(moment.group, find=partial(_first, images or [partial(HeldOutImages(()).find, ())]))
+        )
+        for moment in found
+    ]
+
+
+def _first(images: Sequence[Callable[[], bytes]]) -> bytes:
+    """The image from the first place that has it."""
+    for find in images[:-1]:
+        with suppress(DataError):
+            return find()
+    return images[-1]()
 
 
 def scores(found: Sequence[Moment], run: str) -> Points:

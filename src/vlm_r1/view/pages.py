@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from vlm_r1.report.curves import per_row
 from vlm_r1.report.evaluations import CompareRow
-from vlm_r1.report.findings import MINUS, metric_name, number, signed, split_name
-from vlm_r1.view.cards import SMALL, Card, Drawing, Row, cards, colour, drawing, score_of, span
+from vlm_r1.report.findings import MINUS, boxes_words, metric_name, number, signed, split_name
+from vlm_r1.report.pictures import View
+from vlm_r1.report.plots import SIZE, Plot
+from vlm_r1.runtime.runlog import boxes_from_json
+from vlm_r1.view.cards import SMALL, Card, Row, cards, colour, drawing, score_of, span
 from vlm_r1.view.folder import RunFolder
 from vlm_r1.view.groups import Group
-from vlm_r1.view.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Plot
 from vlm_r1.view.settings import differences, made
 from vlm_r1.view.training import sections, status, tiles, warnings
 
@@ -27,7 +30,7 @@ class Thumb:
     """A picture in a strip: `pick` is what a click on it says."""
 
     pick: str
-    drawing: Drawing
+    drawing: View
     head: str
     score: str
     colour: str
@@ -46,17 +49,18 @@ class Side:
     """The answers of one moment or one evaluation; `ends` are the scores at the ends of the colours, and their name."""
 
     title: str
-    drawing: Drawing
+    drawing: View
     ends: tuple[float, float, str]
     cards: tuple[Card, ...]
 
 
 @cache
 def _environment() -> Environment:
-    loader = PackageLoader("vlm_r1.view")
+    loader = ChoiceLoader([PackageLoader("vlm_r1.view"), PackageLoader("vlm_r1.report")])
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     found.globals |= {"number": number, "signed": signed, "metric_name": metric_name, "split_name": split_name}
-    found.globals["size"] = (WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM)
+    found.globals["per_row"] = per_row
+    found.globals["size"] = SIZE
     return found
 
 
@@ -85,9 +89,9 @@ def training(runs: Sequence[RunFolder]) -> str:
     )
 
 
-def curves(plots: Sequence[Plot]) -> str:
+def curves(charts: Sequence[Plot]) -> str:
     """Some charts."""
-    return _render("curves.j2", plots=plots)
+    return _render("curves.j2", charts=charts)
 
 
 def strip(
@@ -155,4 +159,6 @@ def settings(runs: Sequence[RunFolder]) -> str:
 def facts_of(row: Row) -> list[str]:
     """Where a question comes from."""
     size = f"{row['image_width']} x {row['image_height']} pixels" if row.get("image_width") else ""
-    return [str(row.get(name) or "") for name in ("source", "task", "sample_id")] + [size]
+    true = boxes_words(boxes_from_json(row.get("true_boxes")))
+    told = f"true box{'es' * (true.count('(') != 1)} {true}" if true else ""
+    return [*(str(row.get(name) or "") for name in ("source", "task", "sample_id")), size, told]

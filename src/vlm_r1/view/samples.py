@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from vlm_r1.report.evaluations import CompareRow, Evaluated, compare_rows, evaluated
 from vlm_r1.report.findings import signed
 from vlm_r1.report.pairs import Pair, join
+from vlm_r1.view.cards import score_of
 from vlm_r1.view.folder import RunFolder
 from vlm_r1.view.groups import Group
 
-SHOW = ("All", "Best first", "Worst first", "Gains", "Losses", "Parse failures", "With picture")
+SHOW = ("All", "Best first", "Worst first", "Gains", "Losses", "Parse failures")
 """Filters of held-out questions; gains and losses are those over the evaluation compared with."""
 
 
@@ -44,7 +45,7 @@ def select(pairs: Sequence[Pair], show: str) -> list[Pair]:
     """The pairs that a filter of `SHOW` leaves, in its order; those without a score come last."""
     if show in ("Best first", "Worst first"):
         sign = -1 if show == "Best first" else 1
-        means = {id(pair): group(pair).mean for pair in pairs}
+        means = {id(pair): score_of(pair.row)[1] for pair in pairs}
         return sorted(pairs, key=lambda pair: (means[id(pair)] is None, sign * (means[id(pair)] or 0.0)))
     if show in ("Gains", "Losses"):
         sign = -1 if show == "Gains" else 1
@@ -52,16 +53,14 @@ def select(pairs: Sequence[Pair], show: str) -> list[Pair]:
         return sorted(changed, key=lambda pair: sign * (pair.gain or 0.0))
     if show == "Parse failures":
         return [pair for pair in pairs if (pair.after or {}).get("failure") is not None]
-    if show == "With picture":
-        return [pair for pair in pairs if pair.image is not None]
     return list(pairs)
 
 
-def group(pair: Pair, old: bool = False) -> Group:
-    """One side of a pair as the page shows it, named by the change of its score."""
+def group(pair: Pair, new: Chosen, old: bool = False) -> Group:
+    """One side of a pair as the page shows it, named by the change of its score; `new` has its image."""
     row = (pair.before if old else pair.after) or {}
     name = "" if pair.gain is None else signed(pair.gain)
-    return Group(name=name, rows=(row,), picture=pair.image)
+    return Group(name=name, rows=(row,), find=lambda: new.run.images(new.name).find(pair.rows))
 
 
 def table(new: Chosen, old: Chosen | None) -> tuple[list[str], list[CompareRow]]:

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from vlm_r1.report.html import parsed_recipe
 from vlm_r1.view.folder import RunFolder
 
 WHERE = ("run.dir",)
@@ -37,11 +36,7 @@ def made(run: RunFolder) -> Made:
 
 def recipe_of(run: RunFolder) -> Mapping[str, Any]:
     """The settings of a run; empty where `config.yaml` is missing or not a mapping."""
-    try:
-        recipe = yaml.safe_load(run.text("config.yaml") or "")
-    except yaml.YAMLError:
-        return {}
-    return recipe if isinstance(recipe, dict) else {}
+    return parsed_recipe(run.text("config.yaml"))
 
 
 def differences(runs: Sequence[RunFolder]) -> list[tuple[str, list[str]]]:

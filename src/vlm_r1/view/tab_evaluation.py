@@ -70,7 +70,8 @@ class EvaluationTab:
         pairs = self._pairs(new, old, split, show)
         said = f"{len(pairs)} questions." + (" In green or red: the change of the score." if old != ALONE else "")
         place = page * pages.PAGE
-        strip = pages.strip([group(pair) for pair in pairs], place, page, "held-out questions", said)
+        chosen = self._known()[new]
+        strip = pages.strip([group(pair, chosen) for pair in pairs], place, page, "held-out questions", said)
         return (strip, *self._detail(new, old, pairs, place))
 
     @_guarded
@@ -93,8 +94,9 @@ class EvaluationTab:
         if not pairs:
             return (pages.notice("No question of this split is like that, or the run kept no rows."), None)
         pair = pairs[min(place, len(pairs) - 1)]
-        found = group(pair)
-        sides = [pages.side(group(pair, old=True), title=old)] if pair.before else []
+        chosen = self._known()[new]
+        found = group(pair, chosen)
+        sides = [pages.side(group(pair, chosen, old=True), title=old)] if pair.before else []
         sides.append(pages.side(found, title=new if pair.before else ""))
         change = "" if pair.gain is None else f"change {signed(pair.gain)}"
         facts = [change, *pages.facts_of(pair.row)]

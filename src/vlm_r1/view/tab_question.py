@@ -9,14 +9,16 @@ from typing import Any
 import gradio as gr
 
 from vlm_r1.report.curves import Line
+from vlm_r1.report.plots import plots
 from vlm_r1.view import pages
 from vlm_r1.view.cards import span
 from vlm_r1.view.groups import Group
 from vlm_r1.view.history import Index, Key, count, moments, scores, search
 from vlm_r1.view.parts import QUIET, drawn, guarded, picked
-from vlm_r1.view.plots import plots
 
-_guarded = guarded(lambda said: ("", said, "", "", gr.skip()))
+ONCE = "Asked once so far. Held-out questions are asked at every evaluation, training questions once an epoch."
+
+_guarded = guarded(lambda said: ("", said, "", "", gr.skip(), *_moves(0, 0)))
 
 
 class QuestionTab:
@@ -41,7 +43,7 @@ class QuestionTab:
 
     def connect(self, tab: gr.Tab, timer: gr.Timer) -> None:
         """Wire the events; `tab` being opened fills it."""
-        filled = [self.said, self.strip, self.detail, self.curve, self.shown]
+        filled = [self.said, self.strip, self.detail, self.curve, self.shown, self.back, self.on]
         asked = [self.runs, self.text, self.question]
         tab.select(self._open, [*asked, self.wanted], [self.text, self.question, self.wanted], **QUIET)
         self.text.change(self._find, asked, [self.question], **QUIET)
@@ -90,14 +92,14 @@ class QuestionTab:
         """What was written or read since."""
         question, place, known = shown
         if not question:
-            return (gr.skip(),) * 5
+            return (gr.skip(),) * 7
         chosen = self._chosen(runs)
         for index in chosen:
             index.read_on()
         if count(chosen, _key(question)) != known:
             return self._look(runs, question, place)
         progress = self._progress(runs)
-        return (gr.skip() if progress == said else progress, *(gr.skip(),) * 4)
+        return (gr.skip() if progress == said else progress, *(gr.skip(),) * 6)
 
     def _progress(self, runs: Sequence[str]) -> str:
         counts = [index.progress for index in self._chosen(runs)]
@@ -108,7 +110,8 @@ class QuestionTab:
     @_guarded
     def _look(self, runs: Sequence[str], question: str | None, place: int = 0, redraw: bool = True) -> tuple[Any, ...]:
         if not question:
-            return ("", pages.notice("No question is chosen, or the runs have kept none."), "", "", ("", 0, 0))
+            nothing = pages.notice("No question is chosen, or the runs have kept none.")
+            return ("", nothing, "", "", ("", 0, 0), *_moves(0, 0))
         return (self._progress(runs), *self._found(runs, question, place, redraw))
 
     def _found(self, runs: Sequence[str], question: str, place: int, redraw: bool) -> tuple[Any, ...]:
@@ -117,18 +120,25 @@ class QuestionTab:
         found = moments(chosen, _key(question))
         if not found:
             nothing = pages.notice("This question was not asked in the runs that are chosen.")
-            return (nothing, "", "", (question, 0, known))
+            return (nothing, "", "", (question, 0, known), *_moves(0, 0))
         groups = [moment.group for moment in found]
         place = max(0, min(place, len(groups) - 1))
-        strip = pages.strip(groups, place, place // pages.PAGE, "moments", text=_answer)
+        many = len(groups) > 1
+        strip = pages.strip(groups, place, place // pages.PAGE, "moments", text=_answer) if many else pages.notice(ONCE)
         group = groups[place]
         ends = span([row for other in groups if _kind(other) == _kind(group) for row in other.rows])
         facts = [group.name, *pages.tags(group), *pages.facts_of(group.rows[0])]
         detail = pages.detail(group.question, facts, [pages.side(group, ends=ends)])
         names = [index.run.name for index in chosen]
         line = Line(label="", runs=[scores(found, name) for name in names])
-        curve = plots("Score of this question", "reward or IoU, mean over the answers", [line], names)
-        return (strip if redraw else gr.skip(), detail, pages.curves(curve), (question, place, known))
+        curve = plots("Score of this question", "reward or IoU, mean over the answers", [line], names) if many else []
+        moves = _moves(place, len(groups))
+        return (strip if redraw else gr.skip(), detail, pages.curves(curve), (question, place, known), *moves)
+
+
+def _moves(place: int, of: int) -> tuple[Any, Any]:
+    """The buttons to the moment before and after one of several."""
+    return (gr.Button(interactive=place > 0), gr.Button(interactive=place < of - 1))
 
 
 def _answer(group: Group) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 from vlm_r1.report.curves import PLANS, Line, curve, held_out_lines, logged_names, matching, named
 from vlm_r1.report.findings import metric_name, number
 from vlm_r1.report.html import duration
-from vlm_r1.report.runs import PATIENCE_S, PATIENCE_STEPS
+from vlm_r1.report.plots import Plot, plots
+from vlm_r1.report.runs import is_running
+from vlm_r1.report.warnings import sentences
+from vlm_r1.runtime.alive import is_alive
 from vlm_r1.view.folder import RunFolder
-from vlm_r1.view.plots import Plot, plots
 from vlm_r1.view.settings import recipe_of
 
 Plan = tuple[str, str, Callable[..., list[Line]]]
@@ -97,22 +99,23 @@ def status(run: RunFolder, now: float | None = None) -> Status:
     rows, recipe = run.metrics(), recipe_of(run)
     of = recipe.get("run", {})
     steps = of.get("steps") if isinstance(of, dict) else None
+    steps = steps if isinstance(steps, int) else None
     facts = [_method(recipe)] if _method(recipe) else []
     last = rows[-1]["step"] if rows else 0
-    facts.append(f"step {last:,}" + (f" of {steps:,}" if isinstance(steps, int) else "") if rows else "no step yet")
+    facts.append(f"step {last:,}" + (f" of {steps:,}" if steps else "") if rows else "no step yet")
     pace = [value for _, value in curve(rows[-20:], "time/step_s")]
-    finished = (run.path / "final").exists()
-    state = "finished" if finished else "running"
-    if rows and not finished:
-        seconds = sum(pace) / len(pace) if pace else 0.0
-        quiet = max(0.0, now - (run.path / "metrics.jsonl").stat().st_mtime)
-        if quiet > max(PATIENCE_S, PATIENCE_STEPS * seconds):
-            state = "stopped"
-            facts.append(f"no new line for {duration(quiet)}")
-        elif seconds:
-            facts.append(f"{seconds:.2g} s a step")
-            if isinstance(steps, int) and steps > last:
-                facts.append(f"about {duration(seconds * (steps - last))} left")
+    alive = is_alive(run.path)
+    seconds = sum(pace) / len(pace) if pace else 0.0
+    quiet = max(0.0, now - run.written)
+    if alive is not True and (run.path / "final").exists():
+        state = "finished"
+    elif is_running(run.path, quiet, seconds):
+        state = "running"
+        facts += [f"{seconds:.2g} s a step"] if seconds else []
+        facts += [f"about {duration(seconds * (steps - last))} left"] if seconds and steps and steps > last else []
+    else:
+        state = "stopped"
+        facts.append("its process has ended" if alive is False else f"no new line for {duration(quiet)}")
     return Status(name=run.name, state=state, facts=tuple(facts), problems=tuple(run.problems))
 
 
@@ -146,14 +149,7 @@ def tiles(run: RunFolder) -> list[tuple[str, str, str]]:
 
 def warnings(run: RunFolder) -> list[tuple[int, str]]:
     """(step, sentence), the latest first."""
-    found = [
-        (row["step"], str(said)) for row in run.metrics() if row.get("warnings") for said in _texts(row["warnings"])
-    ]
-    return found[::-1][:WARNINGS_SHOWN]
-
-
-def _texts(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    return sentences(run.metrics())[::-1][:WARNINGS_SHOWN]
 
 
 def _all_zero(lines: Sequence[Line]) -> bool:
