@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 import warnings
@@ -29,6 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from vlm_r1.distributed.processes import World
 from vlm_r1.errors import CheckpointError, writing_remedy
+from vlm_r1.files import put, sync
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
 REFUSALS = (Exception, CheckpointException)
@@ -88,8 +88,7 @@ class CheckpointWriter:
         try:
             future.result()
             for file in aside.iterdir():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+                sync(file)
         except REFUSALS as error:
             failed = self._blame(error)
         self._agree(failed, target)
@@ -102,12 +101,8 @@ class CheckpointWriter:
 
     def _publish(self, aside: Path, target: Path, state: dict[str, Any]) -> None:
         files = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
-        with (aside / "state.json").open("w", encoding="utf-8") as handle:
-            handle.write(json.dumps({"files": files, **state}))
-            handle.flush()
-            os.fsync(handle.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
+        (aside / "state.json").write_text(json.dumps({"files": files, **state}), encoding="utf-8")
+        put(aside, target)
         for old in list_checkpoints(self.run_dir)[: -self.keep]:
             if old.name != f"checkpoint-{self.kept}":
                 shutil.rmtree(old)

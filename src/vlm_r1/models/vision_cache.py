@@ -10,7 +10,6 @@ alone up to the order of summation.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vlm_r1.files import replacing
 from vlm_r1.records import VisionInput
 
 UNREAD = {"last_hidden_state", "hidden_states", "attentions"}
@@ -111,10 +111,8 @@ class VisionCache:
     def _write(self, name: str, entry: Entry) -> None:
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.folder / f".{name}.{os.getpid()}.tmp"
-        save_file({key: tensor.contiguous() for key, tensor in _tensors(entry).items()}, aside)
-        os.replace(aside, self.folder / f"{name}.safetensors")
+        with replacing(self.folder / f"{name}.safetensors", durable=False) as aside:
+            save_file({key: tensor.contiguous() for key, tensor in _tensors(entry).items()}, aside)
 
 
 class _Unsplittable(Exception):

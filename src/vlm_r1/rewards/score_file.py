@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, TextIO
 from vlm_r1.boxes import BoxMap
 from vlm_r1.config import RewardConfig
 from vlm_r1.errors import ConfigError, DataError, UserError, nearest
+from vlm_r1.files import replacing
 from vlm_r1.prompts.parse import read_answer
 from vlm_r1.prompts.solution import infer_task, read_solution
 from vlm_r1.prompts.templates import TASKS
@@ -82,17 +82,11 @@ def _writer(out: str | Path | None) -> Iterator[TextIO]:
     if out is None:
         yield sys.stdout
         return
-    target = Path(out)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w", encoding="utf-8") as sink:
+        with replacing(Path(out)) as aside, open(aside, "w", encoding="utf-8") as sink:
             yield sink
-        os.replace(aside, target)
     except OSError as error:
-        raise DataError(f"{target}: cannot be written ({error.strerror or error})") from None
-    finally:
-        aside.unlink(missing_ok=True)
+        raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
 
 
 def _chunks(path: Path) -> Iterator[list[tuple[int, dict[str, Any]]]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from vlm_r1.config import PromptConfig
 from vlm_r1.distributed.processes import ALONE, World
 from vlm_r1.distributed.sharding import full_tensors, is_sharded
 from vlm_r1.errors import CheckpointError, writing_remedy
+from vlm_r1.files import replacing
 from vlm_r1.models.load import PROMPT_FILE, LoadedPolicy
 from vlm_r1.models.processor import save_processor
 
@@ -63,23 +62,11 @@ def save_policy(target: Path, loaded: LoadedPolicy, prompt: PromptConfig, world:
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Make folder `target` by calling `fill(tmp)` on a folder beside it and renaming. Raises `CheckpointError`."""
-    aside = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
-        fill(aside)
-        for file in sorted(aside.rglob("*")):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        aside.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        with replacing(target) as aside:
+            aside.mkdir()
+            fill(aside)
     except Exception as error:
-        shutil.rmtree(aside, ignore_errors=True)
         if not _is_refusal_to_write(error):
             raise
         raise CheckpointError(

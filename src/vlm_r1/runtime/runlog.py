@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_r1.errors import CheckpointError, writing_remedy
+from vlm_r1.files import replacing
 from vlm_r1.records import LabelledBox
 
 _WRITTEN = [("think", pa.string()), ("answer", pa.string()), ("failure", pa.string())]
@@ -279,18 +280,8 @@ def boxes_from_json(text: str | None) -> list[LabelledBox]:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a whole file or nothing: aside, then renamed over `path`. Raises `CheckpointError` on a full disk."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _Writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(aside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
+    with _Writing(path), replacing(path) as aside:
+        aside.write_bytes(data)
 
 
 class _Writing:

@@ -149,7 +149,7 @@ def test_wrong_files_are_said(files, tmp_path):
     files[0].write_bytes(pickle.dumps(REFS)[:-40])
     with pytest.raises(DataError, match=r"refs\(unc\)\.p"):
         convert("refcoco", files, out)
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_the_rows_can_be_read_back(files, tmp_path):

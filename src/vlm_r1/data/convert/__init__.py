@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,6 +17,7 @@ from vlm_r1.data.convert.ovdeval import convert_ovdeval
 from vlm_r1.data.convert.refcoco import convert_refcoco
 from vlm_r1.data.convert.refl4 import convert_ref_l4, convert_refcoco_reviewed
 from vlm_r1.errors import ConfigError, DataError, nearest
+from vlm_r1.files import replacing
 
 CONVERTERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "refcoco": convert_refcoco,
@@ -51,21 +51,17 @@ def convert(name: str, inputs: Sequence[Path], out: Path, **options: Any) -> int
             raise DataError(f'input "{path}" does not exist; correct the path')
     if not inputs:
         raise ConfigError(f"{name} needs at least one input file")
-    part = out.with_name(out.name + ".part")
     rows = 0
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
-            for row in function(inputs, **options):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                rows += 1
-        if not rows:
-            raise DataError(f"{', '.join(map(str, inputs))}: no rows to write; check the inputs and the options")
-        os.replace(part, out)
+        with replacing(out) as aside:
+            with aside.open("w", encoding="utf-8") as file:
+                for row in function(inputs, **options):
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    rows += 1
+            if not rows:
+                raise DataError(f"{', '.join(map(str, inputs))}: no rows to write; check the inputs and the options")
     except OSError as error:
         raise DataError(f'"{out}" cannot be written ({error}); choose another place') from None
-    finally:
-        part.unlink(missing_ok=True)
     print(f"{out}: {rows} rows")
     return rows
 
