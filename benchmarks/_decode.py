@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText
 
 from vlm_r1.config import ModelConfig, PromptConfig, RolloutConfig
 from vlm_r1.models.load import LoadedPolicy, load_policy
-from vlm_r1.models.policy import merge_pictures
+from vlm_r1.models.policy import merge_images
 from vlm_r1.records import Prompt, SamplingParams
 from vlm_r1.rollout.engine import awake
 from vlm_r1.rollout.native import NativeEngine, eos_token_ids
@@ -57,7 +57,7 @@ def transformers(
     device, suppressed = loaded.policy.banned.device, loaded.policy.banned.tolist()
     repeated = [prompt for prompt in prompts for _ in range(setting.group)]
     ids = torch.tensor([prompt.token_ids for prompt in repeated], device=device)  # questions of one length: no padding
-    tensors = merge_pictures([picture for prompt in repeated for picture in prompt.pictures])
+    tensors = merge_images([image for prompt in repeated for image in prompt.images])
     loaded.policy.to("meta")
     dtype = getattr(torch, setting.precision)
     model = AutoModelForImageTextToText.from_pretrained(

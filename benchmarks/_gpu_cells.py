@@ -31,7 +31,7 @@ class Cell:
 
 
 def cells_of(stage: str, folder: str, *, tiny: bool, prompts: int = 8, repetitions: int = 3) -> Iterator[Cell]:
-    """The cells of a stage. `folder` holds models and pictures; `prompts` are those of a step of `ours` and `trl`."""
+    """The cells of a stage. `folder` holds models and images; `prompts` are those of a step of `ours` and `trl`."""
     if tiny:
         base = Setting(
             folder=folder, prompts=2, group=2, image_tokens=20, answer_tokens=8, warmup=1, repetitions=1, threads=1

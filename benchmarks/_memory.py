@@ -39,7 +39,7 @@ from vlm_r1.rollout.engine import awake
 from vlm_r1.rollout.sampling import StoppingCriteria
 from vlm_r1.runtime.session import Session, open_session
 from vlm_r1.sft import train as sft
-from vlm_r1.sft.batch import ByPicture
+from vlm_r1.sft.batch import ByImage
 
 
 def measure(recipe: Recipe, processes: int = 1) -> dict[str, int]:
@@ -97,9 +97,9 @@ def _measure(session: Session) -> dict[str, int]:
 
 def _measure_sft(session: Session) -> dict[str, int]:
     recipe = session.recipe
-    pictures = ByPicture(load_source(recipe.data.train[0], seed=recipe.run.seed))
-    with sft.tree_batches(session, _InOrder(pictures)) as batches:  # type: ignore[arg-type]
-        trees = [tree for _, made in batches.take(recipe.sft.pictures_per_step) for tree in made]
+    images = ByImage(load_source(recipe.data.train[0], seed=recipe.run.seed))
+    with sft.tree_batches(session, _InOrder(images)) as batches:  # type: ignore[arg-type]
+        trees = [tree for _, made in batches.take(recipe.sft.images_per_step) for tree in made]
     sft.sft_step(session, trees, 0)
     forget(session)
     meter = Meter(session, None)

@@ -1,6 +1,6 @@
 """Our side: `rl.loop.train` on a recipe, in a process of its own. Usage: _ours.py JOB.json RESULT.json
 
-Two things are added from outside: the end-of-text token is banned like a picture placeholder, so that every answer has
+Two things are added from outside: the end-of-text token is banned like an image placeholder, so that every answer has
 all its tokens, and the start of each step is noted. The seconds of the phases are the run's own metrics.
 """
 

@@ -1,6 +1,6 @@
 """Share of a step outside model forward, backward and optimiser, at the demo's size. Usage: _overhead.py JOB RESULT
 
-The recipe is the demo's as it stands (24 prompts, G = 16, 96x96 pictures, logging on) with a short run, no evaluation,
+The recipe is the demo's as it stands (24 prompts, G = 16, 96x96 images, logging on) with a short run, no evaluation,
 a reward that is never without variance beside its own, and a model of the shipped architecture with random weights,
 whose answers are nearly all 64 tokens long, unless the job names a model folder. Clocks are wrapped around the
 functions below; nothing is sampled or traced.

@@ -19,11 +19,11 @@ TITLES = {
 def markdown(result: dict[str, Any]) -> str:
     """The page of a result."""
     setting, ours, trl = result["setting"], result["ours"], result["trl"]
-    size = "x".join(map(str, setting["picture_size"]))
+    size = "x".join(map(str, setting["image_size"]))
     lines = [
         "# One GRPO step beside TRL's",
         "",
-        f"{setting['prompts']} prompts with a {size} picture ({setting['image_tokens']} image tokens, "
+        f"{setting['prompts']} prompts with a {size} image ({setting['image_tokens']} image tokens, "
         f"{setting['prompt_tokens_each']} prompt tokens), G = {setting['group']}, {setting['answer_tokens']} answer "
         f"tokens, beta 0, AdamW, all {ours['parameters']:,} parameters trained, {ours['dtype']}"
         f"{', computing in bfloat16' if setting.get('precision') == 'bfloat16' else ''}, SDPA attention. "
@@ -112,7 +112,7 @@ def _overhead(overhead: dict[str, Any] | None) -> list[str]:
     row = sorted(overhead["steps"], key=lambda r: r["overhead_share"])[len(overhead["steps"]) // 2]
     parts = ", ".join(f"{name} {row[name]:.3f} s" for name in row if name not in ("step_s", "overhead_share"))
     return [
-        f"At the demo's size ({overhead['prompts']} prompts, G = {overhead['group']}, 96x96 pictures) "
+        f"At the demo's size ({overhead['prompts']} prompts, G = {overhead['group']}, 96x96 images) "
         f"**{overhead['overhead_share']:.1%}** of a step is outside model forward, backward and optimiser "
         f"(step {row['step_s']:.2f} s: {parts}).",
         "",

@@ -10,7 +10,7 @@ import torch
 from _setting import Setting
 
 from vlm_r1.models.load import LoadedPolicy
-from vlm_r1.records import Picture, Prompt, Rollout, RolloutGroup, Sample, Truth
+from vlm_r1.records import Prompt, Rollout, RolloutGroup, Sample, SampleImage, Truth
 
 
 def prompts_of(setting: Setting, loaded: LoadedPolicy) -> list[Prompt]:
@@ -18,14 +18,14 @@ def prompts_of(setting: Setting, loaded: LoadedPolicy) -> list[Prompt]:
     lines = setting.data_path.read_text(encoding="utf-8").splitlines()[: setting.prompts]
     prompts = []
     for number, row in enumerate(map(json.loads, lines)):
-        images = (Picture(path=Path(row["image"])),)
+        images = (SampleImage(path=Path(row["image"])),)
         sample = Sample(id=str(number), images=images, question=row["problem"], truth=Truth())
         prompts.append(replace(loaded.family.encode(sample), number=number))
     return prompts
 
 
 def made_up(setting: Setting, loaded: LoadedPolicy) -> list[RolloutGroup]:
-    """Answers of `setting.answer_tokens` random tokens to questions about the setting's pictures."""
+    """Answers of `setting.answer_tokens` random tokens to questions about the setting's images."""
     random = torch.Generator().manual_seed(setting.seed)
     banned = set(loaded.policy.banned.tolist())
     allowed = torch.tensor([i for i in range(len(loaded.tokenizer)) if i not in banned])

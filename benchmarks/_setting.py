@@ -1,7 +1,7 @@
-"""What is measured: a model with random weights, pictures, questions, and the numbers of a step.
+"""What is measured: a model with random weights, images, questions, and the numbers of a step.
 
-Both sides read the same folder: `model-NAME/` (plain Hugging Face layout), and `pictures-N/` and `data-N.jsonl` for
-pictures of N tokens.
+Both sides read the same folder: `model-NAME/` (plain Hugging Face layout), and `images-N/` and `data-N.jsonl` for
+images of N tokens.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ MODELS = {"tiny": TINY, "3b": QWEN_3B, "7b": QWEN_7B, "32b": QWEN_32B}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """The work of one step: `prompts` pictures with one question each, `group` answers of `answer_tokens` tokens.
+    """The work of one step: `prompts` images with one question each, `group` answers of `answer_tokens` tokens.
 
     `precision` is what both sides compute in, over float32 weights. `vision` (tower and connector) is "full", "frozen"
     or "lora", `language` "full" or "lora".
@@ -124,7 +124,7 @@ class Setting:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the pictures in pixels: exactly `image_tokens`, as near to a square as can be."""
+        """Width and height of the images in pixels: exactly `image_tokens`, as near to a square as can be."""
         rows = max(n for n in range(1, int(self.image_tokens**0.5) + 1) if self.image_tokens % n == 0)
         return self.image_tokens // rows * PATCH * MERGE, rows * PATCH * MERGE
 
@@ -159,15 +159,15 @@ def read_job(path: str | Path) -> tuple[Setting, dict[str, Any]]:
 
 
 def prepare(setting: Setting) -> None:
-    """Write what is not there yet: model, and a fresh picture for every prompt of every step."""
+    """Write what is not there yet: model, and a fresh image for every prompt of every step."""
     if not setting.model_path.is_dir():
         _write_model(setting)
     count = setting.prompts * (setting.steps + 2)
-    pictures = Path(setting.folder, f"pictures-{setting.image_tokens}")
-    pictures.mkdir(exist_ok=True)
+    images = Path(setting.folder, f"images-{setting.image_tokens}")
+    images.mkdir(exist_ok=True)
     rows = []
     for number in range(count):
-        file = pictures / f"{number:04d}.png"
+        file = images / f"{number:04d}.png"
         if not file.is_file():
             _draw(setting.size, number, file)
         # Questions of one length: a repetition is then the same work as the next one.
@@ -181,12 +181,12 @@ def _draw(size: tuple[int, int], seed: int, file: Path) -> None:
     from PIL import Image, ImageDraw
 
     random = np.random.default_rng(seed)
-    picture = Image.new("RGB", size, tuple(random.integers(0, 256, 3).tolist()))
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size, tuple(random.integers(0, 256, 3).tolist()))
+    pen = ImageDraw.Draw(image)
     for _ in range(12):
         x, y, width, height = (random.random(4) * (size * 2) * 0.5).tolist()
         pen.rectangle((x, y, x + width, y + height), fill=tuple(random.integers(0, 256, 3).tolist()))
-    picture.save(file)
+    image.save(file)
 
 
 def _write_model(setting: Setting) -> None:

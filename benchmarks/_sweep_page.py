@@ -9,7 +9,7 @@ from typing import Any
 def page(result: dict[str, Any]) -> str:
     """The sizes as a Markdown table, and where and how they were measured."""
     rows = result["sweep"]
-    lines = ["# One GRPO step over group and picture sizes", "", "![plot](grpo_sweep.png)", ""]
+    lines = ["# One GRPO step over group and image sizes", "", "![plot](grpo_sweep.png)", ""]
     lines += [
         "4 prompts, 64 answer tokens, the tiny model of [grpo_step.md](grpo_step.md), TRL at its fastest settings "
     ]
@@ -54,7 +54,7 @@ def _facts(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
-    """Step time over G, one colour per picture size, ours solid and TRL dashed; the ratio beside it."""
+    """Step time over G, one colour per image size, ours solid and TRL dashed; the ratio beside it."""
     import matplotlib
 
     matplotlib.use("Agg")

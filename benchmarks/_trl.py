@@ -42,7 +42,7 @@ class StepEnds(TrainerCallback):
 
 
 def data_of(setting: Setting) -> Dataset:
-    """The same questions and pictures as a conversational data set with an image column."""
+    """The same questions and images as a conversational data set with an image column."""
     rows = [json.loads(line) for line in setting.data_path.read_text(encoding="utf-8").splitlines()]
     columns = [{"prompt": [{"role": "user", "content": row["problem"]}], "image": row["image"]} for row in rows]
     return Dataset.from_list(columns).cast_column("image", Image())

@@ -2,8 +2,8 @@
 
 Of TRL only the sampler is replaced (`_generate_single_turn` returns the made-up completions). Its own code tokenizes
 the prompts, pads, computes advantages, old and reference log-probs (`_generate_and_score_completions`), and then the
-loss (`compute_loss`). One thing is mended for it: a prompt without pictures among prompts with pictures becomes `None`,
-which transformers' picture processor refuses, so it is handed on as an empty list.
+loss (`compute_loss`). One thing is mended for it: a prompt without images among prompts with images becomes `None`,
+which transformers' image processor refuses, so it is handed on as an empty list.
 
 Ours runs `Trainer.step`, with an optimiser that keeps the gradients instead of stepping on them.
 """
@@ -48,7 +48,7 @@ class Case:
     """One comparison: `rl` are our settings, `trl` the ones of `GRPOConfig` that mean the same.
 
     With `iterations` 2 the loss of the second is compared: old log-probs are those of other weights. `token_budget`
-    cuts our batch into several rows; `banned` leaves picture placeholders masked, which TRL does not. Unless `corrects`
+    cuts our batch into several rows; `banned` leaves image placeholders masked, which TRL does not. Unless `corrects`
     is "off", the completions are those of another engine, whose tokens both sides weigh so.
     """
 
@@ -98,7 +98,7 @@ def move(model: nn.Module, by: float) -> None:
 
 
 def groups_of(session: Session) -> list[RolloutGroup]:
-    """Prompts with none to three pictures of different sizes, and made-up completions of 1 to 12 tokens."""
+    """Prompts with none to three images of different sizes, and made-up completions of 1 to 12 tokens."""
     prompts = mixed_prompts(session.loaded)
     groups = [made_up(session.loaded, p, n, i) for i, (p, n) in enumerate(zip(prompts, LENGTHS, strict=True))]
     generator = torch.Generator().manual_seed(6)
@@ -127,7 +127,7 @@ def open_case(model: Path, run_dir: Path, case: Case) -> Iterator[Session]:
 def ours(session: Session, groups: Sequence[RolloutGroup], case: Case) -> Outcome:
     """Our update's outcome.
 
-    Unless the case says otherwise the banned list is emptied: our distribution has the picture placeholders masked,
+    Unless the case says otherwise the banned list is emptied: our distribution has the image placeholders masked,
     because that is what rollouts sample from, and TRL scores with the whole vocabulary. The two softmaxes differ by
     construction, so they are compared without the mask, on completions that hold no placeholder.
     """
@@ -172,7 +172,7 @@ def theirs(model: Path, folder: Path, groups: Sequence[RolloutGroup], case: Case
 
     def without_none(prompts: list[Any]) -> Any:
         prompt_ids, images, fields = tokenize(prompts)
-        return prompt_ids, [pictures or [] for pictures in images], fields
+        return prompt_ids, [images or [] for images in images], fields
 
     trainer._tokenize_prompts = without_none
     trainer._generate_single_turn = made_up_answers
@@ -195,7 +195,7 @@ def row_of(prompt: Prompt) -> dict[str, Any]:
     sample = prompt.sample
     return {
         "prompt": [{"role": "user", "content": sample.question}],
-        "images": [picture.open() for picture in sample.images],
+        "images": [image.open() for image in sample.images],
     }
 
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vlm_r1.demo import run_demo
-from vlm_r1.report.picture import before_after_png
+from vlm_r1.report.image import before_after_png
 from vlm_r1.runtime.runlog import read_environment, read_eval, read_metrics
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"

@@ -4,7 +4,7 @@
     python benchmarks/families.py --quick     # one repetition of each clock
 
 A cell says yes where every test of it passed for that family, on a tiny random checkpoint in the published layout
-(`tests/zoo`). The speed is one optimiser step on made-up answers (2 prompts with one 224 x 224 picture, G = 8, 32
+(`tests/zoo`). The speed is one optimiser step on made-up answers (2 prompts with one 224 x 224 image, G = 8, 32
 tokens an answer): transformers' own model on what the family's processor makes of the prompt repeated G times, over
 ours; the models have 2 to 4 layers of width 32, so most of either step is calls, not arithmetic.
 
@@ -59,7 +59,7 @@ def main() -> None:
         cells, difference = cells_of(found, name)
         rows[name] = {
             **cells,
-            "multi-image": cells["exact update"] if entry.multi_image else "the family takes one picture",
+            "multi-image": cells["exact update"] if entry.multi_image else "the family takes one image",
             "gradient_difference": difference,
             "generic": generic(entry),
             **seconds_of(entry, 1 if arguments.quick else 7),
@@ -123,7 +123,7 @@ def cells_of(cases: list[dict[str, Any]], name: str) -> tuple[dict[str, str], fl
 def seconds_of(entry: Any, repetitions: int) -> dict[str, float]:
     """Median seconds of a step of both sides, in turn, and their ratio."""
     import zoo
-    from support import made_up, picture, sample
+    from support import made_up, noise_image, sample
 
     from vlm_r1.models.packing import pack
     from vlm_r1.rl.batch import group_tree
@@ -131,7 +131,7 @@ def seconds_of(entry: Any, repetitions: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         entry.build(Path(folder))
         loaded, model = zoo.load(Path(folder)), zoo.plain(Path(folder), entry)
-    samples = [sample("the red circle", picture(SIDE, SIDE, n), id=str(n)) for n in range(2)]
+    samples = [sample("the red circle", noise_image(SIDE, SIDE, n), id=str(n)) for n in range(2)]
     groups = [made_up(loaded, loaded.family.encode(s), [TOKENS] * GROUP, n) for n, s in enumerate(samples)]
     row = pack([group_tree(group) for group in groups])
     batches = []

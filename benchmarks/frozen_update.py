@@ -1,11 +1,11 @@
-"""The update with a frozen tower: ours, with the features kept, beside the padded one that runs every answer's picture.
+"""The update with a frozen tower: ours, with the features kept, beside the padded one that runs every answer's image.
 
     python benchmarks/frozen_update.py                     # 1,024 image tokens, G = 8: the setting of the claim
     python benchmarks/frozen_update.py --image-tokens 256
     python benchmarks/frozen_update.py --quick             # does it run?
 
-Both sides are one optimiser step (forward, backward, AdamW) on the same prompts, pictures and made-up answers of the
-tiny model of `grpo_step.py`, tower and connector frozen. Padded: transformers' own model, picture and prompt G times,
+Both sides are one optimiser step (forward, backward, AdamW) on the same prompts, images and made-up answers of the
+tiny model of `grpo_step.py`, tower and connector frozen. Padded: transformers' own model, image and prompt G times,
 one group in a forward pass, log-probs at the answers' positions only, the tower without a graph. Ours: packed rows; the
 tower runs in the first epoch and never again. They take turns in one process; gradients are compared first.
 
@@ -68,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=2, help="prompts in the step")
     parser.add_argument("--group", type=int, default=8, help="answers a prompt")
-    parser.add_argument("--image-tokens", type=int, default=1024, help="picture tokens of a prompt")
+    parser.add_argument("--image-tokens", type=int, default=1024, help="image tokens of a prompt")
     parser.add_argument("--repetitions", type=int, default=5, help="measured steps of each side")
     parser.add_argument("--quick", action="store_true", help="one repetition: only to see it run")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "frozen_update.json")
@@ -135,7 +135,7 @@ class Ours:
 
 
 class Padded:
-    """transformers' model with SDPA: every answer has its own prompt and picture, one group at a time."""
+    """transformers' model with SDPA: every answer has its own prompt and image, one group at a time."""
 
     def __init__(self, setting: Setting, loaded: LoadedPolicy) -> None:
         self.model = AutoModelForImageTextToText.from_pretrained(setting.model_path, attn_implementation="sdpa")
@@ -154,8 +154,7 @@ class Padded:
             answers = torch.tensor([r.token_ids for r in group.rollouts])
             ids = torch.cat([torch.tensor(prompt.token_ids).expand(n, -1), answers], 1)
             tensors = {
-                name: value.repeat(n, *(1 for _ in value.shape[1:]))
-                for name, value in prompt.pictures[0].tensors.items()
+                name: value.repeat(n, *(1 for _ in value.shape[1:])) for name, value in prompt.images[0].tensors.items()
             }
             kinds = (ids == self.model.config.image_token_id).int()
             keep = answers.shape[1] + 1

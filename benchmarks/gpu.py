@@ -101,7 +101,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=3, help="measured steps of a cell, after one of warm-up")
     parser.add_argument("--budget-s", type=float, default=540.0, help="seconds after which a call has ended")
     parser.add_argument("--retry", action="store_true", help="measure failed cells again")
-    parser.add_argument("--work", type=Path, help="folder for models and pictures; default: one that is deleted")
+    parser.add_argument("--work", type=Path, help="folder for models and images; default: one that is deleted")
     parser.add_argument("--flash-pref", type=Path, metavar="FOLDER", help="packages of the flash-pref stage")
     parser.add_argument("--out", type=Path, help="folder of gpu.json and gpu.md; default: nothing is kept")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""One GRPO step of ours beside TRL's, on the same model, pictures and questions.
+"""One GRPO step of ours beside TRL's, on the same model, images and questions.
 
     make bench                                      # the headline; grpo_sweep.py has other sizes
     python benchmarks/grpo_step.py --quick          # does it run?
@@ -113,7 +113,7 @@ def headline(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
             "model": setting.model,
             "prompts": setting.prompts,
             "group": setting.group,
-            "picture_size": list(setting.size),
+            "image_size": list(setting.size),
             "image_tokens": setting.image_tokens,
             "prompt_tokens_each": prompt_tokens,
             "answer_tokens": setting.answer_tokens,

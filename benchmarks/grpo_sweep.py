@@ -1,4 +1,4 @@
-"""One GRPO step of ours beside TRL's over group and picture sizes, without tuning TRL again.
+"""One GRPO step of ours beside TRL's over group and image sizes, without tuning TRL again.
 
     python benchmarks/grpo_sweep.py                       # all sizes: about half an hour on two cores
     python benchmarks/grpo_sweep.py --missing             # those without a result at this commit: goes on after a stop

@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py
 
-24 prompts, G = 16, 96 x 96 pictures, the shipped model's architecture with random weights and answers of full length.
+24 prompts, G = 16, 96 x 96 images, the shipped model's architecture with random weights and answers of full length.
 Writes docs/results/overhead.json.
 """
 

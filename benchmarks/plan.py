@@ -139,7 +139,7 @@ def _recipe(model: Path, run: Path, sections: dict[str, Any], processes: int = 1
     """A recipe of these sections; as many held-out questions as all processes answer at once."""
     method = sections.get("method", "grpo")
     held = {"split": "in_domain", "n": 16 * processes}
-    scenes = {"split": "train", "n": 40, "per_picture": 4 if method == "sft" else 1}
+    scenes = {"split": "train", "n": 40, "per_image": 4 if method == "sft" else 1}
     base: dict[str, Any] = {
         "method": method,
         "model": {"path": str(model), "precision": "float32"},
@@ -147,7 +147,7 @@ def _recipe(model: Path, run: Path, sections: dict[str, Any], processes: int = 1
         "prompt": PROMPT.model_dump(),
         "rollout": {"max_new_tokens": 96},
         "rl": {"group_size": 8, "prompts_per_step": 6, "token_budget": 3000},
-        "sft": {"pictures_per_step": 16, "token_budget": 3000},
+        "sft": {"images_per_step": 16, "token_budget": 3000},
         "eval": {"batch_size": 16, "max_new_tokens": 24},
         "run": {"dir": str(run), "threads": torch.get_num_threads()},
     }

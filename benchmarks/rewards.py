@@ -37,13 +37,13 @@ from vlm_r1.rewards.rubric import build_rubric
 
 N_REC, N_OVD, N_BOXES, N_PYCOCOTOOLS = 8192, 1000, 20, 200
 CLASSES = ("person", "dog", "traffic light", "cup", "bicycle")
-THOUGHT = "The picture shows several things on a table; the one that is meant stands to the left of the others. " * 4
+THOUGHT = "The image shows several things on a table; the one that is meant stands to the left of the others. " * 4
 
 Case = tuple[Sample, str]
 
 
 def random_box(rng: random.Random) -> tuple[float, float, float, float]:
-    """A box of whole pixels in a 1000 x 1000 picture."""
+    """A box of whole pixels in a 1000 x 1000 image."""
     x, y = rng.randrange(800), rng.randrange(800)
     return (float(x), float(y), float(x + rng.randrange(10, 200)), float(y + rng.randrange(10, 200)))
 

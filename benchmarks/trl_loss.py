@@ -2,7 +2,7 @@
 
     python benchmarks/trl_loss.py
 
-Tiny Qwen3-VL and Qwen2.5-VL models with random weights, prompts with none to three pictures of different sizes, groups
+Tiny Qwen3-VL and Qwen2.5-VL models with random weights, prompts with none to three images of different sizes, groups
 of completions of 1 to 12 tokens; see `CASES` for what is compared and `DIFFERENCES` for what is not the same in TRL.
 
 TRL 1.16.0 comes with `make setup-bench`, or from any folder on PYTHONPATH that holds it. Writes
@@ -73,7 +73,7 @@ UNEQUAL = (
 """Measured for `DIFFERENCES`; not held to the limits."""
 
 DIFFERENCES = {
-    "picture placeholders": "We mask them in the softmax when scoring, as when sampling; TRL scores with the whole "
+    "image placeholders": "We mask them in the softmax when scoring, as when sampling; TRL scores with the whole "
     "vocabulary. Compared with our mask taken off; grpo-with-placeholders-masked is the size of the difference here, "
     "where the model is random and all tokens are about equally likely.",
     "kl": "TRL multiplies each token's k3 by its ratio, with a gradient through it (use_bias_correction_kl, on by "
@@ -86,7 +86,7 @@ DIFFERENCES = {
     "rloo": "Not compared. TRL's RLOOTrainer takes the ratio of whole completions, so a completion's gradient is its "
     "advantage times the sum over its tokens, as in the paper (arXiv 2402.14740); ours weighs tokens the "
     "same but clips each token's own ratio. TRL also subtracts the KL from the reward, ours adds it to the loss.",
-    "prompts with and without pictures": "In one batch TRL hands None to the picture processor, which refuses it; "
+    "prompts with and without images": "In one batch TRL hands None to the image processor, which refuses it; "
     "mended for this comparison.",
 }
 

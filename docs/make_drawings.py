@@ -17,7 +17,7 @@ STYLE = """
   .ink { fill: #10202f; }
   .line { stroke: #829ab1; fill: none; stroke-width: 1.5; }
   .frame { fill: #ffffff; stroke: #bcccdc; }
-  .picture { fill: #f0b429; } .prompt { fill: #62b0e8; } .a1 { fill: #6fc276; } .a2 { fill: #f08c4b; }
+  .image { fill: #f0b429; } .prompt { fill: #62b0e8; } .a1 { fill: #6fc276; } .a2 { fill: #f08c4b; }
   .a3 { fill: #b197ea; } .work { fill: #d9e2ec; } .off { fill: #f0f4f8; }
   .on { fill: #f7f9fb; stroke: #bcccdc; }
   @media (prefers-color-scheme: dark) {
@@ -30,7 +30,7 @@ ANSWERS = ("a1", "a2", "a3")
 
 
 class Drawing:
-    """Shapes of one SVG picture."""
+    """Shapes of one SVG image."""
 
     def __init__(self, width: int, height: int, title: str) -> None:
         self.width, self.height, self.title = width, height, title
@@ -41,7 +41,7 @@ class Drawing:
         self.shapes.append(f'<rect class="{kind}" x="{x}" y="{y}" width="{w}" height="{h}" rx="4"/>')
         middle = y + h / 2 + (4 if not small else -3)
         if label:
-            self.text(x + w / 2, middle, label, "ink" if kind in (*ANSWERS, "picture", "prompt") else "")
+            self.text(x + w / 2, middle, label, "ink" if kind in (*ANSWERS, "image", "prompt") else "")
         if small:
             self.text(x + w / 2, y + h / 2 + 13, small, "small")
 
@@ -76,7 +76,7 @@ def step() -> Drawing:
     """The arrows of one step."""
     d = Drawing(760, 190, "One step: sample, prompt, answers, scores, advantages, update")
     names = [
-        ("sample", "picture, question"),
+        ("sample", "image, question"),
         ("prompt", "tokens, pixels"),
         ("G answers", "sampled"),
         ("scores", "rules"),
@@ -96,18 +96,18 @@ def step() -> Drawing:
 
 def row() -> Drawing:
     """Padded rows of the usual trainers, and one packed row."""
-    d = Drawing(760, 250, "Three answers: padded rows repeat picture and prompt; a packed row has them once")
+    d = Drawing(760, 250, "Three answers: padded rows repeat image and prompt; a packed row has them once")
     lengths = (110, 74, 150)
-    d.text(10, 22, "usual: picture and prompt once for every answer, padded to the longest", "small", "start")
+    d.text(10, 22, "usual: image and prompt once for every answer, padded to the longest", "small", "start")
     for i, length in enumerate(lengths):
         y = 32 + i * 34
-        d.box(10, y, 200, 26, "picture", "picture")
+        d.box(10, y, 200, 26, "image", "image")
         d.box(212, y, 110, 26, "prompt", "question")
         d.box(324, y, length, 26, ANSWERS[i], f"answer {i + 1}")
         if length < 150:
             d.box(326 + length, y, 148 - length, 26, "off", "padding" if length < 100 else "")
     d.text(10, 168, "here: one row; each answer's positions go on where the prompt ends", "small", "start")
-    d.box(10, 178, 200, 30, "picture", "picture")
+    d.box(10, 178, 200, 30, "image", "image")
     d.box(212, 178, 110, 30, "prompt", "question")
     x = 324.0
     for i, length in enumerate(lengths):
@@ -135,11 +135,11 @@ def attention() -> Drawing:
     )
     left, top = 120, 60
     starts = [prefix + sum(branches[:i]) for i in range(len(branches))]
-    d.text(left + prefix * cell / 2, top - 8, "picture, question", "small")
+    d.text(left + prefix * cell / 2, top - 8, "image, question", "small")
     for b, start in enumerate(starts):
         d.text(left + (start + branches[b] / 2) * cell, top - 8, f"a{b + 1}", "small")
         d.text(left - 8, top + (start + branches[b] / 2) * cell + 4, f"answer {b + 1}", "small", "end")
-    d.text(left - 8, top + prefix * cell / 2 + 4, "picture, question", "small", "end")
+    d.text(left - 8, top + prefix * cell / 2 + 4, "image, question", "small", "end")
     for r in range(total):
         for c in range(total):
             kind = "off"
@@ -159,7 +159,7 @@ def attention() -> Drawing:
 def decoding() -> Drawing:
     """One copy of the prompt's keys and values while G answers are written."""
     d = Drawing(760, 210, "While G answers are written, the prompt's keys and values exist once")
-    d.box(10, 60, 330, 34, "prompt", "keys and values of picture and question, once")
+    d.box(10, 60, 330, 34, "prompt", "keys and values of image and question, once")
     for i in range(3):
         y = 20 + i * 44
         d.box(430, y, 150 - i * 30, 34, ANSWERS[i], f"own keys {i + 1}")

@@ -1,13 +1,13 @@
 """GRPO for a vision-language model in one file: the method of VLM-R1 without the package.
 
-A small Qwen3-VL model looks at a picture of coloured shapes, is asked for one of them ("the red circle"), thinks, and
-answers with a box in thousandths of the picture:
+A small Qwen3-VL model looks at an image of coloured shapes, is asked for one of them ("the red circle"), thinks, and
+answers with a box in thousandths of the image:
 
     <think>red circle, top left</think><answer>[104, 120, 375, 391]</answer>
 
 Nobody shows it a right answer. In each step it answers every question G times, a rule scores the answers (how well the
 box fits, and whether the form was kept), and answers that beat their group's mean become likelier. The costly part of
-a vision-language prompt is the picture, so picture and prompt run once for all G answers: once while sampling (a cache
+a vision-language prompt is the image, so image and prompt run once for all G answers: once while sampling (a cache
 with one row per prompt) and once while learning (a row `[prompt | answer 1 | ... | answer G]`). Both are exact: every
 answer gets the log-probs it would get alone behind its prompt.
 
@@ -49,10 +49,10 @@ FORMAT_WEIGHT = 0.2  # reward for keeping the form; a box that fits exactly gets
 HELD_OUT = 300  # questions of the greedy evaluation before and after, the same for every seed
 MODEL = Path(__file__).resolve().parent.parent / "src/vlm_r1/assets/tiny"  # any folder of a Qwen3-VL model
 
-# Scenes: a picture, a question that fits exactly one of its shapes, and that shape's box (x1, y1, x2, y2) in pixels
+# Scenes: an image, a question that fits exactly one of its shapes, and that shape's box (x1, y1, x2, y2) in pixels
 
-Scene = namedtuple("Scene", ("picture", "question", "box"))
-SIZE = 96  # side of a picture in pixels
+Scene = namedtuple("Scene", ("image", "question", "box"))
+SIZE = 96  # side of an image in pixels
 COLOURS = {"red": "#dc2828", "green": "#28aa3c", "blue": "#3250dc", "yellow": "#f0d228", "purple": "#963cbe"}
 A, B = 1 / 3, 2 / 3
 SHAPES = {  # corners, as shares of the side; a circle has none
@@ -74,8 +74,8 @@ def make_scene(rng):
         if all(iou(box, other) == 0 for other in boxes):
             boxes.append(box)
     kinds = [(str(rng.choice(list(COLOURS))), str(rng.choice(list(SHAPES)))) for _ in boxes]
-    picture = Image.new("RGB", (SIZE, SIZE), tuple(int(v) for v in rng.integers(185, 250, 3)))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (SIZE, SIZE), tuple(int(v) for v in rng.integers(185, 250, 3)))
+    draw = ImageDraw.Draw(image)
     for (colour, shape), (x, y, right, _) in zip(kinds, boxes, strict=True):
         side = right - x - 1  # pillow paints the far edge too
         if shape == "circle":
@@ -85,7 +85,7 @@ def make_scene(rng):
     names = [(f"the {colour} {shape}", f"the {colour} object", f"the {shape}") for colour, shape in kinds]
     counts = Counter(name for three in names for name in three)
     fits_one = [(name, box) for three, box in zip(names, boxes, strict=True) for name in three if counts[name] == 1]
-    return Scene(picture, *fits_one[int(rng.integers(len(fits_one)))]) if fits_one else make_scene(rng)
+    return Scene(image, *fits_one[int(rng.integers(len(fits_one)))]) if fits_one else make_scene(rng)
 
 
 # Reward: parse the answer, measure the box
@@ -120,34 +120,34 @@ def reward(text, true_box):
     return FORMAT_WEIGHT * well_formed + (iou(box, true_box) if box else 0.0)
 
 
-# Prompts: P of them, padded on the left to L tokens, and their pictures. `owner_PL` says whose token a place holds:
+# Prompts: P of them, padded on the left to L tokens, and their images. `owner_PL` says whose token a place holds:
 # PADDING, PROMPT, or (behind the prompt) the number of an answer, from 1. `positions_3PL` are rotary positions (time,
 # row, column); an answer goes on at `next_P` in all three.
 
-Prompts = namedtuple("Prompts", ("ids_PL", "owner_PL", "positions_3PL", "next_P", "pictures"))
+Prompts = namedtuple("Prompts", ("ids_PL", "owner_PL", "positions_3PL", "next_P", "images"))
 PADDING, PROMPT = -1, 0
 
 
 class Policy:
-    """The model with its tokenizer and picture processor (AutoProcessor wants torchvision, for video)."""
+    """The model with its tokenizer and image processor (AutoProcessor wants torchvision, for video)."""
 
     def __init__(self, path):
         self.model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32)
         self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.pictures = Qwen2VLImageProcessorPil.from_pretrained(path)
+        self.images = Qwen2VLImageProcessorPil.from_pretrained(path)
         self.image = self.model.config.image_token_id
-        # A placeholder in an answer would ask for a picture that is not there: the policy gives it no probability.
+        # A placeholder in an answer would ask for an image that is not there: the policy gives it no probability.
         self.banned = torch.tensor([self.image, self.model.config.video_token_id])
 
     def prompts(self, scenes):
-        """The chat turn of every scene: its picture, one placeholder token for each merged patch, and the question."""
-        seen = self.pictures([scene.picture for scene in scenes], return_tensors="pt")
+        """The chat turn of every scene: its image, one placeholder token for each merged patch, and the question."""
+        seen = self.images([scene.image for scene in scenes], return_tensors="pt")
         placeholder = self.tokenizer.convert_ids_to_tokens(self.image)
         texts = []
         for scene, grid in zip(scenes, seen["image_grid_thw"], strict=True):
             turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": scene.question}]}
             text = self.tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
-            texts.append(text.replace(placeholder, placeholder * int(grid.prod() // self.pictures.merge_size**2)))
+            texts.append(text.replace(placeholder, placeholder * int(grid.prod() // self.images.merge_size**2)))
         tokens = self.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
         ids_PL, real_PL = tokens["input_ids"], tokens["attention_mask"]
         positions_3PL, _ = self.model.model.get_rope_index(
@@ -178,7 +178,7 @@ def visible(owner_PN, Q):
     return before_QN & (same_PQN | (owner_PN == PROMPT)[:, None])
 
 
-# Rollout: picture and prompt once, then one token at a time for all answers
+# Rollout: image and prompt once, then one token at a time for all answers
 
 
 @torch.no_grad()
@@ -190,7 +190,7 @@ def rollout(policy, prompts, group, greedy=False):
     """
     cache, owner_PN = DynamicCache(config=policy.model.config.text_config), prompts.owner_PL
     owner_PG = torch.arange(1, group + 1).expand(len(owner_PN), -1)
-    once = {"past_key_values": cache, **prompts.pictures}
+    once = {"past_key_values": cache, **prompts.images}
     hidden_PGD = policy.hidden(prompts.ids_PL, owner_PN, prompts.positions_3PL, **once)[:, -1:].expand(-1, group, -1)
     running_PG = torch.ones_like(owner_PG, dtype=torch.bool)
     tokens, logprobs, real = [], [], []
@@ -233,7 +233,7 @@ def packed_logprobs(policy, prompts, tokens_PGT, real_PGT):
     ids_PN = torch.cat([prompts.ids_PL, tokens_PGT.flatten(1)], 1)
     owner_PN = torch.cat([prompts.owner_PL, owner_PGT.flatten(1)], 1)
     positions_3PN = torch.cat([prompts.positions_3PL, positions_PGT.flatten(1).expand(3, -1, -1)], 2)
-    hidden_PND = policy.hidden(ids_PN, owner_PN, positions_3PN, use_cache=False, **prompts.pictures)
+    hidden_PND = policy.hidden(ids_PN, owner_PN, positions_3PN, use_cache=False, **prompts.images)
     # The prompt's last token predicts every answer's first; token t - 1 of an answer predicts its token t.
     first_PG1D = hidden_PND[:, None, L - 1 : L].expand(-1, G, -1, -1)
     rest_PGTD = hidden_PND[:, L:].unflatten(1, (G, T))[:, :, :-1]

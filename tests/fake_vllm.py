@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vlm_r1.models.load import LoadedPolicy
-from vlm_r1.models.policy import merge_pictures
-from vlm_r1.records import Picture, Prompt, Sample, SamplingParams, Truth
+from vlm_r1.models.policy import merge_images
+from vlm_r1.records import Prompt, Sample, SampleImage, SamplingParams, Truth
 from vlm_r1.rollout.native import NativeEngine
 
 CONFIG = {
@@ -127,19 +127,19 @@ class FakeVLLM:
     def _prompt(self, body: dict) -> Prompt:
         family = self.loaded.family
         images = [_image(part["url"]) for part in body.get("content_parts", [])]
-        visions = [family.process([Picture(image=image)]).vision for image in images]
+        visions = [family.process([SampleImage(image=image)]).vision for image in images]
         merge = family.processor.image_processor.merge_size**2
         sizes = itertools.chain(int(v.tensors["image_grid_thw"].prod()) // merge for v in visions)
         marker = self.loaded.policy.model.config.image_token_id
         ids = [token for t in body["token_ids"] for token in ([t] * next(sizes) if t == marker else [t])]
-        positions = family.positions(torch.tensor(ids), merge_pictures(visions))
+        positions = family.positions(torch.tensor(ids), merge_images(visions))
         empty = family.encode(Sample(id="?", question="?", truth=Truth()))
         return replace(
             empty,
             token_ids=tuple(ids),
             positions=positions,
             next_position=int(positions.max()) + 1,
-            pictures=tuple(visions),
+            images=tuple(visions),
         )
 
 

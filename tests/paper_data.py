@@ -1,4 +1,4 @@
-"""The data that recipes/paper/prepare.sh expects, in miniature: a few pictures in the published layouts."""
+"""The data that recipes/paper/prepare.sh expects, in miniature: a few images in the published layouts."""
 
 import json
 import pickle
@@ -19,13 +19,13 @@ def write_pickle(path: Path, value) -> None:
     path.write_bytes(pickle.dumps(value, protocol=2))
 
 
-def picture(path: Path) -> None:
+def image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (64, 48), (90, 140, 60)).save(path)
 
 
 def instances(files: dict[int, str], **image_fields) -> dict:
-    """COCO's layout: every picture of 64x48 pixels holds one cat and, if its id is odd, a dog."""
+    """COCO's layout: every image of 64x48 pixels holds one cat and, if its id is odd, a dog."""
     annotations = []
     for image_id in files:
         for category in (1, 2)[: 1 + image_id % 2]:
@@ -55,10 +55,10 @@ def refs(splits: dict[int, str]) -> list[dict]:
 def write_paper_data(root: Path) -> None:
     """`root/data` as its authors' archives leave it."""
     data = root / "data"
-    # Even ids: one annotation a picture, whose id is then the picture's number in order.
+    # Even ids: one annotation an image, whose id is then the image's number in order.
     train = {2 * i: f"COCO_train2014_{2 * i:012d}.jpg" for i in range(1, 5)}
     for file in train.values():
-        picture(data / "train2014" / file)
+        image(data / "train2014" / file)
     table = instances(train)
     splits = {a["id"]: "train" if a["id"] < 3 else "val" for a in table["annotations"]}
     for name, file in (("refcoco", "refs(unc).p"), ("refcoco+", "refs(unc).p"), ("refcocog", "refs(umd).p")):
@@ -67,22 +67,22 @@ def write_paper_data(root: Path) -> None:
 
     val = {i: f"{i:012d}.jpg" for i in (1, 2)}
     for file in val.values():
-        picture(data / "val2017" / file)
+        image(data / "val2017" / file)
     write_json(data / "annotations" / "instances_val2017.json", instances(val))
 
-    picture(data / "ReasonSeg" / "test" / "7_o.jpg")
+    image(data / "ReasonSeg" / "test" / "7_o.jpg")
     target = {"label": "target", "shape_type": "polygon", "points": [[4, 4], [30, 4], [20, 40]]}
     lisa = {"text": ["what would you eat against a cold?"], "is_sentence": True, "shapes": [target]}
     write_json(data / "ReasonSeg" / "test" / "7_o.json", lisa)
 
     d3 = {i: f"{i}.jpg" for i in (1, 2, 3)}
     for file in d3.values():
-        picture(data / "d3" / "d3_images" / file)
+        image(data / "d3" / "d3_images" / file)
     write_json(data / "d3" / "d3_full_annotations.json", instances(d3))
     write_pickle(data / "d3" / "images.pkl", {i: {"id": i, "file_name": f, "group_id": 0} for i, f in d3.items()})
     write_pickle(data / "d3" / "groups.pkl", {0: {"id": 0, "inner_sent_id": [1, 2, 3], "img_id": list(d3)}})
 
     for subset in SUBSETS:
-        picture(data / "ovdeval" / "images" / subset / "a.jpg")
+        image(data / "ovdeval" / "images" / subset / "a.jpg")
         table = instances({0: "a.jpg"}, text=["cat"], neg_text=["dog"])
         write_json(data / "ovdeval" / "annotations" / f"{subset}.json", table)

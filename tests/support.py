@@ -1,4 +1,4 @@
-"""Shared builders: tiny models of both families, pictures, prompts, made-up answers, recipes, and the plain forward.
+"""Shared builders: tiny models of both families, images, prompts, made-up answers, recipes, and the plain forward.
 
 The plain forward is transformers' own model with its own attention over padded rows: it shares no code with packing.
 """
@@ -26,7 +26,7 @@ from vlm_r1.config_file import resolved_yaml
 from vlm_r1.models import shared_prefix
 from vlm_r1.models.load import LoadedPolicy, load_policy
 from vlm_r1.models.packing import PackedRow, pack
-from vlm_r1.records import LabelledBox, Picture, Prompt, Rollout, RolloutGroup, Sample, SamplingParams, Truth
+from vlm_r1.records import LabelledBox, Prompt, Rollout, RolloutGroup, Sample, SampleImage, SamplingParams, Truth
 from vlm_r1.rl import reference
 from vlm_r1.rl.batch import group_tree
 from vlm_r1.rollout.native import NativeEngine
@@ -116,25 +116,25 @@ def save_tiny(folder: Path, family: str = "qwen3_vl") -> Path:
     return folder
 
 
-def picture(width: int, height: int, seed: int = 0) -> Picture:
-    """A picture of noise."""
+def noise_image(width: int, height: int, seed: int = 0) -> SampleImage:
+    """An image of noise."""
     rng = np.random.default_rng([seed, width, height])
-    return Picture(image=Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)))
+    return SampleImage(image=Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)))
 
 
-def sample(question: str = "the red circle", *pictures: Picture, **fields) -> Sample:
-    """A sample about these pictures."""
+def sample(question: str = "the red circle", *images: SampleImage, **fields) -> Sample:
+    """A sample about these images."""
     truth = fields.pop("truth", Truth(boxes=(LabelledBox(box=(8.0, 8.0, 24.0, 24.0)),)))
-    return Sample(id=fields.pop("id", "s"), question=question, images=pictures, truth=truth, **fields)
+    return Sample(id=fields.pop("id", "s"), question=question, images=images, truth=truth, **fields)
 
 
 def mixed_prompts(loaded: LoadedPolicy) -> list[Prompt]:
-    """Four prompts of different lengths, with one picture, none, two and three; all pictures have different sizes."""
+    """Four prompts of different lengths, with one image, none, two and three; all images have different sizes."""
     samples = [
-        sample("the red circle", picture(48, 32)),
+        sample("the red circle", noise_image(48, 32)),
         sample("how many?"),
-        sample("the largest blue square of both", picture(32, 64, 1), picture(64, 48, 2)),
-        sample("the small triangle left of it", picture(96, 16, 3), picture(16, 48, 4), picture(32, 32, 5)),
+        sample("the largest blue square of both", noise_image(32, 64, 1), noise_image(64, 48, 2)),
+        sample("the small triangle left of it", noise_image(96, 16, 3), noise_image(16, 48, 4), noise_image(32, 32, 5)),
     ]
     return [dataclasses.replace(loaded.family.encode(s), number=number) for number, s in enumerate(samples)]
 
@@ -226,7 +226,7 @@ def plain_inputs(model, prompts: Sequence[Prompt], answers: Sequence[Sequence[in
         ids[row, start:stop] = torch.tensor([*prompt.token_ids, *answer])
         mask[row, start:stop] = 1
     dtype = next(model.parameters()).dtype
-    vision = [picture.tensors for p in prompts for picture in p.pictures]
+    vision = [image.tensors for p in prompts for image in p.images]
     tensors = {name: torch.cat([v[name] for v in vision]) for name in vision[0]} if vision else {}
     tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     kinds = (ids == model.config.image_token_id).int()
@@ -283,12 +283,12 @@ def recipe(model: Path, run_dir: Path, method: str = "grpo", /, **sections) -> R
     base: dict = {
         "method": method,
         "model": {"path": str(model)},
-        "data": {"train": [{"scenes": {"split": "train", "n": 12, "per_picture": 2 if method == "sft" else 1}}]},
+        "data": {"train": [{"scenes": {"split": "train", "n": 12, "per_image": 2 if method == "sft" else 1}}]},
         "prompt": {"template": "plain"},
         "rollout": {"max_new_tokens": 6},
         "rewards": {"parts": {"repetition": 1.0, "format": 1.0}},
         "rl": {"group_size": 3, "prompts_per_step": 2},
-        "sft": {"pictures_per_step": 2},
+        "sft": {"images_per_step": 2},
         "optim": {"lr": 1e-3},
         "run": {"dir": str(run_dir), "steps": 2, "save_every": 2, "threads": 1, "log_rollouts_every": 0},
     }

@@ -44,9 +44,9 @@ def call(line: str) -> int:
 def folder(tmp_path, monkeypatch):
     """A working folder that holds every file the pages name."""
     monkeypatch.chdir(tmp_path)
-    pictures = tmp_path / "data" / "images"
-    pictures.mkdir(parents=True)
-    Image.new("RGB", (640, 480), "white").save(pictures / "0017.png")
+    images = tmp_path / "data" / "images"
+    images.mkdir(parents=True)
+    Image.new("RGB", (640, 480), "white").save(images / "0017.png")
     (tmp_path / "data" / "train.jsonl").write_text(ROW)
     annotations = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 100}],

@@ -21,7 +21,7 @@ SHORTER = (
     (r"end:\d{3}", "end:6"),
     (r"2990\.png", "0023.png"),
     (r"\bn: (20000|200)\b", "n: 6"),
-    (r"pictures_per_step: \d+", "pictures_per_step: 4"),
+    (r"images_per_step: \d+", "images_per_step: 4"),
     (r"group_size: \d+, prompts_per_step: \d+", "group_size: 2, prompts_per_step: 2"),
     (r"steps: \d+", "steps: 2"),
     (r"save_every: \d+", "save_every: 1"),
@@ -120,7 +120,7 @@ def test_the_error_that_the_quick_start_shows_is_what_a_typo_says(quick_start, c
 
 @pytest.fixture(scope="module")
 def own_data(tmp_path_factory, alone):
-    """The working folder of a reader who did what your-own-data.md says, with few pictures and steps."""
+    """The working folder of a reader who did what your-own-data.md says, with few images and steps."""
     folder = tmp_path_factory.mktemp("own-data")
     alone.chdir(folder)
     follow("your-own-data.md")
@@ -150,7 +150,7 @@ def test_the_numbers_of_the_page_are_those_of_its_file():
     measured = json.loads((ROOT / "docs/results/own_data.json").read_text())
     assert measured["models"] == MODELS
     page = " ".join(text("your-own-data.md").split())
-    rows = table("your-own-data.md", "400 held-out pictures")
+    rows = table("your-own-data.md", "400 held-out images")
     assert [row["metric"] for row in measured["rows"]] == ["mAP", "AP50", "GP", "GR"] and len(rows) == 4
     for told, found in zip(rows, measured["rows"], strict=True):
         sft, rl, tiny = (f"{number(c['value'])} ({number(c['low'])} to {number(c['high'])})" for c in found["cells"])

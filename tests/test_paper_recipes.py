@@ -50,7 +50,7 @@ def small(recipe: Recipe, run_dir: Path, **model) -> Recipe:
         "model": ModelConfig(gradient_checkpointing=recipe.model.gradient_checkpointing, **model),
         "rollout": recipe.rollout.model_copy(update={"max_new_tokens": 6}),
         "rl": recipe.rl.model_copy(update={"group_size": 2, "prompts_per_step": 2}),
-        "sft": recipe.sft.model_copy(update={"pictures_per_step": 2}),
+        "sft": recipe.sft.model_copy(update={"images_per_step": 2}),
         "eval": recipe.eval.model_copy(update={"max_new_tokens": 6, "every": 0, "resamples": 5}),
         "run": recipe.run.model_copy(update={"dir": str(run_dir), "steps": 1, "save_every": 1, "threads": 1}),
     }

@@ -1,6 +1,6 @@
 """Box formats, intersection over union and matching: the only copy of box arithmetic in the project.
 
-A `Box` is `(x1, y1, x2, y2)` in pixels of the original picture unless a name says otherwise; `x2, y2` are the
+A `Box` is `(x1, y1, x2, y2)` in pixels of the original image unless a name says otherwise; `x2, y2` are the
 far edges, so the width is `x2 - x1`.
 """
 
@@ -70,13 +70,13 @@ def is_proper(box: Sequence[float]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoxMap:
-    """How boxes as the model writes them become pixels of the original picture: one factor per axis.
+    """How boxes as the model writes them become pixels of the original image: one factor per axis.
 
     `loc` says that they are written as PaliGemma's location tokens, y before x (`prompts.parse_boxes.loc_tokens`).
 
     `digits` is how many decimals a written number has.
 
-    Example: a model that writes 0-1000 about a 640x480 picture has `BoxMap(x=0.64, y=0.48)`.
+    Example: a model that writes 0-1000 about a 640x480 image has `BoxMap(x=0.64, y=0.48)`.
     """
 
     x: float = 1.0

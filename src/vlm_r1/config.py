@@ -7,11 +7,12 @@ reports a wrong key with the file, the line and the nearest valid key.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from vlm_r1.config_rollout import RolloutConfig
+from vlm_r1.config_run import EvalConfig, RunConfig
 from vlm_r1.config_section import Section, renamed, without
 from vlm_r1.errors import nearest
 
@@ -19,12 +20,14 @@ from vlm_r1.errors import nearest
 class ScenesSource(Section):
     """Generated scenes: exact boxes, no files. Splits are disjoint seed ranges."""
 
+    old_names: ClassVar[dict[str, str]] = {"per_picture": "per_image"}
+
     split: Literal["base", "train", "in_domain", "out_of_domain", "tune"] = Field(
         "train",
-        description="which range of seeds; no picture is in two splits (tune: to choose settings by, so that the "
+        description="which range of seeds; no image is in two splits (tune: to choose settings by, so that the "
         "others stay unseen)",
     )
-    n: int = Field(1000, gt=0, le=1 << 32, description="number of pictures; a split owns 2**32 seeds")
+    n: int = Field(1000, gt=0, le=1 << 32, description="number of images; a split owns 2**32 seeds")
     start: int = Field(0, ge=0, lt=1 << 32, description="number of the first image: another one is another set")
     difficulty: Literal["mixed", "easy", "hard"] = Field(
         "mixed",
@@ -34,7 +37,7 @@ class ScenesSource(Section):
     questions: dict[str, float] = Field(
         default={"attribute": 1.0}, description="question kind -> weight; kinds are listed by `data.scenes.KINDS`"
     )
-    per_picture: int = Field(1, gt=0, description="questions asked about each picture")
+    per_image: int = Field(1, gt=0, description="questions asked about each image")
     absent: float = Field(
         1.0, ge=0, le=1, description="share of detect questions that also name one or two kinds which are not there"
     )
@@ -53,11 +56,11 @@ class ScenesSource(Section):
 class DataSource(Section):
     """One source of samples: exactly one of `scenes`, `path`, `hub`."""
 
-    scenes: ScenesSource | None = Field(None, description="generated pictures with questions about them")
+    scenes: ScenesSource | None = Field(None, description="generated images with questions about them")
     path: str | None = Field(None, description="a JSONL, JSON or Parquet file")
     hub: str | None = Field(None, description="a data set on the Hugging Face hub")
     hub_split: str = Field("train", description="the split of that data set")
-    image_root: str | None = Field(None, description="folder that relative picture paths start from")
+    image_root: str | None = Field(None, description="folder that relative image paths start from")
     task: str | None = Field(None, description="the task of rows that do not name one: rec, ovd, count, choice, ...")
     sampling: str = Field(
         "all", description='"all", "first:N", "end:N", "random:N", or with a percentage: "random:10%"'
@@ -90,8 +93,8 @@ class ModelConfig(Section):
         description="what the model computes in; auto: bfloat16 on a GPU, else float32. Trained weights, gradients and "
         "moments are float32 in any case",
     )
-    min_pixels: int | None = Field(None, gt=0, description="smallest picture the model is shown, in pixels")
-    max_pixels: int | None = Field(None, gt=0, description="largest picture the model is shown, in pixels")
+    min_pixels: int | None = Field(None, gt=0, description="smallest image the model is shown, in pixels")
+    max_pixels: int | None = Field(None, gt=0, description="largest image the model is shown, in pixels")
     gradient_checkpointing: bool | Literal["auto"] = Field(
         "auto",
         description="compute activations again in the backward pass; auto: where a GPU's plan does not fit without",
@@ -237,7 +240,9 @@ class RLConfig(Section):
 class SFTConfig(Section):
     """Supervised fine-tuning."""
 
-    pictures_per_step: int = Field(16, gt=0, description="pictures (with all their questions) in a step")
+    old_names: ClassVar[dict[str, str]] = {"pictures_per_step": "images_per_step"}
+
+    images_per_step: int = Field(16, gt=0, description="images (with all their questions) in a step")
     token_budget: int = Field(16384, gt=0, description="tokens in one forward pass")
     thought: float = Field(
         1.0, ge=0, le=1, description="share of targets with the sample's thought; the others' thought is empty"
@@ -267,88 +272,6 @@ class OptimConfig(Section):
     @classmethod
     def _gone(cls, values: Any) -> Any:
         return without(values, "master_weights", "optim.master_weights is gone: trained weights are float32")
-
-
-class EvalConfig(Section):
-    """Greedy evaluation on the held-out splits."""
-
-    batch_size: int = Field(32, gt=0, description="questions decoded at once")
-    max_new_tokens: int = Field(512, gt=0, description="tokens after which an answer is cut")
-    every: int = Field(0, ge=0, description="evaluate every so many steps; 0: before and after only")
-    keep_best: str | None = Field(
-        None,
-        description="SPLIT/metric, as in held_out/mean_iou: the checkpoint of the evaluation where it is highest stays "
-        "beside the last run.keep; needs eval.every",
-    )
-    early_stopping_patience: int | None = Field(
-        None, gt=0, description="stop after so many evaluations in a row without a higher keep_best"
-    )
-    load_best_at_end: bool = Field(False, description="final/ is the keep_best checkpoint instead of the last step's")
-    suites: dict[str, Literal["rec", "ref_l4", "ovd", "ovdeval", "accuracy"]] = Field(
-        default_factory=dict, description="split name -> what to measure; default: what its samples' tasks ask for"
-    )
-    resamples: int = Field(1000, ge=0, description="bootstrap resamples of the 95 % intervals; 0: none")
-
-    @model_validator(mode="after")
-    def _best_of_something(self) -> EvalConfig:
-        if self.keep_best is None:
-            if self.early_stopping_patience or self.load_best_at_end:
-                raise ValueError("early_stopping_patience and load_best_at_end need keep_best: SPLIT/metric")
-            return self
-        if not all(self.keep_best.partition("/")):
-            raise ValueError(f'keep_best: "{self.keep_best}" must be SPLIT/metric, as in held_out/mean_iou')
-        if not self.every:
-            raise ValueError("keep_best compares evaluations during the run; set eval.every")
-        return self
-
-
-class RunConfig(Section):
-    """The run folder and what is kept in it."""
-
-    dir: str = Field("runs/run", description="run folder; if it holds checkpoints, the run continues")
-    seed: int = Field(0, description="of scratch weights, data order, sampled answers and intervals")
-    steps: int = Field(100, gt=0, description="steps in all, those before a restart included")
-    epochs: float | None = Field(
-        None,
-        gt=0,
-        description="in the place of steps: as many as it takes to draw so many times the number of training rows "
-        "(sft: of their images)",
-    )
-    threads: int | None = Field(None, gt=0, description="CPU threads; default: all cores")
-    save_every: int = Field(50, gt=0, description="steps between checkpoints")
-    keep: int = Field(2, gt=0, description="checkpoints kept")
-    shard_size: int | None = Field(
-        None,
-        gt=0,
-        description="processes that hold one copy of the weights together; default: all; with several machines, those "
-        "of one: gradients alone then travel between machines",
-    )
-    hang_timeout_s: float = Field(
-        100.0, gt=0, description="seconds without any sign of work by one of several processes that end the run"
-    )
-    log_rollouts_every: int = Field(1, ge=0, description="steps between rollout tables; 0: none")
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        default_factory=list, description="also send every metric to these; each must be installed"
-    )
-    track_pictures_every: int = Field(
-        0,
-        ge=0,
-        description="steps between pictures of rollouts sent to the trackers, 4 questions each time, to wandb and "
-        "trackio with a table of the answers; 0: none, because pictures show your data to whoever sees the tracker, "
-        "and take room there",
-    )
-
-    @model_validator(mode="after")
-    def _steps_or_epochs(self) -> RunConfig:
-        if self.epochs is not None and "steps" in self.model_fields_set:
-            raise ValueError("steps and epochs both say how long the run is; remove one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _pictures_go_somewhere(self) -> RunConfig:
-        if self.track_pictures_every and not self.trackers:
-            raise ValueError("track_pictures_every sends pictures to trackers, and there are none; set run.trackers")
-        return self
 
 
 class Recipe(Section):

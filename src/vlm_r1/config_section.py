@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 def renamed(what: str, instead: str) -> None:
@@ -22,6 +22,22 @@ def without(values: Any, key: str, what: str) -> Any:
 
 
 class Section(BaseModel):
-    """A part of a recipe; unknown keys are errors."""
+    """A part of a recipe; unknown keys are errors.
+
+    `old_names` are spellings of the release before, which are read with a warning: old key -> key.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    old_names: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, values: Any) -> Any:
+        for old, new in cls.old_names.items():
+            if not isinstance(values, dict) or old not in values:
+                continue
+            if new in values:
+                raise ValueError(f"{old} is the old spelling of {new}; give one of them")
+            renamed(f"the key {old} is an old spelling", new)
+            values = {new if key == old else key: value for key, value in values.items()}
+        return values

@@ -22,7 +22,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data file, a row or a picture is wrong: names the file and, where there is one, the line."""
+    """A data file, a row or an image is wrong: names the file and, where there is one, the line."""
 
 
 class ModelError(UserError):

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_PIXELS = 100_000_000
-"""A picture with more pixels than this is refused before it is decoded (a decompression bomb)."""
+"""An image with more pixels than this is refused before it is decoded (a decompression bomb)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """One picture: a path, encoded bytes or a PIL image; opened only when asked.
+class SampleImage:
+    """One image: a path, encoded bytes or a PIL image; opened only when asked.
 
-    Example: `Picture(path=Path("imgs/17.jpg")).open()` is an RGB `PIL.Image`.
+    Example: `SampleImage(path=Path("imgs/17.jpg")).open()` is an RGB `PIL.Image`.
     """
 
     path: Path | None = None
@@ -36,12 +36,12 @@ class Picture:
     image: Image.Image | None = None
 
     def open(self) -> Image.Image:
-        """Decode to RGB. Raises `DataError` for a missing, truncated, unreadable or too large picture."""
+        """Decode to RGB. Raises `DataError` for a missing, truncated, unreadable or too large image."""
         from PIL import Image, ImageOps, UnidentifiedImageError
 
         if self.image is not None:
             return self.image.convert("RGB")
-        name = str(self.path) if self.path is not None else "picture bytes"
+        name = str(self.path) if self.path is not None else "image bytes"
         try:
             with Image.open(self._file()) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
@@ -70,7 +70,7 @@ class Picture:
 
     @property
     def key(self) -> str:
-        """A hash of the content: equal pictures have equal keys, wherever they are stored."""
+        """A hash of the content: equal images have equal keys, wherever they are stored."""
         if self.image is not None:
             head = f"{self.image.mode}{self.image.size}".encode()
             return hashlib.sha256(head + self.image.tobytes()).hexdigest()[:32]
@@ -90,7 +90,7 @@ def shown_size(opened: Image.Image) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledBox:
-    """A box in pixels of the original picture and what it is drawn around.
+    """A box in pixels of the original image and what it is drawn around.
 
     Example: `LabelledBox(box=(10, 20, 40, 60), label="red circle")`.
     """
@@ -114,7 +114,7 @@ class Truth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One question with its pictures and its truth.
+    """One question with its images and its truth.
 
     `task` names a row of `prompts.templates.TASKS` (rec, ovd, count, choice, ...). `reward` overrides the recipe's
     reward for this sample. `target` is the text a supervised baseline learns (model coordinates filled in by the
@@ -126,7 +126,7 @@ class Sample:
     id: str
     question: str
     truth: Truth
-    images: tuple[Picture, ...] = ()
+    images: tuple[SampleImage, ...] = ()
     task: str = "rec"
     source: str = ""
     reward: str | None = None
@@ -136,9 +136,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionInput:
-    """A processed picture: the tensors that the vision tower takes, which lie along their first dimension.
+    """A processed image: the tensors that the vision tower takes, which lie along their first dimension.
 
-    `key` says what they were made of: the picture's content and the processor's settings.
+    `key` says what they were made of: the image's content and the processor's settings.
 
     Example: `VisionInput(key="5f1c..", tensors={"pixel_values": ..., "image_grid_thw": ...})`.
     """
@@ -152,9 +152,9 @@ class Prompt:
     """A sample as the model sees it.
 
     `token_ids` are the prompt's `T` ids; `positions` is `(3, T)` (three equal rows where the model has plain
-    positions) and answers continue at `next_position`; `pictures` are the processed pictures in the prompt's order;
+    positions) and answers continue at `next_position`; `images` are the processed images in the prompt's order;
     `blocks` `(T,)` numbers groups of tokens that see each other both ways (see `models.layout`), None where the model
-    is causal throughout; `box_map` turns boxes as the model writes them into original pixels (of the first picture).
+    is causal throughout; `box_map` turns boxes as the model writes them into original pixels (of the first image).
     `number` is the prompt's place in its step (or its split), whichever process holds it: seeds are made of it.
     """
 
@@ -162,7 +162,7 @@ class Prompt:
     token_ids: tuple[int, ...]
     positions: Tensor
     next_position: int
-    pictures: tuple[VisionInput, ...]
+    images: tuple[VisionInput, ...]
     box_map: BoxMap
     blocks: Tensor | None = None
     number: int = 0

@@ -55,7 +55,7 @@ def test_rounds_count_alike_and_the_page_names_their_spread():
         "model": "tiny",
         "prompts": 4,
         "group": 8,
-        "picture_size": [448, 448],
+        "image_size": [448, 448],
         "image_tokens": 256,
         "prompt_tokens_each": 94,
         "answer_tokens": 64,

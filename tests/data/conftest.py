@@ -1,4 +1,4 @@
-"""A folder with pictures of known sizes, and a writer of JSONL."""
+"""A folder with images of known sizes, and a writer of JSONL."""
 
 import json
 from pathlib import Path

@@ -53,7 +53,7 @@ PLANTED = [
 
 @pytest.fixture
 def planted(folder):
-    (folder / "text.png").write_text("no picture", encoding="utf-8")
+    (folder / "text.png").write_text("no image", encoding="utf-8")
     buffer = io.BytesIO()
     Image.effect_noise((64, 48), 50).convert("RGB").save(buffer, "PNG")
     (folder / "cut.png").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
@@ -116,8 +116,8 @@ def test_the_table(write, capsys):
         "rows": "4 (4 good, 0 with faults)",
         "tasks": "number: 1, ovd: 1, rec: 1, yes_no: 1",
         "rewards": "od_map: 1",
-        "pictures a row": "0: 1, 1: 2, 2: 1",
-        "different pictures": "2",
+        "images a row": "0: 1, 1: 2, 2: 1",
+        "different images": "2",
         "width": "64 to 100, median 82 px",
         "height": "48 to 80, median 64 px",
         "boxes a row": "1 to 2, median 1.5",

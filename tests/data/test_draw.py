@@ -12,7 +12,7 @@ def count(image, color):
     return sum(n for n, c in image.getcolors(maxcolors=1 << 24) if c == color)
 
 
-def test_small_pictures_grow_by_a_whole_factor_and_large_ones_stay():
+def test_small_images_grow_by_a_whole_factor_and_large_ones_stay():
     assert [fitting_scale(size) for size in [(96, 96), (64, 20), (320, 10), (1000, 700), (1, 1)]] == [4, 5, 1, 1, 320]
 
 

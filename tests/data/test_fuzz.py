@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vlm_r1.config import DataSource
 from vlm_r1.data.check import inspect_file
 from vlm_r1.data.convert.plain_pickle import load_plain_pickle
-from vlm_r1.data.images import PictureFinder
+from vlm_r1.data.images import ImageFinder
 from vlm_r1.data.rows import RowContext, read_row
 from vlm_r1.data.source import load_source
 from vlm_r1.errors import DataError
@@ -75,7 +75,7 @@ rows = st.dictionaries(
 @SETTINGS
 @given(row=rows | values)
 def test_a_row_is_a_sample_or_faults(folder, row):
-    sample, faults = read_row(row, RowContext(name="x", finder=PictureFinder(folder)), 1)
+    sample, faults = read_row(row, RowContext(name="x", finder=ImageFinder(folder)), 1)
     assert isinstance(sample, Sample) != bool(faults)
     assert all(str(fault) for fault in faults)
 

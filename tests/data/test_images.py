@@ -1,9 +1,9 @@
 import pytest
 from PIL import Image, ImageFile
 
-from vlm_r1.data.images import PictureFinder
+from vlm_r1.data.images import ImageFinder
 from vlm_r1.errors import RowError
-from vlm_r1.records import Picture
+from vlm_r1.records import SampleImage
 
 
 def kind_of(finder, value):
@@ -20,7 +20,7 @@ def finder(folder):
     Image.new("RGB", (8, 6)).save(root / "sub" / "deep.png")
     (root / "out_link.png").symlink_to(folder / "a.png")
     (root / "in_link.png").symlink_to(root / "in.png")
-    return PictureFinder(root)
+    return ImageFinder(root)
 
 
 def test_what_lies_under_the_root_is_found(finder):
@@ -42,7 +42,7 @@ def test_nothing_outside_the_root_is_found(finder, folder):
 
 
 def test_a_wider_root_admits_them(finder, folder):
-    wider = PictureFinder(folder)
+    wider = ImageFinder(folder)
     assert wider.find("root/out_link.png").open().size == (64, 48)
     assert wider.find(str(folder / "a.png")).open().size == (64, 48)
 
@@ -62,7 +62,7 @@ def test_a_wider_root_admits_them(finder, folder):
         (b"", "image_data"),
     ],
 )
-def test_values_that_are_no_picture(finder, value, kind):
+def test_values_that_are_no_image(finder, value, kind):
     assert kind_of(finder, value) == kind
 
 
@@ -73,13 +73,13 @@ def test_size_comes_from_the_header_and_follows_the_orientation(tmp_path, monkey
     if orientation:
         exif[0x0112] = orientation
     Image.new("RGB", (30, 20)).save(tmp_path / f"turned.{suffix}", exif=exif)
-    finder = PictureFinder(tmp_path)
-    picture = finder.find(f"turned.{suffix}")
-    assert picture.open().size == size
+    finder = ImageFinder(tmp_path)
+    image = finder.find(f"turned.{suffix}")
+    assert image.open().size == size
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("the whole file was decoded"))
-    assert finder.size(picture) == picture.size == size
+    assert finder.size(image) == image.size == size
 
 
-def test_bytes_that_are_no_picture(finder):
+def test_bytes_that_are_no_image(finder):
     with pytest.raises(RowError, match="cannot be opened"):
-        finder.size(Picture(data=b"not a picture"))
+        finder.size(SampleImage(data=b"not an image"))

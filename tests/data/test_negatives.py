@@ -26,7 +26,7 @@ def load(path, n, seed=0):
 def test_absent_names_are_added_and_present_ones_never(write):
     samples = load(write(*ROWS), 2)
     first = samples[0]
-    # The dog is in the same picture by the second row, so only names of the other picture are absent.
+    # The dog is in the same image by the second row, so only names of the other image are absent.
     assert sorted(first.columns["negatives"]) == ["Fox", "bird"]
     assert sorted(asked_names(first)) == ["Fox", "bird", "cat"]
     assert first.question.endswith("respond with None.")

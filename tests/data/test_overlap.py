@@ -100,7 +100,7 @@ def test_names_that_training_adds_to_a_question_do_not_hide_it(files):
 )
 def test_scenes_are_compared_by_the_number_of_their_image(held, sampling, count):
     train = load_source(DataSource(scenes=ScenesSource(split="train", n=10)))
-    source = DataSource(scenes=ScenesSource(**held, per_picture=2), sampling=sampling)
+    source = DataSource(scenes=ScenesSource(**held, per_image=2), sampling=sampling)
     assert overlap([train], {"held": load_source(source)}) == ({"held": count} if count else {})
 
 

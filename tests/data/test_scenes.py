@@ -140,11 +140,11 @@ def test_boxes_are_the_extent_of_the_pixels_that_a_thing_paints():
         for number, thing in enumerate(scene.things):
             if any(meet(thing, other) for other in scene.things if other is not thing):
                 continue
-            # The same picture with this thing in another colour differs where the thing is seen.
+            # The same image with this thing in another colour differs where the thing is seen.
             other = Thing(colour="black" if thing.colour != "black" else "yellow", shape=thing.shape, box=thing.box)
             repainted = (*scene.things[:number], other, *scene.things[number + 1 :])
-            pictures = [np.asarray(scene.draw()), np.asarray(Scene(seed=seed, things=repainted).draw())]
-            shown = np.any(pictures[0] != pictures[1], axis=-1)
+            images = [np.asarray(scene.draw()), np.asarray(Scene(seed=seed, things=repainted).draw())]
+            shown = np.any(images[0] != images[1], axis=-1)
             columns, rows = shown.any(0).nonzero()[0], shown.any(1).nonzero()[0]
             assert thing.box == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1), f"seed {seed}: {thing}"
             checked += 1
@@ -155,7 +155,7 @@ def meet(a: Thing, b: Thing) -> bool:
     return a.box[0] < b.box[2] and b.box[0] < a.box[2] and a.box[1] < b.box[3] and b.box[1] < a.box[3]
 
 
-def test_things_are_inside_the_picture_and_hardly_overlap():
+def test_things_are_inside_the_image_and_hardly_overlap():
     for seed in range(300):
         things = make_scene(seed).things
         assert 2 <= len(things) <= 6
@@ -168,11 +168,11 @@ def test_things_are_inside_the_picture_and_hardly_overlap():
                 assert wide * high < 0.12 * min(a.side, b.side) ** 2
 
 
-def everything(split: str, n: int, per_picture: int = 2):
-    return load_scenes(ScenesSource(split=split, n=n, per_picture=per_picture, questions=dict.fromkeys(KINDS, 1.0)))
+def everything(split: str, n: int, per_image: int = 2):
+    return load_scenes(ScenesSource(split=split, n=n, per_image=per_image, questions=dict.fromkeys(KINDS, 1.0)))
 
 
-def test_no_picture_repeats_within_or_across_splits():
+def test_no_image_repeats_within_or_across_splits():
     keys, pairs = [], []
     for split in SPLITS:
         samples = everything(split, 500)
@@ -200,13 +200,13 @@ def test_splits_own_ranges_of_seeds_that_do_not_meet(monkeypatch):
     assert sorted(set(made)) == sorted(ends)
 
 
-def test_more_pictures_than_a_split_owns_would_be_another_splits():
+def test_more_images_than_a_split_owns_would_be_another_splits():
     with pytest.raises(ValueError, match="less than or equal to 4294967296"):
         ScenesSource(split="train", n=(1 << 32) + 1)
 
 
 def test_samples_depend_on_their_place_alone():
-    source = ScenesSource(split="train", n=30, per_picture=3, questions=dict.fromkeys(KINDS, 1.0), loosen=0.3)
+    source = ScenesSource(split="train", n=30, per_image=3, questions=dict.fromkeys(KINDS, 1.0), loosen=0.3)
     first, second = load_scenes(source), load_scenes(source)
     backwards = [second[i] for i in reversed(range(90))][::-1]
     longer = load_scenes(source.model_copy(update={"n": 31}))
@@ -227,7 +227,7 @@ def test_questions_follow_their_weights():
 
 
 def test_loosened_boxes_hold_the_true_ones_and_stay_inside():
-    options = {"split": "train", "n": 200, "per_picture": 2, "questions": {"attribute": 1.0, "list": 1.0}}
+    options = {"split": "train", "n": 200, "per_image": 2, "questions": {"attribute": 1.0, "list": 1.0}}
     exact, loose = (load_scenes(ScenesSource(**options, loosen=share)) for share in (0.0, 0.3))
     grown = 0
     for a, b in zip(exact, loose, strict=True):
@@ -244,7 +244,7 @@ def test_loosened_boxes_hold_the_true_ones_and_stay_inside():
 
 @settings(max_examples=60, deadline=None)
 @given(st.tuples(*[st.integers(0, SIZE // 2 - 1)] * 2, *[st.integers(SIZE // 2, SIZE)] * 2), st.floats(0, 1))
-def test_loosening_keeps_any_box_inside_the_picture(box, share):
+def test_loosening_keeps_any_box_inside_the_image(box, share):
     wide = loosened(tuple(map(float, box)), share, np.random.default_rng(0))
     assert 0 <= wide[0] <= box[0] and 0 <= wide[1] <= box[1] and box[2] <= wide[2] <= SIZE and box[3] <= wide[3] <= SIZE
 
@@ -289,12 +289,12 @@ def test_boxes_and_thought_of_detect_follow_the_order_of_its_names():
 
 
 def test_label_noise_puts_a_share_of_boxes_around_other_objects_and_changes_nothing_else():
-    options = {"n": 400, "questions": {"attribute": 1.0, "detect": 1.0}, "per_picture": 2}
+    options = {"n": 400, "questions": {"attribute": 1.0, "detect": 1.0}, "per_image": 2}
     clean, noisy = (load_scenes(ScenesSource(**options, label_noise=share)) for share in (0.0, 0.3))
     moved = []
     for number, (a, b) in enumerate(zip(clean, noisy, strict=True)):
         assert (a.question, a.think, a.images[0].key) == (b.question, b.think, b.images[0].key)
-        things = clean.of_picture(number // 2)
+        things = clean.of_image(number // 2)
         assert [x.label for x in a.truth.boxes] == [x.label for x in b.truth.boxes]
         moved += [x.box != y.box for x, y in zip(a.truth.boxes, b.truth.boxes, strict=True)]
         assert things[0].images[0].key == a.images[0].key
@@ -306,7 +306,7 @@ def test_label_noise_puts_a_share_of_boxes_around_other_objects_and_changes_noth
         assert all(y.box in known and x.box != y.box for x, y in zip(a.truth.boxes, b.truth.boxes, strict=True))
 
 
-def test_a_start_shows_later_pictures_of_the_same_split():
+def test_a_start_shows_later_images_of_the_same_split():
     options = {"questions": {"attribute": 1.0, "detect": 1.0}, "split": "tune"}
     later = load_scenes(ScenesSource(n=10, start=5, **options))
     whole = load_scenes(ScenesSource(n=15, **options))

@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from vlm_r1.config import DataSource
-from vlm_r1.data.images import PictureFinder
+from vlm_r1.data.images import ImageFinder
 from vlm_r1.data.rows import RowContext, read_row
 from vlm_r1.data.source import load_source
 from vlm_r1.records import LabelledBox, Truth
@@ -16,7 +16,7 @@ BOX = Truth(boxes=(LabelledBox(box=(1.0, 2.0, 30.0, 40.0)),))
 @pytest.fixture
 def read(folder):
     def _read(row, task=None):
-        context = RowContext(name="data.jsonl", finder=PictureFinder(folder), task=task)
+        context = RowContext(name="data.jsonl", finder=ImageFinder(folder), task=task)
         sample, faults = read_row(row, context, 7)
         assert faults == []
         return sample
@@ -52,7 +52,7 @@ REC_ROWS = {
         "images": ["a.png"],
         "ground_truth": "[1, 2, 30, 40]",
     },
-    "picture among the parts": {
+    "image among the parts": {
         "prompt": [
             {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "the cat"}]}
         ],
@@ -90,7 +90,7 @@ def test_every_shape_gives_the_same_sample(read, folder, row):
     assert sample.question == "the cat"
     assert sample.task == "rec"
     assert [box.box for box in sample.truth.boxes] == [(1.0, 2.0, 30.0, 40.0)]
-    assert [picture.path for picture in sample.images] == [folder / "a.png"]
+    assert [image.path for image in sample.images] == [folder / "a.png"]
 
 
 def test_ids_and_sources(read):
@@ -166,15 +166,15 @@ def test_task_of_the_row_before_that_of_the_source(read):
     assert read({"problem": "Q", "solution": "4", "task": "count"}, task="text").truth == Truth(number=4.0)
 
 
-def test_zero_two_and_three_pictures(read, folder):
+def test_zero_two_and_three_images(read, folder):
     assert read({"problem": "2+2?", "solution": 4}).images == ()
     two = read({"problem": "<image> and <image>: same?", "images": ["a.png", "b.jpg"], "solution": "no"})
     assert two.question == "and : same?"
-    assert [picture.path.name for picture in two.images] == ["a.png", "b.jpg"]
+    assert [image.path.name for image in two.images] == ["a.png", "b.jpg"]
     assert len(read({"problem": "Q", "images": ["a.png", "b.jpg", "a.png"], "solution": "no"}).images) == 3
 
 
-def test_a_box_may_belong_to_any_of_several_pictures(read):
+def test_a_box_may_belong_to_any_of_several_images(read):
     row = {"problem": "the cat", "images": ["a.png", "b.jpg"], "solution": [70, 10, 90, 70]}
     assert read(row).truth.boxes[0].box == (70.0, 10.0, 90.0, 70.0)
 
@@ -185,7 +185,7 @@ def test_a_think_block_is_kept_for_the_supervised_baseline(read):
     assert read({"problem": "Q", "solution": 4, "think": "so"}).think == "so"
 
 
-def test_encoded_pictures(read, folder):
+def test_encoded_images(read, folder):
     data = (folder / "a.png").read_bytes()
     code = base64.b64encode(data).decode()
     for value in (code, f"data:image/png;base64,{code}", {"bytes": data, "path": None}, {"bytes": data, "path": "x"}):

@@ -14,7 +14,7 @@ ROWS = [
 ]
 
 
-def test_a_page_holds_pictures_questions_and_truths(write, folder, capsys):
+def test_a_page_holds_images_questions_and_truths(write, folder, capsys):
     out = folder / "out" / "page.html"
     show_file(write(*ROWS), out, n=10)
     page = out.read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ def test_a_page_holds_pictures_questions_and_truths(write, folder, capsys):
     assert "4 of 5 rows; rows with faults left out: 1 " in capsys.readouterr().out
 
 
-def test_a_sheet_is_a_picture(write, folder):
+def test_a_sheet_is_a_image(write, folder):
     out = folder / "sheet.png"
     show_file(write(*ROWS), out, n=3, seed=1)
     with Image.open(out) as sheet:

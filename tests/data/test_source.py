@@ -81,7 +81,7 @@ def png(width, height):
     return buffer.getvalue()
 
 
-def test_parquet_with_embedded_pictures_is_read_lazily(folder):
+def test_parquet_with_embedded_images_is_read_lazily(folder):
     path = folder / "data.parquet"
     table = pa.table(
         {
@@ -112,10 +112,10 @@ def test_faults_of_a_parquet_file_are_found_before_the_first_row_is_used(folder)
         load_source(DataSource(path=str(path)))
 
 
-def test_a_box_outside_an_embedded_picture_is_found_when_used(folder):
+def test_a_box_outside_an_embedded_image_is_found_when_used(folder):
     path = folder / "data.parquet"
     pq.write_table(pa.table({"image": [{"bytes": png(9, 9)}], "problem": ["a"], "solution": ["[0,0,50,5]"]}), path)
-    with pytest.raises(DataError, match=r"data\.parquet row 1: box .* reaches out of its picture of 9x9"):
+    with pytest.raises(DataError, match=r"data\.parquet row 1: box .* reaches out of its image of 9x9"):
         load_source(DataSource(path=str(path)))[0]
 
 

@@ -32,7 +32,7 @@ def make(folder: Path, rewards: Path, method: str = "grpo", reward: str = "varie
     base = {
         "rewards": {"parts": {f"{rewards}:{reward}": 1.0}},
         "rl": {"group_size": 3, "prompts_per_step": 3, "token_budget": 250},
-        "sft": {"pictures_per_step": 3, "token_budget": 250},
+        "sft": {"images_per_step": 3, "token_budget": 250},
         "optim": {"lr": 1e-4},
         "run": {"steps": STEPS, "save_every": STEPS, "log_rollouts_every": 1, "threads": 1},
     }

@@ -14,7 +14,7 @@ from vlm_r1.eval import predict
         ("text.png", "what", {}, r'image "text.png" cannot be read \(.*\); give the path of an image file'),
         ("a.png", "what", {"task": "rek"}, '--task: unknown task "rek": did you mean "rec"'),
         ("a.png", "what", {"template": "r2"}, '--template: "r2" is neither a template'),
-        ("a.png", "<|image_pad|>", {}, r"the text holds a picture placeholder \(<\|image_pad\|>\); remove it"),
+        ("a.png", "<|image_pad|>", {}, r"the text holds an image placeholder \(<\|image_pad\|>\); remove it"),
     ],
 )
 def test_what_cannot_be_asked_is_said_in_the_words_of_the_command(

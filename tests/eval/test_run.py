@@ -95,8 +95,8 @@ def test_evaluation_leaves_the_model_as_it_was(settings):
     assert not loaded.policy.training
 
 
-def test_pictures_of_the_first_questions_of_each_split_are_kept(monkeypatch, settings):
-    monkeypatch.setattr(run, "PICTURES_KEPT", 2)
+def test_images_of_the_first_questions_of_each_split_are_kept(monkeypatch, settings):
+    monkeypatch.setattr(run, "IMAGES_KEPT", 2)
     loaded = tiny()
     _, rows = evaluate(NativeEngine(loaded), loaded.family, splits_of(settings), settings)
     kept = [row["image"] is not None for row in rows]

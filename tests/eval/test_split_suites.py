@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support import Scripted, picture, recipe, sample, tiny
+from support import Scripted, noise_image, recipe, sample, tiny
 
 from vlm_r1.errors import ConfigError
 from vlm_r1.eval import run
@@ -32,7 +32,7 @@ def measured(tmp_path):
 
 
 def asked(name, source="ovdeval/color"):
-    return sample("cat", picture(64, 32), id=name, task="ovd", truth=Truth(boxes=(CAT,)), source=source)
+    return sample("cat", noise_image(64, 32), id=name, task="ovd", truth=Truth(boxes=(CAT,)), source=source)
 
 
 def test_the_named_suite_is_measured(measured):

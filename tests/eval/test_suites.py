@@ -133,8 +133,8 @@ def test_no_interval_for_one_question():
     assert "mean_iou/low" not in summary(rec(0.5))
 
 
-def test_detection_intervals_resample_pictures():
-    """Every picture alike: no resample differs."""
+def test_detection_intervals_resample_images():
+    """Every image alike: no resample differs."""
     item = Outcome(kind="boxes", true=(box(0, 0, 10, 10),), predicted=(box(0, 0, 10, 10), box(50, 50, 60, 60)))
     values = summary([item] * 5, resamples=50)
     assert (values["GP/low"], values["GP"], values["GP/high"]) == (0.5, 0.5, 0.5)

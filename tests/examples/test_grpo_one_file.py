@@ -12,7 +12,7 @@ from support import PLAIN, assert_same_gradients, gradients, plain_logprobs, pla
 
 from vlm_r1.config import ModelConfig
 from vlm_r1.models.load import load_policy
-from vlm_r1.records import LabelledBox, Picture, Rollout, RolloutGroup, Sample, Truth
+from vlm_r1.records import LabelledBox, Rollout, RolloutGroup, Sample, SampleImage, Truth
 
 ALLOWED = {"torch", "transformers", "PIL", "numpy"} | set(sys.stdlib_module_names)
 
@@ -45,7 +45,7 @@ def played(example):
     groups = []
     for p, scene in enumerate(scenes):
         truth = Truth(boxes=(LabelledBox(box=tuple(map(float, scene.box))),))
-        sample = Sample(id=str(p), images=(Picture(image=scene.picture),), question=scene.question, truth=truth)
+        sample = Sample(id=str(p), images=(SampleImage(image=scene.image),), question=scene.question, truth=truth)
         answers = [tuple(tokens[p, g][real[p, g]].tolist()) for g in range(4)]
         rollouts = tuple(Rollout(token_ids=a, logprobs=(0.0,) * len(a), text="", finish="length") for a in answers)
         groups.append(RolloutGroup(prompt=loaded.family.encode(sample), rollouts=rollouts))
@@ -110,9 +110,7 @@ def test_packed_gradient_equals_the_padded_one(example, played):
 
 def test_answers_never_hold_placeholders(example, played):
     policy, prompts = played[:2]
-    logprobs = policy.logprobs(
-        policy.hidden(prompts.ids_PL, prompts.owner_PL, prompts.positions_3PL, **prompts.pictures)
-    )
+    logprobs = policy.logprobs(policy.hidden(prompts.ids_PL, prompts.owner_PL, prompts.positions_3PL, **prompts.images))
     assert policy.tokenizer.convert_ids_to_tokens(policy.banned.tolist()) == ["<|image_pad|>", "<|video_pad|>"]
     assert (logprobs[..., policy.banned] == -torch.inf).all()
     torch.testing.assert_close(logprobs.exp().sum(-1), torch.ones(logprobs.shape[:-1]))
@@ -161,9 +159,9 @@ def test_scenes_ask_for_one_shape_inside_its_box(example):
     rng = np.random.default_rng(0)
     for _ in range(100):
         scene = example.make_scene(rng)
-        pixels = np.array(scene.picture).astype(int)
+        pixels = np.array(scene.image).astype(int)
         x1, y1, x2, y2 = scene.box
-        painted = (pixels[y1:y2, x1:x2] != pixels[0, 0]).any(-1)  # shapes keep a pixel from the picture's corner
+        painted = (pixels[y1:y2, x1:x2] != pixels[0, 0]).any(-1)  # shapes keep a pixel from the image's corner
         assert painted[0].any() and painted[-1].any() and painted[:, 0].any() and painted[:, -1].any()
         assert x1 >= 1 and 14 <= x2 - x1 == y2 - y1 <= 40 and x2 < example.SIZE and y2 < example.SIZE
 

@@ -139,7 +139,7 @@ def test_a_banned_token_has_no_probability_and_entropy_is_that_of_the_rest():
     groups = mixed_groups(loaded)[:1]
     row = pack([group_tree(groups[0])])
     _, entropy = loaded.policy(row, TEMPERATURE)
-    hidden = loaded.policy.hidden(row.token_ids, row.positions, loaded.policy.features(row.pictures), row.layout)
+    hidden = loaded.policy.hidden(row.token_ids, row.positions, loaded.policy.features(row.images), row.layout)
     logits = loaded.policy.model.lm_head(hidden[row.predictors]).double() / TEMPERATURE
     allowed = [i for i in range(logits.shape[1]) if i not in loaded.policy.banned.tolist()]
     probs = logits[:, allowed].softmax(-1)

@@ -7,29 +7,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from support import FAMILIES, PLAIN, picture, plain_model, sample, tiny
+from support import FAMILIES, PLAIN, noise_image, plain_model, sample, tiny
 
 from vlm_r1.boxes import BoxMap
 from vlm_r1.config import PromptConfig
 from vlm_r1.errors import DataError
 from vlm_r1.models import family as family_module
 from vlm_r1.models.families import FAMILIES as REGISTRY
-from vlm_r1.models.policy import merge_pictures
+from vlm_r1.models.policy import merge_images
 from vlm_r1.prompts.templates import chat_messages
-from vlm_r1.records import Picture, VisionInput
+from vlm_r1.records import SampleImage, VisionInput
 
 
 def vision(prompt):
-    """The tensors of a prompt's pictures."""
-    return merge_pictures(prompt.pictures)
+    """The tensors of a prompt's images."""
+    return merge_images(prompt.images)
 
 
 def cases():
     return [
-        sample("the red circle", picture(48, 32)),
+        sample("the red circle", noise_image(48, 32)),
         sample("how many?"),
-        sample("both of them", picture(33, 70, 1), picture(101, 47, 2)),
-        sample("one <think> and a tag", picture(200, 20, 3)),
+        sample("both of them", noise_image(33, 70, 1), noise_image(101, 47, 2)),
+        sample("one <think> and a tag", noise_image(200, 20, 3)),
     ]
 
 
@@ -63,9 +63,9 @@ def test_encoding_equals_the_processors_own_call(name, case):
     assert prompt.next_position == int(delta) + len(prompt.token_ids)  # where transformers' generation goes on
 
 
-def test_positions_of_a_picture_by_hand():
+def test_positions_of_a_image_by_hand():
     loaded = tiny()
-    prompt = loaded.family.encode(sample("q", picture(48, 32)))
+    prompt = loaded.family.encode(sample("q", noise_image(48, 32)))
     at = [i for i, t in enumerate(prompt.token_ids) if t == loaded.policy.model.config.image_token_id]
     start = at[0]
     assert len(at) == 6 and prompt.positions[:, :start].tolist() == [list(range(start))] * 3
@@ -76,15 +76,15 @@ def test_positions_of_a_picture_by_hand():
     assert prompt.positions[:, at[-1] + 1].tolist() == [start + 3] * 3  # after the larger of the two sides
 
 
-def test_qwen3_writes_thousandths_of_the_picture():
-    prompt = tiny("qwen3_vl").family.encode(sample("q", picture(640, 480)))
+def test_qwen3_writes_thousandths_of_the_image():
+    prompt = tiny("qwen3_vl").family.encode(sample("q", noise_image(640, 480)))
     assert prompt.box_map.to_pixels((0, 0, 1000, 1000)) == pytest.approx((0, 0, 640, 480))
     assert prompt.box_map.to_pixels((500, 250, 750, 500)) == pytest.approx((320, 120, 480, 240))
 
 
-def test_qwen25_writes_pixels_of_the_picture_it_saw():
+def test_qwen25_writes_pixels_of_the_image_it_saw():
     loaded = tiny("qwen2_5_vl")
-    prompt = loaded.family.encode(sample("q", picture(100, 70)))
+    prompt = loaded.family.encode(sample("q", noise_image(100, 70)))
     # Sides are rounded to multiples of 16: 100 -> 96, 70 -> 64.
     assert vision(prompt)["image_grid_thw"].tolist() == [[1, 8, 12]]
     assert prompt.box_map.to_pixels((0, 0, 96, 64)) == pytest.approx((0, 0, 100, 70))
@@ -98,13 +98,13 @@ def test_qwen25_writes_pixels_of_the_picture_it_saw():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_recipe_may_choose_the_coordinates(name, coordinates, expected):
     family = another(tiny(name), prompt={"coordinates": coordinates})
-    box_map = family.encode(sample("q", picture(200, 100))).box_map
+    box_map = family.encode(sample("q", noise_image(200, 100))).box_map
     assert box_map.to_pixels((10, 20, 30, 40)) == pytest.approx(expected)
 
 
-def test_boxes_are_about_the_first_picture_and_none_needs_no_map():
+def test_boxes_are_about_the_first_image_and_none_needs_no_map():
     family = tiny("qwen3_vl").family
-    two = family.encode(sample("q", picture(64, 32), picture(320, 320)))
+    two = family.encode(sample("q", noise_image(64, 32), noise_image(320, 320)))
     assert two.box_map.to_pixels((0, 0, 1000, 1000)) == pytest.approx((0, 0, 64, 32))
     assert family.encode(sample("q")).box_map == BoxMap()
 
@@ -127,11 +127,11 @@ def tiny_family(name, found={}):  # noqa: B006  (hypothesis asks many times)
 
 def test_limits_change_what_the_model_is_shown():
     loaded = tiny()
-    large = picture(256, 256)
+    large = noise_image(256, 256)
     small = another(loaded, max_pixels=64 * 64).encode(sample("q", large))
     assert vision(small)["image_grid_thw"].tolist() == [[1, 8, 8]]
     assert vision(loaded.family.encode(sample("q", large)))["image_grid_thw"].tolist() == [[1, 32, 32]]
-    grown = another(loaded, min_pixels=64 * 64).encode(sample("q", picture(16, 16)))
+    grown = another(loaded, min_pixels=64 * 64).encode(sample("q", noise_image(16, 16)))
     assert vision(grown)["image_grid_thw"].tolist() == [[1, 8, 8]]
 
 
@@ -143,40 +143,40 @@ def test_placeholders_are_banned_by_both_families():
 
 
 def test_a_placeholder_in_the_question_is_named_with_its_sample():
-    with pytest.raises(DataError, match=r"sample s9: the text holds a picture placeholder \(<\|image_pad\|>\); remove"):
-        tiny().family.encode(sample("what is <|image_pad|>?", picture(32, 32), id="s9"))
+    with pytest.raises(DataError, match=r"sample s9: the text holds an image placeholder \(<\|image_pad\|>\); remove"):
+        tiny().family.encode(sample("what is <|image_pad|>?", noise_image(32, 32), id="s9"))
 
 
-def test_a_picture_that_cannot_be_read_is_named_with_its_sample(tmp_path):
+def test_a_image_that_cannot_be_read_is_named_with_its_sample(tmp_path):
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     for name in ("missing.png", "cut.png"):
         with pytest.raises(DataError, match=f"sample s4: .*{name}"):
-            tiny().family.encode(sample("q", Picture(path=tmp_path / name), id="s4"))
+            tiny().family.encode(sample("q", SampleImage(path=tmp_path / name), id="s4"))
 
 
-def test_a_picture_is_processed_once_while_it_is_cached(monkeypatch, tmp_path):
-    monkeypatch.setattr(family_module, "CACHED_PICTURES", 2)
+def test_a_image_is_processed_once_while_it_is_cached(monkeypatch, tmp_path):
+    monkeypatch.setattr(family_module, "CACHED_IMAGES", 2)
     family = another(tiny())
     opened = []
-    open_picture = Picture.open
-    monkeypatch.setattr(Picture, "open", lambda self: opened.append(self.path) or open_picture(self))
+    open_image = SampleImage.open
+    monkeypatch.setattr(SampleImage, "open", lambda self: opened.append(self.path) or open_image(self))
     paths = [tmp_path / f"{n}.png" for n in range(3)]
     for n, path in enumerate(paths):
-        picture(32, 32, n).image.save(path)
+        noise_image(32, 32, n).image.save(path)
     for n in (0, 0, 1, 0, 2, 0, 1):  # 2 pushes out 1, which was not used for the longest
-        family.encode(sample("q", Picture(path=paths[n])))
+        family.encode(sample("q", SampleImage(path=paths[n])))
     assert [p.name for p in opened] == ["0.png", "1.png", "2.png", "1.png"]
 
 
-def test_pictures_in_memory_are_told_apart():
+def test_images_in_memory_are_told_apart():
     family = another(tiny())
-    one, two = (family.encode(sample("q", Picture(image=Image.new("RGB", (32, 32), c)))) for c in ("red", "blue"))
+    one, two = (family.encode(sample("q", SampleImage(image=Image.new("RGB", (32, 32), c)))) for c in ("red", "blue"))
     assert not torch.equal(vision(one)["pixel_values"], vision(two)["pixel_values"])
 
 
-def test_grey_and_transparent_pictures_become_rgb():
+def test_grey_and_transparent_images_become_rgb():
     for mode in ("L", "RGBA", "P", "1"):
-        prompt = tiny().family.encode(sample("q", Picture(image=Image.new(mode, (32, 32)))))
+        prompt = tiny().family.encode(sample("q", SampleImage(image=Image.new(mode, (32, 32)))))
         assert vision(prompt)["pixel_values"].shape == (16, 3 * 2 * 8 * 8)
 
 
@@ -190,12 +190,12 @@ def test_staged_images_give_the_same_features(precision):
     policy.compute_dtype = precision
     prompt = family.encode(cases()[2])
     staged = policy.stage(prompt)
-    for before, after in zip(prompt.pictures, staged.pictures, strict=True):
+    for before, after in zip(prompt.images, staged.images, strict=True):
         assert after.key == before.key and before.tensors["pixel_values"].dtype == torch.float32
         assert after.tensors["pixel_values"].dtype == precision
         assert torch.equal(after.tensors["image_grid_thw"], before.tensors["image_grid_thw"])
     with torch.no_grad():
-        expected, found = (policy.encode_pictures(p.pictures).pooler_output for p in (prompt, staged))
+        expected, found = (policy.encode_images(p.images).pooler_output for p in (prompt, staged))
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
@@ -204,15 +204,15 @@ def test_staged_images_are_pinned_and_give_the_same_features_on_a_gpu():
     policy, family = tiny().policy.cuda(), tiny().family
     prompt = family.encode(cases()[2])
     staged = policy.stage(prompt)
-    assert all(tensor.is_pinned() for picture in staged.pictures for tensor in picture.tensors.values())
+    assert all(tensor.is_pinned() for image in staged.images for tensor in image.tensors.values())
     with torch.no_grad():
-        expected, found = (policy.encode_pictures(p.pictures).pooler_output for p in (prompt, staged))
+        expected, found = (policy.encode_images(p.images).pooler_output for p in (prompt, staged))
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 def test_two_threads_may_encode():
     family = another(tiny())
-    samples = [sample(f"number {n}", picture(32 + 8 * n, 40, n)) for n in range(6)]
+    samples = [sample(f"number {n}", noise_image(32 + 8 * n, 40, n)) for n in range(6)]
     expected = [family.encode(s).token_ids for s in samples]
     with ThreadPoolExecutor(2) as threads:
         found = list(threads.map(lambda s: family.encode(s).token_ids, samples * 20))

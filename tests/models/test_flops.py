@@ -5,7 +5,7 @@ import torch
 import zoo
 from hypothesis import given
 from hypothesis import strategies as st
-from support import FAMILIES, made_up, picture, plain_model, sample, tiny
+from support import FAMILIES, made_up, noise_image, plain_model, sample, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlm_r1.config import Recipe
@@ -58,7 +58,7 @@ def without_attention(family) -> Arithmetic:
 def products(family, group) -> Work:
     """The same by counting."""
     prompt, lengths = group.prompt, [len(rollout.token_ids) for rollout in group.rollouts]
-    return without_attention(family).shared(prompt.token_ids, prompt.pictures, lengths)
+    return without_attention(family).shared(prompt.token_ids, prompt.images, lengths)
 
 
 @pytest.mark.parametrize("name", [*EXACT, *NEARLY])
@@ -95,7 +95,7 @@ def test_gradients_are_those_of_what_is_trained(family, train):
     model = loaded.policy.model
     own = type(loaded.family)(model, loaded.processor, loaded.family.settings, None, None)
     choose_trained(own, Recipe(train=train, lora={"rank": 3} if "lora" in train.values() else None))
-    group = made_up(loaded, own.encode(sample("the red circle", picture(48, 32))), (3, 5))
+    group = made_up(loaded, own.encode(sample("the red circle", noise_image(48, 32))), (3, 5))
     forward, backward = forward_and_backward(loaded, group)
     work = products(own, group)
     assert work.forward == forward
@@ -109,9 +109,9 @@ def test_attention_is_counted_by_pairs(family):
     loaded = tiny(family)
     model = plain_model(loaded)
     model.set_attn_implementation("eager")
-    prompt = loaded.family.encode(sample("the red circle", picture(96, 64)))
+    prompt = loaded.family.encode(sample("the red circle", noise_image(96, 64)))
     N, arithmetic, bare = len(prompt.token_ids), Arithmetic(loaded.family), without_attention(loaded.family)
-    [image] = prompt.pictures
+    [image] = prompt.images
     tower = counted(lambda: model.model.get_image_features(**image.tensors))
     assert tower["products"] == bare.tower(image).forward + prompt.token_ids.count(model.config.image_token_id) * (
         bare._connector.forward
@@ -139,21 +139,21 @@ def test_pairs_are_those_of_the_causal_mask(start, length, window):
 def test_work_that_is_shared_and_work_of_padded_rows_by_hand():
     """One group: a prompt of L tokens with an image, and three completions of 2, 5 and 3 tokens."""
     family = tiny().family
-    prompt = family.encode(sample("the red circle", picture(48, 32)))
+    prompt = family.encode(sample("the red circle", noise_image(48, 32)))
     arithmetic, L = Arithmetic(family), len(prompt.token_ids)
-    tower, connector = arithmetic.tower(prompt.pictures[0]), prompt.token_ids.count(family.model.config.image_token_id)
+    tower, connector = arithmetic.tower(prompt.images[0]), prompt.token_ids.count(family.model.config.image_token_id)
     seen = tower + connector * arithmetic._connector
     token, head, pair = arithmetic._language.forward, arithmetic._head.forward, 2 * 4 * 4 * 16  # layers, heads of 16
     ran = L + (1 + 4 + 2)
     pairs = L * (L + 1) / 2 + sum(L + i for n in (2, 5, 3) for i in range(1, n))
-    shared = arithmetic.shared(prompt.token_ids, prompt.pictures, [2, 5, 3])
+    shared = arithmetic.shared(prompt.token_ids, prompt.images, [2, 5, 3])
     assert shared.forward == seen.forward + ran * token + pairs * pair + 10 * head
-    kept = arithmetic.shared(prompt.token_ids, prompt.pictures, [2, 5, 3], encoded=0.25)
+    kept = arithmetic.shared(prompt.token_ids, prompt.images, [2, 5, 3], encoded=0.25)
     assert shared.forward - kept.forward == 0.75 * seen.forward
     row = seen.forward + (L + 5) * token + (L + 5) * (L + 6) / 2 * pair + 5 * head
-    assert arithmetic.padded(prompt.token_ids, prompt.pictures, [2, 5, 3]).forward == 3 * row
-    context = arithmetic.shared(prompt.token_ids, prompt.pictures, [5], [2])
-    whole = arithmetic.shared(prompt.token_ids, prompt.pictures, [5])
+    assert arithmetic.padded(prompt.token_ids, prompt.images, [2, 5, 3]).forward == 3 * row
+    context = arithmetic.shared(prompt.token_ids, prompt.images, [5], [2])
+    whole = arithmetic.shared(prompt.token_ids, prompt.images, [5])
     assert whole.forward - context.forward == 2 * head
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import zoo
-from support import picture, sample
+from support import noise_image, sample
 
 from vlm_r1.config import ModelConfig, PromptConfig
 from vlm_r1.errors import ConfigError, DataError
@@ -32,17 +32,17 @@ def paligemma(folders):
     return zoo.load(folders / "paligemma")
 
 
-def test_every_picture_of_gemma3_is_a_block(folders):
+def test_every_image_of_gemma3_is_a_block(folders):
     family = zoo.load(folders / "gemma3").family
-    prompt = family.encode(sample("both", picture(20, 20), picture(30, 10, 1)))
+    prompt = family.encode(sample("both", noise_image(20, 20), noise_image(30, 10, 1)))
     shown = torch.tensor(prompt.token_ids) == family.model.config.image_token_id
     assert prompt.blocks[shown].tolist() == [0] * 16 + [1] * 16
     assert (prompt.blocks[~shown] == -1).all()
     assert family.encode(sample("none")).blocks is None
 
 
-def test_a_prompt_of_paligemma_is_pictures_then_question_and_sees_itself(paligemma):
-    prompt = paligemma.family.encode(sample("the cat", picture(20, 20)))
+def test_a_prompt_of_paligemma_is_images_then_question_and_sees_itself(paligemma):
+    prompt = paligemma.family.encode(sample("the cat", noise_image(20, 20)))
     assert paligemma.tokenizer.decode(prompt.token_ids) == "<image>" * 16 + "<bos>the cat\n"
     assert prompt.positions[0].tolist() == [*range(1, len(prompt.token_ids) + 1)]
     assert prompt.next_position == len(prompt.token_ids) + 1
@@ -52,22 +52,22 @@ def test_a_prompt_of_paligemma_is_pictures_then_question_and_sees_itself(paligem
 def test_the_question_stands_in_the_recipes_template(folders):
     template = PromptConfig(template="detect {question}")
     loaded = load_policy(ModelConfig(path=str(folders / "paligemma")), template)
-    prompt = loaded.family.encode(sample("cat ; dog", picture(20, 20)))
+    prompt = loaded.family.encode(sample("cat ; dog", noise_image(20, 20)))
     assert loaded.tokenizer.decode(prompt.token_ids).endswith("<bos>detect cat ; dog\n")
 
 
-def test_paligemma_wants_a_picture_and_takes_no_limits(folders, paligemma):
-    with pytest.raises(DataError, match="sample s: has no picture, and PaliGemma takes none without"):
+def test_paligemma_wants_a_image_and_takes_no_limits(folders, paligemma):
+    with pytest.raises(DataError, match="sample s: has no image, and PaliGemma takes none without"):
         paligemma.family.encode(sample("how many?"))
-    with pytest.raises(DataError, match="picture placeholder"):
-        paligemma.family.encode(sample("what is <image>?", picture(20, 20)))
-    with pytest.raises(ConfigError, match=r"model\.max_pixels: paligemma resizes every picture"):
+    with pytest.raises(DataError, match="image placeholder"):
+        paligemma.family.encode(sample("what is <image>?", noise_image(20, 20)))
+    with pytest.raises(ConfigError, match=r"model\.max_pixels: paligemma resizes every image"):
         zoo.load(folders / "paligemma", max_pixels=1000)
 
 
 @pytest.mark.parametrize("task", ["rec", "ovd"])
 def test_boxes_are_taught_as_location_tokens_and_read_back(paligemma, task):
-    asked = sample("cat", picture(200, 120), truth=Truth(boxes=(CAT, DOG)), task=task)
+    asked = sample("cat", noise_image(200, 120), truth=Truth(boxes=(CAT, DOG)), task=task)
     prompt = paligemma.family.encode(asked)
     ids = target_ids(prompt, paligemma.family)
     text = paligemma.tokenizer.decode(ids, skip_special_tokens=True)
@@ -84,13 +84,13 @@ def test_boxes_are_taught_as_location_tokens_and_read_back(paligemma, task):
 def test_a_recipe_may_ask_paligemma_for_json(folders):
     thousandths = PromptConfig(template="plain", coordinates="relative_1000")
     loaded = load_policy(ModelConfig(path=str(folders / "paligemma")), thousandths)
-    prompt = loaded.family.encode(sample("cat", picture(200, 120), truth=Truth(boxes=(CAT,))))
+    prompt = loaded.family.encode(sample("cat", noise_image(200, 120), truth=Truth(boxes=(CAT,))))
     text = loaded.tokenizer.decode(target_ids(prompt, loaded.family), skip_special_tokens=True)
     assert text == "<think></think><answer>[125, 250, 375, 500]</answer>"
 
 
-def test_questions_to_paligemma_do_not_share_a_picture(folders, paligemma):
-    shown = picture(48, 32)
+def test_questions_to_paligemma_do_not_share_a_image(folders, paligemma):
+    shown = noise_image(48, 32)
     asked = [sample("the cat", shown), sample("the dog", shown)]
     trees = make_trees(asked, paligemma.family)
     assert [tree.token_ids.tolist() for tree in trees] == [

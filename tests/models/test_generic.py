@@ -24,12 +24,12 @@ def aya(tmp_path_factory):
 def test_what_is_assumed_is_said(aya, capfd):
     assert type(zoo.load(aya).family) is Family
     said = capfd.readouterr().err
-    assert 'model.path: "aya_vision" has no family of its own. Assumed: boxes are 0-1000 of the picture' in said
+    assert 'model.path: "aya_vision" has no family of its own. Assumed: boxes are 0-1000 of the image' in said
     assert "log-probs differ by " in said
 
 
 def test_limits_in_pixels_are_refused(aya):
-    with pytest.raises(ConfigError, match=r"model.max_pixels: aya_vision resizes every picture to sizes of its own"):
+    with pytest.raises(ConfigError, match=r"model.max_pixels: aya_vision resizes every image to sizes of its own"):
         zoo.load(aya, max_pixels=1000)
 
 

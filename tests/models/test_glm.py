@@ -1,9 +1,9 @@
-"""What GLM-4.1V and its followers state about pictures, boxes and answers."""
+"""What GLM-4.1V and its followers state about images, boxes and answers."""
 
 import pytest
 import torch
 import zoo
-from support import PLAIN, picture, sample
+from support import PLAIN, noise_image, sample
 
 from vlm_r1.config import ModelConfig
 from vlm_r1.models.load import load_policy
@@ -19,18 +19,18 @@ def folder(tmp_path_factory):
     return found
 
 
-def test_limits_are_pixels_of_one_picture(folder):
+def test_limits_are_pixels_of_one_image(folder):
     model = ModelConfig(path=str(folder), min_pixels=32 * 32, max_pixels=64 * 64)
     family = load_policy(model, PLAIN).family
     grids = [
-        family.encode(sample("q", picture(side, side))).pictures[0].tensors["image_grid_thw"].tolist()
+        family.encode(sample("q", noise_image(side, side))).images[0].tensors["image_grid_thw"].tolist()
         for side in (16, 48, 256)
     ]
     assert grids == [[[1, 4, 4]], [[1, 6, 6]], [[1, 8, 8]]]  # patches of 8 pixels
 
 
-def test_a_marked_box_is_read_as_thousandths_of_the_picture(folder):
-    one = sample("q", picture(200, 100))
+def test_a_marked_box_is_read_as_thousandths_of_the_image(folder):
+    one = sample("q", noise_image(200, 100))
     box_map = zoo.load(folder).family.encode(one).box_map
     text = "<think>It is here.</think><answer><|begin_of_box|>[[100,200,500,700]]<|end_of_box|></answer>"
     (found,) = read_answer(text, one, box_map).value

@@ -14,7 +14,7 @@ from vlm_r1.config import ModelConfig, PromptConfig
 from vlm_r1.errors import ConfigError, ModelError, UserError
 from vlm_r1.models import load
 from vlm_r1.models.load import PROMPT_FILE, load_policy, prompt_of_model
-from vlm_r1.models.policy import merge_pictures
+from vlm_r1.models.policy import merge_images
 from vlm_r1.runtime.model_folder import save_model
 
 
@@ -32,7 +32,7 @@ def test_a_saved_model_comes_back_with_its_family(tmp_path, name):
         assert torch.equal(ours, theirs)
     for a, b in zip(mixed_prompts(loaded), mixed_prompts(expected), strict=True):
         assert a.token_ids == b.token_ids and torch.equal(a.positions, b.positions)
-        ours, theirs = merge_pictures(a.pictures), merge_pictures(b.pictures)
+        ours, theirs = merge_images(a.images), merge_images(b.images)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert loaded.policy.banned.tolist() == expected.policy.banned.tolist()
 

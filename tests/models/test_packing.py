@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from vlm_r1.models.layout import make_layout, pad_index
 from vlm_r1.models.packing import Branch, Tree, cut_by_budget, pack
-from vlm_r1.models.policy import merge_pictures
+from vlm_r1.models.policy import merge_images
 from vlm_r1.records import VisionInput
 
 
@@ -20,7 +20,7 @@ def tree(start: int, prefix: int, *branches: int, context: int = 0) -> Tree:
     return Tree(
         token_ids=head,
         positions=torch.arange(prefix).expand(3, prefix),
-        pictures=(VisionInput(key=str(start), tensors={"x": torch.full((2, 1), float(start))}),) if start % 2 else (),
+        images=(VisionInput(key=str(start), tensors={"x": torch.full((2, 1), float(start))}),) if start % 2 else (),
         branches=tuple(leaves),
     )
 
@@ -35,7 +35,7 @@ def test_a_row_by_hand():
     assert row.layout.n_prefix == 5 and row.layout.tree_of_branch.tolist() == [0, 1]
     assert row.layout.prefix_index.tolist() == [[0, 1, 2], [3, 4, 4]]
     assert row.layout.branch_index.tolist() == [[5, 5], [6, 7]]
-    assert [picture.key for picture in row.pictures] == ["1"]
+    assert [image.key for image in row.images] == ["1"]
 
 
 def test_context_is_read_and_not_scored():
@@ -93,10 +93,10 @@ def test_padding_and_back_is_the_identity(lengths, offset):
     assert torch.equal(row[index].flatten()[unpad], row[offset:])
 
 
-def test_pictures_follow_one_another():
+def test_images_follow_one_another():
     one, two = (VisionInput(key=k, tensors={"x": torch.tensor(x)}) for k, x in (("a", [1, 2]), ("b", [3])))
-    assert merge_pictures([one, two])["x"].tolist() == [1, 2, 3]
-    assert merge_pictures([]) == {}
+    assert merge_images([one, two])["x"].tolist() == [1, 2, 3]
+    assert merge_images([]) == {}
 
 
 shapes = st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=6)), max_size=6)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import zoo
 from safetensors.torch import load_file
-from support import PLAIN, picture, sample
+from support import PLAIN, noise_image, sample
 
 from vlm_r1.runtime.model_folder import save_model
 
@@ -16,8 +16,8 @@ def folder(request, tmp_path_factory):
     return found
 
 
-def test_boxes_are_thousandths_of_the_picture(folder):
-    prompt = zoo.load(folder).family.encode(sample("q", picture(640, 480)))
+def test_boxes_are_thousandths_of_the_image(folder):
+    prompt = zoo.load(folder).family.encode(sample("q", noise_image(640, 480)))
     assert prompt.box_map.to_pixels((500, 250, 750, 500)) == pytest.approx((320, 120, 480, 240))
 
 

@@ -32,7 +32,7 @@ def tree(generator, prefix: int, *answers: int) -> Tree:
 
     branches = [Branch(token_ids=i, positions=p) for i, p in (tokens(n, prefix) for n in answers)]
     ids, positions = tokens(prefix, 0)
-    return Tree(token_ids=ids, positions=positions, pictures=(), branches=tuple(branches))
+    return Tree(token_ids=ids, positions=positions, images=(), branches=tuple(branches))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Families that cut a picture into tiles: limits in pixels, and where boxes lie."""
+"""Families that cut an image into tiles: limits in pixels, and where boxes lie."""
 
 import pytest
 import zoo
@@ -24,10 +24,10 @@ def folders(tmp_path_factory):
 
 
 def tiles(folder, width, height, **limits) -> int:
-    """How many tiles a picture is shown in."""
+    """How many tiles an image is shown in."""
     family = zoo.load(folder, **limits).family
-    prompt = family.encode(zoo.sample("q", zoo.picture(width, height)))
-    return prompt.pictures[0].tensors["pixel_values"].shape[0]
+    prompt = family.encode(zoo.sample("q", zoo.image(width, height)))
+    return prompt.images[0].tensors["pixel_values"].shape[0]
 
 
 def test_internvl_takes_limits_as_numbers_of_tiles(folders):
@@ -43,7 +43,7 @@ def test_internvl_takes_limits_as_numbers_of_tiles(folders):
 
 
 def test_idefics_takes_the_largest_square_of_whole_tiles(folders):
-    # Pictures are enlarged to 48 pixels, their longest side, in tiles of 16: 96 x 32 becomes 3 x 1 tiles and the whole.
+    # Images are enlarged to 48 pixels, their longest side, in tiles of 16: 96 x 32 becomes 3 x 1 tiles and the whole.
     folder = folders("smolvlm")
     assert tiles(folder, 96, 32) == 3 + 1
     assert tiles(folder, 8, 8) == 9 + 1
@@ -51,7 +51,7 @@ def test_idefics_takes_the_largest_square_of_whole_tiles(folders):
     assert tiles(folder, 96, 32, max_pixels=256) == 1
     with pytest.raises(ConfigError, match=r"model.max_pixels: 255 is less than one tile of this model, 256 pixels"):
         tiles(folder, 8, 8, max_pixels=255)
-    with pytest.raises(ConfigError, match=r"model.min_pixels: smolvlm resizes every picture"):
+    with pytest.raises(ConfigError, match=r"model.min_pixels: smolvlm resizes every image"):
         tiles(folder, 8, 8, min_pixels=256)
 
 
@@ -69,11 +69,11 @@ def test_onevision_takes_limits_as_a_choice_of_resolutions(folders, tmp_path):
     assert tiles(tmp_path, 90, 40) == 1 + 1
 
 
-def test_pictures_of_one_onevision_prompt_are_one_tile_each(folders):
+def test_images_of_one_onevision_prompt_are_one_tile_each(folders):
     family = zoo.load(folders("llava_onevision")).family
-    two = family.encode(zoo.sample("q", zoo.picture(90, 40), zoo.picture(16, 48)))
-    one = family.encode(zoo.sample("q", zoo.picture(90, 40)))
-    [together], [alone] = two.pictures, one.pictures
+    two = family.encode(zoo.sample("q", zoo.image(90, 40), zoo.image(16, 48)))
+    one = family.encode(zoo.sample("q", zoo.image(90, 40)))
+    [together], [alone] = two.images, one.images
     assert together.tensors["pixel_values"].shape == (2, 3, 16, 16)
     assert together.tensors["batch_num_images"].tolist() == [2]
     assert alone.tensors["batch_num_images"].tolist() == [1]
@@ -81,16 +81,16 @@ def test_pictures_of_one_onevision_prompt_are_one_tile_each(folders):
     assert together.key != alone.key
 
 
-def test_llava_writes_shares_of_the_picture_with_decimals(folders):
+def test_llava_writes_shares_of_the_image_with_decimals(folders):
     for name in ("llava_next", "llava_onevision"):
-        prompt = zoo.load(folders(name)).family.encode(zoo.sample("q", zoo.picture(640, 480)))
+        prompt = zoo.load(folders(name)).family.encode(zoo.sample("q", zoo.image(640, 480)))
         assert prompt.box_map.to_pixels((0.5, 0.25, 1, 1)) == pytest.approx((320, 120, 640, 480))
         # The sample's box is 8, 8, 24, 24 pixels.
         assert answer_text(prompt.sample, prompt.box_map) == "[0.013, 0.017, 0.037, 0.05]"
 
 
 @pytest.mark.parametrize("name", ["internvl", "smolvlm", "idefics3"])
-def test_boxes_are_thousandths_of_the_picture(folders, name):
+def test_boxes_are_thousandths_of_the_image(folders, name):
     family = zoo.load(folders(name)).family
-    box_map = family.encode(zoo.sample("q", zoo.picture(640, 480))).box_map
+    box_map = family.encode(zoo.sample("q", zoo.image(640, 480))).box_map
     assert box_map.to_pixels((500, 250, 1000, 1000)) == pytest.approx((320, 120, 640, 480))

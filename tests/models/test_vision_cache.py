@@ -46,7 +46,7 @@ def test_cached_features_give_the_same_log_probs_and_gradients(device, family):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
         found.square().sum().backward()
         assert_same_gradients(gradients(loaded.policy), wanted)
-    assert len(calls) == 1  # the six pictures together, once
+    assert len(calls) == 1  # the six images together, once
 
 
 def test_other_weights_are_other_features():
@@ -80,8 +80,8 @@ def test_memory_is_bounded_and_the_least_recently_used_go_first():
     class Output(dict):
         pass
 
-    def encode(pictures):
-        made.extend(picture.key for picture in pictures)
+    def encode(images):
+        made.extend(image.key for image in images)
         return Output(pooler_output=torch.zeros(1, 10), last_hidden_state=torch.zeros(1000))
 
     cache = VisionCache(capacity=2 * 40)
@@ -107,52 +107,52 @@ def test_features_come_back_from_disk_and_a_damaged_file_is_made_again(tmp_path)
     assert len(calls) == 1 and set(load_file(files[0])) >= {"pooler_output.0"}
 
 
-def test_two_questions_about_one_picture_encode_it_once():
+def test_two_questions_about_one_image_encode_it_once():
     loaded, calls = cached()
     prompt = mixed_prompts(loaded)[0]
-    loaded.policy.features([*prompt.pictures, *prompt.pictures])
+    loaded.policy.features([*prompt.images, *prompt.images])
     assert len(calls) == 1
 
 
-def test_pictures_are_encoded_together_up_to_a_bound(monkeypatch):
+def test_images_are_encoded_together_up_to_a_bound(monkeypatch):
     """Sizes 30, 30, 50, 100 and 20 under a bound of 80: what does not fit begins a batch, a larger one is alone."""
     monkeypatch.setattr(vision_cache, "ENCODED_AT_ONCE", 80)
     seen = []
 
-    def encode(pictures):
-        seen.append([picture.key for picture in pictures])
-        return {"pooler_output": torch.cat([p.tensors["x"] for p in pictures])}
+    def encode(images):
+        seen.append([image.key for image in images])
+        return {"pooler_output": torch.cat([p.tensors["x"] for p in images])}
 
-    pictures = [
+    images = [
         VisionInput(key=k, tensors={"x": torch.rand(n, 10)}) for k, n in zip("abcde", (3, 3, 5, 10, 2), strict=True)
     ]
     cache = VisionCache(1 << 20)
-    cache.lookup([pictures[1]], "w", encode, torch.device("cpu"))
-    found = cache.lookup([*pictures, pictures[0]], "w", encode, torch.device("cpu"))
+    cache.lookup([images[1]], "w", encode, torch.device("cpu"))
+    found = cache.lookup([*images, images[0]], "w", encode, torch.device("cpu"))
     assert seen == [["b"], ["a", "c"], ["d"], ["e"]]
-    expected = torch.cat([p.tensors["x"] for p in [*pictures, pictures[0]]])
+    expected = torch.cat([p.tensors["x"] for p in [*images, images[0]]])
     assert torch.equal(found.pooler_output, expected) and cache.take_counts() == (2, 7)
 
 
-def test_an_output_that_cannot_be_divided_is_made_picture_by_picture():
+def test_an_output_that_cannot_be_divided_is_made_image_by_image():
     seen = []
 
-    def encode(pictures):
-        seen.append(len(pictures))
-        return {"pooler_output": torch.cat([p.tensors["x"][:-1] for p in pictures])}  # neither pictures nor rows
+    def encode(images):
+        seen.append(len(images))
+        return {"pooler_output": torch.cat([p.tensors["x"][:-1] for p in images])}  # neither images nor rows
 
-    pictures = [VisionInput(key=str(n), tensors={"x": torch.rand(n, 3)}) for n in (4, 5, 7)]
+    images = [VisionInput(key=str(n), tensors={"x": torch.rand(n, 3)}) for n in (4, 5, 7)]
     cache = VisionCache(1 << 20)
-    found = cache.lookup(pictures[:2], "w", encode, torch.device("cpu"))
-    cache.lookup([pictures[2], VisionInput(key="more", tensors=pictures[0].tensors)], "w", encode, torch.device("cpu"))
-    assert torch.equal(found.pooler_output, torch.cat([p.tensors["x"][:-1] for p in pictures[:2]]))
+    found = cache.lookup(images[:2], "w", encode, torch.device("cpu"))
+    cache.lookup([images[2], VisionInput(key="more", tensors=images[0].tensors)], "w", encode, torch.device("cpu"))
+    assert torch.equal(found.pooler_output, torch.cat([p.tensors["x"][:-1] for p in images[:2]]))
     assert seen == [2, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("method", ["grpo", "sft"])
 @pytest.mark.parametrize("connector", ["frozen", "full", "lora"])
 def test_a_second_epoch_makes_no_tower_call(monkeypatch, tmp_path, method, connector):
-    """12 pictures, 2 a step: six steps see each once. Rollout, update, reference and later epochs share it."""
+    """12 images, 2 a step: six steps see each once. Rollout, update, reference and later epochs share it."""
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionBlock
 
     from vlm_r1.models.policy import Policy
@@ -160,9 +160,9 @@ def test_a_second_epoch_makes_no_tower_call(monkeypatch, tmp_path, method, conne
     batches, blocks = [], []
     encode, forward = Policy._encode_frozen, Qwen3VLVisionBlock.forward
 
-    def counted(self, pictures):
-        batches.append([picture.key for picture in pictures])
-        return encode(self, pictures)
+    def counted(self, images):
+        batches.append([image.key for image in images])
+        return encode(self, images)
 
     monkeypatch.setattr(Policy, "_encode_frozen", counted)
     monkeypatch.setattr(
@@ -179,9 +179,9 @@ def test_a_second_epoch_makes_no_tower_call(monkeypatch, tmp_path, method, conne
     )
     (loop.train if method == "grpo" else sft)(settings)
     calls = [key for batch in batches for key in batch]
-    n_pictures = 12
-    assert len(calls) == len(set(calls)) == n_pictures
-    assert len(blocks) == 2 * (len(batches) + (connector != "frozen"))  # once for the graph of one picture
+    n_images = 12
+    assert len(calls) == len(set(calls)) == n_images
+    assert len(blocks) == 2 * (len(batches) + (connector != "frozen"))  # once for the graph of one image
     metrics = read_metrics(tmp_path / "run")
     assert [m["vision_cache/hit_rate"] for m in metrics[6:]] == [1.0] * 6
     assert metrics[0]["vision_cache/hit_rate"] < 1

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import zoo
-from support import answered, assert_same_gradients, attending, gradients, picture, sample
+from support import answered, assert_same_gradients, attending, gradients, noise_image, sample
 
 from vlm_r1.config import TrainConfig
 from vlm_r1.models.families import FAMILIES
 from vlm_r1.models.freeze import blocks_of, freeze, frozen_features
 from vlm_r1.models.packing import cut_by_budget, pack
-from vlm_r1.models.policy import merge_pictures
+from vlm_r1.models.policy import merge_images
 from vlm_r1.models.vision_cache import VisionCache, _tensors
 from vlm_r1.records import Rollout, RolloutGroup
 from vlm_r1.rl.batch import group_tree
@@ -45,9 +45,9 @@ def test_a_prompt_is_what_the_processor_makes_of_it(folder, entry):
     for one in zoo.samples(entry):
         prompt, expected = loaded.family.encode(one), zoo.processor_inputs(loaded, one)
         assert list(prompt.token_ids) == expected["input_ids"][0].tolist()
-        for key, value in merge_pictures(prompt.pictures).items():
+        for key, value in merge_images(prompt.images).items():
             theirs = expected[key]
-            if value.numel() < theirs.numel():  # a picture with fewer tiles than the other is padded with empty ones
+            if value.numel() < theirs.numel():  # an image with fewer tiles than the other is padded with empty ones
                 theirs = theirs.flatten(0, 1)[theirs.flatten(0, 1).flatten(1).any(1)]
             assert torch.equal(value.flatten(), theirs.flatten()), key
 
@@ -70,9 +70,9 @@ def test_the_packed_update_equals_the_plain_one(record_property, device, folder,
     record_property("gradient_difference", assert_same_gradients(gradients(loaded.policy), gradients(model)))
 
 
-def test_questions_about_a_picture_train_as_each_would_alone(folder, entry):
+def test_questions_about_a_image_train_as_each_would_alone(folder, entry):
     loaded, model = zoo.load(folder), zoo.plain(folder, entry)
-    shown = picture(48, 32)
+    shown = noise_image(48, 32)
     asked = [sample("the red circle", shown), sample("the blue square left of it", shown, think="there")]
     logprobs, _ = loaded.policy(pack(make_trees(asked, loaded.family)))
     alone = [RolloutGroup(prompt=p, rollouts=(taught(loaded, p),)) for p in map(loaded.family.encode, asked)]
@@ -155,11 +155,11 @@ def test_features_of_a_frozen_tower_are_made_once(kept, folder, entry):
         expected = zoo.plain_logprobs(zoo.plain(folder, entry), loaded, groups, TEMPERATURE)
         for _ in range(2):
             torch.testing.assert_close(loaded.policy(row, TEMPERATURE)[0], expected, atol=2e-5, rtol=0)
-    assert calls == [len({picture.key for picture in row.pictures})]  # all together
+    assert calls == [len({image.key for image in row.images})]  # all together
 
 
 @pytest.mark.parametrize("connector", ["frozen", "full"])
-def test_what_is_kept_of_pictures_encoded_together_is_that_of_each_alone(kept, folder, entry, connector):
+def test_what_is_kept_of_images_encoded_together_is_that_of_each_alone(kept, folder, entry, connector):
     """Up to the order of summation: float32, 1e-6 of the largest value of a tensor."""
     entries = []
     for together in (True, False):
@@ -167,11 +167,11 @@ def test_what_is_kept_of_pictures_encoded_together_is_that_of_each_alone(kept, f
         kept(loaded, connector)
         if loaded.policy.vision_cache is None:
             return
-        pictures = [p for one in zoo.samples(entry) for p in loaded.family.encode(one).pictures]
-        for batch in [pictures] if together else [[p] for p in pictures]:
+        images = [p for one in zoo.samples(entry) for p in loaded.family.encode(one).images]
+        for batch in [images] if together else [[p] for p in images]:
             loaded.policy.features(batch)
         entries.append([_tensors(kept) for kept in loaded.policy.vision_cache._entries.values()])
-    assert len(entries[0]) == len(pictures) > 1
+    assert len(entries[0]) == len(images) > 1
     for ours, alone in zip(*entries, strict=True):
         assert ours.keys() == alone.keys()
         for name, value in alone.items():
@@ -200,8 +200,6 @@ def test_under_a_trained_connector_the_towers_output_is_kept(kept, folder, entry
         (found * weights(len(expected))).sum().backward()
         assert_same_gradients(gradients(loaded.policy), wanted)
         with torch.no_grad():
-            loaded.policy.features(row.pictures)
-    assert calls == [len({picture.key for picture in row.pictures})]
-    assert [forward.__name__ for forward in blocks] == ["forward"] * 2 + [
-        "_hand_on"
-    ] * 4  # once for one picture's graph
+            loaded.policy.features(row.images)
+    assert calls == [len({image.key for image in row.images})]
+    assert [forward.__name__ for forward in blocks] == ["forward"] * 2 + ["_hand_on"] * 4  # once for one image's graph

@@ -66,12 +66,12 @@ def planned(folder, tmp_path):
     """`planned(family, method, **sections)`: a recipe of a step of more than a thousand tokens."""
 
     def _planned(family: str = "qwen3_vl", method: str = "grpo", **sections) -> Recipe:
-        scenes = {"split": "train", "n": 12, "per_picture": 2 if method == "sft" else 1}
+        scenes = {"split": "train", "n": 12, "per_image": 2 if method == "sft" else 1}
         base = {
             "data": {"train": [{"scenes": scenes}]},
             "rollout": {"max_new_tokens": 40},
             "rl": {"group_size": 6, "prompts_per_step": 4, "token_budget": 800},
-            "sft": {"pictures_per_step": 12, "token_budget": 800},
+            "sft": {"images_per_step": 12, "token_budget": 800},
         }
         merged = {name: base.get(name, {}) | sections.get(name, {}) for name in {*base, *sections}}
         path = sections.get("model", {}).get("path") or folder(family)

@@ -9,7 +9,7 @@ from browser import browser, open_page, page  # noqa: F401  (fixtures)
 
 from vlm_r1.play import answers
 from vlm_r1.play.answers import load_speaker
-from vlm_r1.play.pictures import Pictures
+from vlm_r1.play.images import Images
 from vlm_r1.play.playground import Playground
 from vlm_r1.rollout.native import NativeEngine
 
@@ -22,7 +22,7 @@ def speaker():
 @pytest.fixture
 def playground(speaker, tmp_path):
     (tmp_path / "private").mkdir()
-    made = Playground([speaker], Pictures((tmp_path / "private").resolve()))
+    made = Playground([speaker], Images((tmp_path / "private").resolve()))
     yield made
     made.close()
 

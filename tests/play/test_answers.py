@@ -13,7 +13,7 @@ from vlm_r1.errors import DataError
 from vlm_r1.eval.predict import ask
 from vlm_r1.play import answers
 from vlm_r1.play.answers import Asked, stream
-from vlm_r1.records import Picture, Sample, Truth
+from vlm_r1.records import Sample, SampleImage, Truth
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def pool():
 def sample(tmp_path):
     scene = load_scenes(ScenesSource(split="in_domain", n=1))[0]
     scene.images[0].open().save(tmp_path / "scene.png")
-    return Sample(id="s", images=(Picture(path=tmp_path / "scene.png"),), question=scene.question, truth=Truth())
+    return Sample(id="s", images=(SampleImage(path=tmp_path / "scene.png"),), question=scene.question, truth=Truth())
 
 
 def test_the_greedy_answer_is_that_of_predict_and_every_text_a_beginning_of_it(speaker, sample, pool, monkeypatch):
@@ -79,7 +79,7 @@ def test_another_template_is_asked_once_and_the_model_keeps_its_own(speaker, sam
 
 def test_what_encoding_raises_reaches_the_caller(speaker, tmp_path, pool):
     Image.new("RGB", (32, 32)).save(tmp_path / "gone.png")
-    sample = Sample(id="s", images=(Picture(path=tmp_path / "gone.png"),), question="x", truth=Truth())
+    sample = Sample(id="s", images=(SampleImage(path=tmp_path / "gone.png"),), question="x", truth=Truth())
     answering = stream(speaker, Asked(sample=sample), threading.Event(), pool)
     (tmp_path / "gone.png").unlink()
     with pytest.raises(DataError, match="does not exist"):

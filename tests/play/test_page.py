@@ -10,8 +10,8 @@ from browser import Watch
 from PIL import Image, ImageColor
 
 from vlm_r1.data.draw import PREDICTED_COLOR, TRUE_COLOR
+from vlm_r1.play.images import Images
 from vlm_r1.play.page import build_page, play_css
-from vlm_r1.play.pictures import Pictures
 from vlm_r1.play.playground import Playground
 from vlm_r1.prompts.templates import TASKS
 from vlm_r1.report.web import launch, private_folder
@@ -29,12 +29,12 @@ RECORD = """() => {
 @pytest.fixture(scope="module")
 def served(speaker, tmp_path_factory):
     """`(address, playground, image root)` of a page with two models."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     Image.new("RGB", (64, 48), "navy").save(root / "navy.png")
     Image.new("RGB", (9, 9)).save(root.parent / "outside.png")
     (root / "link.png").symlink_to(root.parent / "outside.png")
     with private_folder() as folder:
-        playground = Playground([speaker, speaker], Pictures(folder, root))
+        playground = Playground([speaker, speaker], Images(folder, root))
         built = build_page(playground)
         yield launch(built, folder, css=play_css()), playground, root
         playground.close()
@@ -88,10 +88,10 @@ def numbers(text):
     return [float(x) for x in re.findall(r"-?\d+(?:\.\d+)?", text)]
 
 
-def colored(picture, color):
+def colored(image, color):
     """The smallest box around all pixels of a colour."""
     wanted = ImageColor.getrgb(color)
-    found = [(x, y) for y in range(picture.height) for x in range(picture.width) if picture.getpixel((x, y)) == wanted]
+    found = [(x, y) for y in range(image.height) for x in range(image.width) if image.getpixel((x, y)) == wanted]
     return [min(x for x, _ in found), min(y for _, y in found), max(x for x, _ in found), max(y for _, y in found)]
 
 
@@ -100,7 +100,7 @@ def overlap(a, b):
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
-def test_the_answers_boxes_are_in_the_pixels_of_the_served_picture(at):
+def test_the_answers_boxes_are_in_the_pixels_of_the_served_image(at):
     ask(at)
     for column in (at.locator("#answers-1"), at.locator("#answers-2")):
         expect(column.locator(".answer")).to_have_count(1)
@@ -108,11 +108,11 @@ def test_the_answers_boxes_are_in_the_pixels_of_the_served_picture(at):
         written = numbers(column.locator("pre.final").inner_text())
         assert box == pytest.approx([side * 96 / 1000 for side in written], abs=0.06)
         with urlopen(column.locator(".answer img").evaluate("img => img.src")) as file:
-            picture = Image.open(io.BytesIO(file.read())).convert("RGB")
-        assert picture.size == (384, 384)
-        assert colored(picture, PREDICTED_COLOR) == pytest.approx([side * 4 for side in box], abs=2)
+            image = Image.open(io.BytesIO(file.read())).convert("RGB")
+        assert image.size == (384, 384)
+        assert colored(image, PREDICTED_COLOR) == pytest.approx([side * 4 for side in box], abs=2)
         truth = numbers(field(at, "truth").input_value())[:4]
-        assert colored(picture, TRUE_COLOR) == pytest.approx([side * 4 for side in truth], abs=2)
+        assert colored(image, TRUE_COLOR) == pytest.approx([side * 4 for side in truth], abs=2)
         iou = numbers(column.locator(".bars").inner_text())[0]
         assert iou == pytest.approx(overlap(box, truth), abs=0.02)
 
@@ -137,7 +137,7 @@ def test_thinking_appears_as_it_is_written_until_stop_or_a_closed_tab_ends_it(at
     assert playground.pool.submit(lambda: "free").result(timeout=5) == "free"
 
 
-def test_answers_say_what_they_are_about_and_go_with_another_picture(at, tmp_path):
+def test_answers_say_what_they_are_about_and_go_with_another_image(at, tmp_path):
     ask(at)
     about = at.locator("#answers-1 .about")
     expect(about).to_contain_text("the cyan diamond")
@@ -154,7 +154,7 @@ def test_answers_say_what_they_are_about_and_go_with_another_picture(at, tmp_pat
     Image.new("RGB", (80, 60), "navy").save(tmp_path / "sea.jpg")
     at.get_by_label("Remove Image").click()
     expect(at.locator("#answers-1")).to_contain_text("Answers appear here.")
-    at.locator("#picture input[type=file]").set_input_files(tmp_path / "sea.jpg")
+    at.locator("#image input[type=file]").set_input_files(tmp_path / "sea.jpg")
     expect(at.locator("#status")).to_contain_text("80 x 60 pixels")
     ask(at)
     expect(about).to_contain_text("sea.jpg, 80 x 60 pixels")
@@ -163,7 +163,7 @@ def test_answers_say_what_they_are_about_and_go_with_another_picture(at, tmp_pat
     expect(at.locator("#answers-1 .answer")).to_have_count(0)
 
 
-def test_another_picture_leaves_answers_that_are_being_written_and_they_say_whose_they_are(at, slowly):
+def test_another_image_leaves_answers_that_are_being_written_and_they_say_whose_they_are(at, slowly):
     at.locator("#ask").click()
     expect(at.locator("#answers-1 section")).to_have_attribute("aria-busy", "true")
     at.locator("#scenes button").nth(2).click()
@@ -219,40 +219,40 @@ def test_what_is_wrong_is_told_on_the_page_and_a_good_upload_is_answered(at, tmp
     refused(at, "cannot be read: write x1, y1, x2, y2")
     at.get_by_label("Remove Image").click()
     expect(field(at, "truth")).to_have_value("")
-    refused(at, "There is no picture")
-    upload = at.locator("#picture input[type=file]")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    refused(at, "There is no image")
+    upload = at.locator("#image input[type=file]")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     (tmp_path / "huge.png").write_bytes(huge_png(14_000))
     Image.effect_noise((80, 60), 50).convert("RGB").save(tmp_path / "good.jpg")
     for name, told in (("broken.png", "cannot be read"), ("huge.png", "over the limit of 100000000 pixels")):
         upload.set_input_files(tmp_path / name)
         expect(at.locator("#status p.error")).to_contain_text(f'"{name}"')
         expect(at.locator("#status p.error")).to_contain_text(told)
-        expect(at.locator("#picture img")).to_have_count(0)
+        expect(at.locator("#image img")).to_have_count(0)
     upload.set_input_files(tmp_path / "good.jpg")
     expect(at.locator("#status")).to_contain_text("80 x 60 pixels")
     ask(at)
     expect(at.locator("#answers-1 .answer img")).to_have_count(1)
 
 
-def test_the_folder_gives_its_pictures_and_none_from_outside(at, served):
+def test_the_folder_gives_its_images_and_none_from_outside(at, served):
     chosen = field(at, "folder")
     chosen.click()
     expect(at.get_by_role("option")).to_have_text([re.compile("navy.png")])
     at.get_by_role("option", name="navy.png").click()
     expect(at.locator("#status")).to_have_text("navy.png")
-    at.wait_for_function("document.querySelector('#picture img').naturalWidth === 64")
+    at.wait_for_function("document.querySelector('#image img').naturalWidth === 64")
     for path in ("link.png", "../outside.png", str(served[2].parent / "outside.png")):
         chosen.fill(path)
         chosen.press("Enter")
         expect(at.locator("#status p.error")).to_contain_text(path)
         expect(at.locator("#status p.error")).to_contain_text("leads out of")
-    assert at.evaluate("document.querySelector('#picture img').naturalWidth") == 64
+    assert at.evaluate("document.querySelector('#image img').naturalWidth") == 64
 
 
 def test_a_box_is_drawn_by_dragging_and_by_two_clicks_and_a_scene_is_asked_by_keyboard(at):
-    image = at.locator("#picture img")
-    at.wait_for_function("document.querySelector('#picture img').naturalWidth === 96")
+    image = at.locator("#image img")
+    at.wait_for_function("document.querySelector('#image img').naturalWidth === 96")
     frame = image.bounding_box()
     shown = min(frame["width"], frame["height"])
     left, top = frame["x"] + (frame["width"] - shown) / 2, frame["y"] + (frame["height"] - shown) / 2

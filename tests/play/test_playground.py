@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlm_r1.play.pictures import example_scenes
+from vlm_r1.play.images import example_scenes
 from vlm_r1.play.playground import Form
 from vlm_r1.rollout.native import NativeEngine
 
@@ -12,9 +12,9 @@ from vlm_r1.rollout.native import NativeEngine
 def form(playground):
     """The first scene with its question."""
     sample = example_scenes()[0]
-    path = playground.pictures.folder / "scene.png"
+    path = playground.images.folder / "scene.png"
     sample.images[0].open().save(path)
-    return {"picture": {"path": str(path)}, "question": sample.question, "limit": 40}
+    return {"image": {"path": str(path)}, "question": sample.question, "limit": 40}
 
 
 def last(playground, form, **changes):
@@ -24,13 +24,13 @@ def last(playground, form, **changes):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"picture": None}, "There is no picture"),
-        ({"picture": {"path": "/etc/passwd"}}, "was not uploaded here"),
+        ({"image": None}, "There is no image"),
+        ({"image": {"path": "/etc/passwd"}}, "was not uploaded here"),
         ({"question": "  "}, "There is no question"),
         ({"question": None}, "There is no question"),
         ({"task": "nonsense"}, 'unknown task "nonsense"'),
         ({"truth": "left"}, 'The true box "left" cannot be read'),
-        ({"truth": "0,0,500,9"}, "reaches out of the picture, which has 96 x 96 pixels"),
+        ({"truth": "0,0,500,9"}, "reaches out of the image, which has 96 x 96 pixels"),
         ({"template": "r2"}, 'did you mean "r1"'),
         ({"limit": 0}, "The longest answer 0 is no whole number from 1 to 8192"),
         ({"limit": None}, "The longest answer None is no whole number"),
@@ -46,7 +46,7 @@ def last(playground, form, **changes):
 def test_what_is_wrong_with_the_form_is_told(playground, form, changes, told):
     view = last(playground, form, **changes)
     assert view.error and not view.busy and told in view.status
-    assert str(playground.pictures.folder) not in view.status and "sample question" not in view.status
+    assert str(playground.images.folder) not in view.status and "sample question" not in view.status
 
 
 def test_samples_have_the_rewards_of_the_task_or_the_chosen_ones(playground, form):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_r1.errors import DataError
-from vlm_r1.play.pictures import example_scenes
+from vlm_r1.play.images import example_scenes
 from vlm_r1.play.truth import read_truth, written
 from vlm_r1.prompts.templates import TASKS
 from vlm_r1.records import LabelledBox, Truth
@@ -58,7 +58,7 @@ def test_other_kinds_are_read_as_a_data_file_writes_them(text, task, truth):
         ("1,2,3", "rec", '"1,2,3" cannot be read'),
         ("30,40,1,2", "rec", "is reversed"),
         ("1,2,1,9", "rec", "has no area"),
-        ("1,2,97.5,40", "rec", "1, 2, 97.5, 40 reaches out of the picture, which has 96 x 64 pixels"),
+        ("1,2,97.5,40", "rec", "1, 2, 97.5, 40 reaches out of the image, which has 96 x 64 pixels"),
         ("1,2,3,4;5,6,7,8", "rec", 'task "rec" has one box'),
         ("many", "count", "is not a number"),
         ("maybe", "choice", "is not a letter"),

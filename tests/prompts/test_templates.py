@@ -2,12 +2,12 @@ import pytest
 
 from vlm_r1.errors import ConfigError, DataError
 from vlm_r1.prompts.templates import TASKS, TEMPLATES, build_question, chat_messages, template_text, word_question
-from vlm_r1.records import Picture, Sample, Truth
+from vlm_r1.records import Sample, SampleImage, Truth
 
 
 def sample(question="the red circle", task="rec", n_images=1):
-    pictures = tuple(Picture(data=bytes([i])) for i in range(n_images))
-    return Sample(id="7", question=question, truth=Truth(), task=task, images=pictures)
+    images = tuple(SampleImage(data=bytes([i])) for i in range(n_images))
+    return Sample(id="7", question=question, truth=Truth(), task=task, images=images)
 
 
 def test_the_paper_s_words_follow_the_question():
@@ -53,7 +53,7 @@ def test_unknown_names_are_answered_with_the_nearest():
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
-def test_pictures_come_first_and_text_alone_where_there_are_none(n):
+def test_images_come_first_and_text_alone_where_there_are_none(n):
     messages = chat_messages(sample("Q", n_images=n), "plain")
     assert messages == [{"role": "user", "content": [{"type": "image"}] * n + [{"type": "text", "text": "Q"}]}]
 

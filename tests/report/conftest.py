@@ -1,4 +1,4 @@
-"""A run folder as training leaves it, with real pictures and made-up answers."""
+"""A run folder as training leaves it, with real images and made-up answers."""
 
 import io
 import json
@@ -15,7 +15,7 @@ CONFIG = "method: grpo\nmodel:\n  path: tiny\nrun:\n  seed: {seed}\nrl:\n  group
 
 
 def scene(rng, side=96):
-    """A picture with three shapes; returns PNG bytes and [(name, box)]."""
+    """An image with three shapes; returns PNG bytes and [(name, box)]."""
     image = Image.effect_noise((side, side), 24).convert("RGB")
     pen, shapes = ImageDraw.Draw(image), []
     for place, color in enumerate(rng.sample(sorted(COLORS), 3)):
@@ -56,7 +56,7 @@ def answer_row(rng, name, box, off, iou):
 
 
 def evaluation_rows(seed, off, gain):
-    """60 questions for each of two splits; the same questions and pictures for every `off` and `gain`."""
+    """60 questions for each of two splits; the same questions and images for every `off` and `gain`."""
     rows = []
     for split, ease in (("in_domain", 0.3), ("out_of_domain", 0.15)):
         scenes, answers = random.Random(f"{split}"), random.Random(f"{split}{seed}{gain}")

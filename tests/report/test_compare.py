@@ -56,7 +56,7 @@ def test_values_and_paired_differences(tmp_path):
     assert share.difference == 0.25 and share.difference_low >= 0 and share.difference_high > 0.25
 
 
-def test_map_is_compared_on_resampled_pictures(tmp_path):
+def test_map_is_compared_on_resampled_images(tmp_path):
     a = write(tmp_path, "a", detection_rows([False] * 8))
     b = write(tmp_path, "b", detection_rows([True] * 8))
     cell = rows_of(a, b)["ovd", "mAP"].cells[1]

@@ -112,7 +112,7 @@ def test_a_chart_for_a_plain_page_is_a_png_with_its_lines():
     lines = [
         Line(label=f"arm {i}", runs=[[(0, 0.1), (10, 0.2 + i / 10)], [(0, 0.1), (10, 0.3 + i / 10)]]) for i in (0, 1)
     ]
-    with Image.open(io.BytesIO(to_png("mean IoU", lines, "step"))) as picture:
-        shown = {color for _, color in picture.convert("RGB").getcolors(1 << 20)}
+    with Image.open(io.BytesIO(to_png("mean IoU", lines, "step"))) as image:
+        shown = {color for _, color in image.convert("RGB").getcolors(1 << 20)}
     assert {(0x4A, 0x6F, 0xA5), (0xE0, 0x7A, 0x3F)} <= shown
     assert to_png("mean IoU", lines, "step") == to_png("mean IoU", lines, "step")

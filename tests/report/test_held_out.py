@@ -11,10 +11,10 @@ from vlm_r1.data.source import load_source
 from vlm_r1.errors import CheckpointError, DataError
 from vlm_r1.report.held_out import HeldOutImages
 from vlm_r1.report.html import render
-from vlm_r1.report.picture import GAP, MARGIN, TILE, before_after_png
+from vlm_r1.report.image import GAP, MARGIN, TILE, before_after_png
 from vlm_r1.runtime.runlog import RunLog, read_eval_data, read_samples, write_eval_samples
 
-SCENES = {"scenes": {"split": "in_domain", "n": 6, "per_picture": 2, "start": 3, "questions": {"attribute": 1.0}}}
+SCENES = {"scenes": {"split": "in_domain", "n": 6, "per_image": 2, "start": 3, "questions": {"attribute": 1.0}}}
 
 
 def rows_of(samples, split="held", **more):

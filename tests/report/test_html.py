@@ -11,7 +11,7 @@ from vlm_r1.errors import CheckpointError
 from vlm_r1.records import LabelledBox
 from vlm_r1.report.gallery import each_of, step_cards
 from vlm_r1.report.html import training_facts, write_report
-from vlm_r1.report.pictures import LONGEST_SIDE, Album
+from vlm_r1.report.images import LONGEST_SIDE, Album
 from vlm_r1.runtime.runlog import RunLog, read_eval
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -59,7 +59,7 @@ def test_page_holds_everything_and_fetches_nothing(text, run_dir):
 
 
 def test_sections_stand_in_order(text):
-    names = ("Findings", "Before and after", "Held-out pictures", "Rollouts", "Curves", "How it was made")
+    names = ("Findings", "Before and after", "Held-out images", "Rollouts", "Curves", "How it was made")
     places = [text.index(f"<h2>{name}</h2>") for name in names]
     assert places == sorted(places)
     assert "GRPO of tiny, 60 steps, seed 0" in text and "group_size: 4" in text and "numpy" in text
@@ -100,7 +100,7 @@ def test_supervised_run_without_rollouts_and_evaluation_says_what_is_missing(tmp
     text = write_report([tmp_path]).read_text()
     for word in ("No evaluation", "No rollouts", "No configuration", "Loss"):
         assert word in text
-    assert "<h2>Rollouts</h2>" not in text and "<h2>Held-out pictures</h2>" not in text
+    assert "<h2>Rollouts</h2>" not in text and "<h2>Held-out images</h2>" not in text
 
 
 def test_a_supervised_run_is_told_of_by_its_loss_and_its_model(tmp_path):
@@ -160,7 +160,7 @@ def test_empty_folder_makes_a_page_and_no_folder_is_an_error(tmp_path):
         write_report([])
 
 
-def test_lone_evaluation_shows_its_pictures(tmp_path):
+def test_lone_evaluation_shows_its_images(tmp_path):
     log = RunLog(tmp_path)
     sink = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(sink, "PNG")
@@ -219,7 +219,7 @@ def test_album_embeds_once_shrinks_and_keeps_to_its_budget():
     for _ in range(9):
         album.view(noise(400), (400, 400))
     assert album.left_out > 0 and album.budget >= 0
-    assert Album().view(b"no picture", (5, 5)).uri == "" and Album().view(None, (None, None)).width == 1
+    assert Album().view(b"no image", (5, 5)).uri == "" and Album().view(None, (None, None)).width == 1
 
 
 def test_many_boxes_are_cut_and_not_labelled():
@@ -232,7 +232,7 @@ def test_many_boxes_are_cut_and_not_labelled():
     assert (len(many.strokes), many.undrawn, many.boxes) == (60, 15, (0, 75))
 
 
-def test_boxes_are_kept_inside_the_picture():
+def test_boxes_are_kept_inside_the_image():
     view = Album().view(
         None, (50, 40), predicted=[LabelledBox(box=(1e9, -5, 10, 20)), LabelledBox(box=(float("inf"), 0, 1, 1))]
     )

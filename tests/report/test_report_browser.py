@@ -48,7 +48,7 @@ FAINT = """() => {
 
 
 def photo(rng, width, height):
-    """Noise, which JPEG cannot make small: the worst picture for a page's size."""
+    """Noise, which JPEG cannot make small: the worst image for a page's size."""
     noise = Image.effect_noise((width // 2, height // 2), 90 + rng.random())
     image = noise.resize((width, height), Image.Resampling.NEAREST).convert("RGB")
     sink = io.BytesIO()
@@ -63,7 +63,7 @@ def some_boxes(rng, n, width, height):
 
 
 def heavy_row(rng, width=900, height=700, boxes=80):
-    thought = "I look at each thing in the picture, one after the other.\n\n" * 150
+    thought = "I look at each thing in the image, one after the other.\n\n" * 150
     return {
         "task": "ovd",
         "question": "detect " + ", ".join(LABELS * 6),
@@ -81,7 +81,7 @@ def heavy_row(rng, width=900, height=700, boxes=80):
 
 
 def heavy_run(folder):
-    """All that makes a page large or wide: noise as pictures, long texts and names, many boxes, splits and warnings."""
+    """All that makes a page large or wide: noise as images, long texts and names, many boxes, splits and warnings."""
     rng, log = random.Random(0), RunLog(folder)
     (folder / "config.yaml").write_text("method: grpo\nmodel: {path: /a/b/c}\nrun: {seed: 1, steps: 500}\n")
     log.environment()
@@ -129,7 +129,7 @@ def site(run_dir, tmp_path_factory):
     server.server_close()
 
 
-def test_many_large_pictures_stay_below_the_limit(site):
+def test_many_large_images_stay_below_the_limit(site):
     text = (site[1] / "heavy.html").read_text()
     assert text.count('href="data:image/') > 20
     assert 2_000_000 < len(text.encode()) < LIMIT

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import Scripted, made_up, mixed_prompts, picture, sample, tiny
+from support import Scripted, made_up, mixed_prompts, noise_image, sample, tiny
 
 from vlm_r1.config import RewardConfig, ScenesSource
 from vlm_r1.data.mixture import SampleStream
@@ -61,9 +61,9 @@ def test_every_prompt_falls_to_one_process_under_its_number_in_the_step(size, co
     assert sorted((p.number, p.sample.id) for p in shares) == [(p.number, p.sample.id) for p in alone]
 
 
-def test_work_is_dealt_by_the_size_of_pictures_and_by_what_a_process_holds():
-    large = sample("q", picture(640, 640), id="large")
-    small = [sample("q", picture(64, 64), id=str(i)) for i in range(3)]
+def test_work_is_dealt_by_the_size_of_images_and_by_what_a_process_holds():
+    large = sample("q", noise_image(640, 640), id="large")
+    small = [sample("q", noise_image(64, 64), id=str(i)) for i in range(3)]
     shares = []
     for rank in (0, 1):
         world = OneOf(rank=rank, size=2, others=(0.0, 0.0))

@@ -40,7 +40,7 @@ def test_a_frozen_tower_is_run_by_the_policy_alone(session):
     scored(run.loaded.policy, run.loaded)
     run.loaded.policy.vision_cache.take_counts()
     scored(reference, run.loaded)
-    assert run.loaded.policy.vision_cache.take_counts() == (6, 6)  # the six pictures of the mixed prompts
+    assert run.loaded.policy.vision_cache.take_counts() == (6, 6)  # the six images of the mixed prompts
 
 
 def test_a_frozen_tower_under_a_trained_connector_is_run_by_the_policy_alone(session):

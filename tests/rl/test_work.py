@@ -9,7 +9,7 @@ from support import recipe
 
 from vlm_r1.models.family import Family
 from vlm_r1.models.load import load_policy
-from vlm_r1.records import Picture
+from vlm_r1.records import SampleImage
 from vlm_r1.rl import loop, rollouts
 from vlm_r1.rl.step import Trainer
 from vlm_r1.rollout import native
@@ -22,7 +22,7 @@ class Work:
     """Counts of one phase of one step."""
 
     def __init__(self) -> None:
-        self.calls, self.pictures, self.tokens, self.projected = 0, 0, 0, 0
+        self.calls, self.images, self.tokens, self.projected = 0, 0, 0, 0
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def counting(monkeypatch):
         def tower(module, args, kwargs):
             work = steps[-1][phase[0]]
             work.calls += 1
-            work.pictures += len(kwargs["grid_thw"])
+            work.images += len(kwargs["grid_thw"])
 
         def language(module, args):  # the norm behind all layers, which decoding calls too
             steps[-1][phase[0]].tokens += args[0].shape[:-1].numel()
@@ -100,7 +100,7 @@ def trained(monkeypatch, model_folder, tmp_path, parts, rollout=None, **rl):
     return steps, read_metrics(tmp_path / "run"), everything
 
 
-def test_a_step_runs_pictures_prompts_and_answers_once(monkeypatch, model_folder, tmp_path, reward):
+def test_a_step_runs_images_prompts_and_answers_once(monkeypatch, model_folder, tmp_path, reward):
     parts = {f"{reward}:varied": 1.0}
     steps, metrics, everything = trained(monkeypatch, model_folder, tmp_path, parts)
     assert len(steps) == STEPS
@@ -109,10 +109,10 @@ def test_a_step_runs_pictures_prompts_and_answers_once(monkeypatch, model_folder
         assert line["frac_reward_zero_std"] == 0
         rollout, update = work["rollout"], work["update"]
         # The last token of an answer is written and never read; the first comes from the prompt's last state.
-        assert (rollout.calls, rollout.pictures) == (1, P)
+        assert (rollout.calls, rollout.images) == (1, P)
         assert rollout.tokens == prompt + answer - P * G
         assert rollout.projected == P + answer - P * G
-        assert (update.calls, update.pictures) == (1, P)
+        assert (update.calls, update.images) == (1, P)
         assert update.tokens == prompt + answer - P * G
         assert update.tokens == line["tokens/update_prompt"] + line["tokens/update_answer"]
         assert update.projected == answer  # no pass for old log-probs, none over prompt positions
@@ -126,7 +126,7 @@ def test_a_rollout_in_pieces_runs_a_prompt_again_only_where_its_group_is_split(
     parts, limits = {f"{reward}:varied": 1.0}, {"max_sequences": sequences}
     steps, metrics, _ = trained(monkeypatch, model_folder, tmp_path, parts, rollout=limits)
     for work, line in zip(steps, metrics, strict=True):
-        assert (work["rollout"].calls, work["rollout"].pictures) == (pieces, prompts * P)
+        assert (work["rollout"].calls, work["rollout"].images) == (pieces, prompts * P)
         assert work["rollout"].tokens == prompts * line["tokens/prompt"] + line["tokens/answer"] - P * G
         assert work["update"].tokens == line["tokens/prompt"] + line["tokens/answer"] - P * G
 
@@ -137,7 +137,7 @@ def test_groups_that_teach_nothing_are_not_run_again(monkeypatch, model_folder, 
     assert shares & {0.25, 0.5, 0.75}
     for work, line in zip(steps, metrics, strict=True):
         kept = round(P * (1 - line["frac_reward_zero_std"]))
-        assert work["rollout"].pictures == P and work["update"].pictures == kept
+        assert work["rollout"].images == P and work["update"].images == kept
         assert work["update"].tokens == line["tokens/update_prompt"] + line["tokens/update_answer"]
         assert kept == P or line["tokens/update_prompt"] < line["tokens/prompt"]
 
@@ -177,15 +177,15 @@ def test_a_budget_smaller_than_a_group_repeats_its_prompt_alone(monkeypatch, mod
         assert work["update"].tokens == G * line["tokens/prompt"] + line["tokens/answer"] - P * G
 
 
-def test_a_picture_is_decoded_and_resized_once(monkeypatch, model_folder, tmp_path, reward):
+def test_a_image_is_decoded_and_resized_once(monkeypatch, model_folder, tmp_path, reward):
     opened, processed = Counter(), Counter()
-    open_picture, process = Picture.open, Family.process
-    monkeypatch.setattr(Picture, "open", lambda self: opened.update([self.path]) or open_picture(self))
+    open_image, process = SampleImage.open, Family.process
+    monkeypatch.setattr(SampleImage, "open", lambda self: opened.update([self.path]) or open_image(self))
     monkeypatch.setattr(Family, "process", lambda self, p: processed.update([p[0].path]) or process(self, p))
-    from support import picture
+    from support import noise_image
 
     for number in range(5):
-        picture(48, 32, number).image.save(tmp_path / f"{number}.png")
+        noise_image(48, 32, number).image.save(tmp_path / f"{number}.png")
     rows = [f'{{"image": "{n % 5}.png", "problem": "the red circle", "solution": [1, 2, 9, 9]}}' for n in range(10)]
     (tmp_path / "data.jsonl").write_text("\n".join(rows))
     data = {"train": [{"path": str(tmp_path / "data.jsonl")}]}

@@ -116,7 +116,7 @@ def prompt_of(length: int, number: int) -> Prompt:
         token_ids=(0,) * length,
         positions=torch.zeros(3, length),
         next_position=length,
-        pictures=(),
+        images=(),
         box_map=None,
         number=number,
     )

@@ -133,7 +133,7 @@ def test_a_recipe_says_what_its_server_needs():
     assert launch.dtype == "float32"
     assert launch.max_model_len == 4096 + 512  # room for any prompt, and eval.max_new_tokens
     assert launch.max_num_seqs == 300  # one request asks for a group
-    assert launch.picture_kwargs["size"]["longest_edge"] == 4096
+    assert launch.image_kwargs["size"]["longest_edge"] == 4096
     assert (launch.images, launch.seed, launch.gpu_memory) == (4, 5, made.rollout.server_memory)
     assert (launch.lora_rank, launch.tower_lora) == (4, True)
     assert launched(recipe(), gpus=("1",)).dtype == "bfloat16"
@@ -176,7 +176,7 @@ def test_the_python_is_the_one_named_this_one_or_that_of_the_environment(tmp_pat
 def test_vllm_has_every_flag(vllm_python):
     """The server that tests share has those of a CPU; these are parsed alone."""
     gpu, _, argv = started(
-        gpus=("0",), sleeps=True, kv_cache_gb=2, lora_rank=16, tower_lora=True, picture_kwargs={"size": {"x": 1}}
+        gpus=("0",), sleeps=True, kv_cache_gb=2, lora_rank=16, tower_lora=True, image_kwargs={"size": {"x": 1}}
     )
     assert {"enable-sleep-mode", "enable-tower-connector-lora"} <= gpu.keys()
     program = (

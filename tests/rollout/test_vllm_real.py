@@ -57,11 +57,11 @@ def scenes(loaded, n):
 
 def with_images(loaded, *counts):
     """Prompts with so many images, of odd sizes that are resized."""
-    pictures = [s.images[0] for s in load_source(DataSource(scenes=ScenesSource(split="in_domain", n=4)), seed=0)]
+    images = [s.images[0] for s in load_source(DataSource(scenes=ScenesSource(split="in_domain", n=4)), seed=0)]
     sizes = [(90, 61), (33, 47), (101, 75), (64, 64)]
     resized = [
         dataclasses.replace(p, image=p.open().resize(size), data=None, path=None)
-        for p, size in zip(pictures, sizes, strict=True)
+        for p, size in zip(images, sizes, strict=True)
     ]
     prompts = [loaded.family.encode(sample("the red circle", *resized[:count])) for count in counts]
     return [dataclasses.replace(prompt, number=number) for number, prompt in enumerate(prompts)]

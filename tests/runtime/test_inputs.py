@@ -123,10 +123,10 @@ def test_an_epoch_is_over_rows_and_of_sft_over_images(tmp_path, monkeypatch, met
         raise Opened(settings.run.steps)
 
     # 12 rows of 12 images, and 6 of 3 images: 18 rows, 15 images; 2 (rows, or images of 3) in a step
-    extra = {"scenes": {"split": "base", "n": 3, "per_picture": 2}}
+    extra = {"scenes": {"split": "base", "n": 3, "per_image": 2}}
     data = {"train": [{"scenes": {"split": "train", "n": 12}}, extra]}
     run = {"dir": str(tmp_path / "run"), "epochs": 1}
-    settings = recipe(tmp_path, tmp_path / "run", method, data=data, sft={"pictures_per_step": 3})
+    settings = recipe(tmp_path, tmp_path / "run", method, data=data, sft={"images_per_step": 3})
     settings = settings.model_copy(update={"run": type(settings.run).model_validate(run)})
     module = loop if method == "grpo" else sft
     monkeypatch.setattr(module, "open_session", opened)

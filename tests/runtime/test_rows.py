@@ -4,13 +4,13 @@ import io
 import json
 
 from PIL import Image
-from support import made_up, mixed_prompts, picture, sample, tiny
+from support import made_up, mixed_prompts, noise_image, sample, tiny
 
-from vlm_r1.records import Answer, LabelledBox, ParseFailure, Picture, Score
+from vlm_r1.records import Answer, LabelledBox, ParseFailure, SampleImage, Score
 from vlm_r1.runtime.rows import answer_row, image_bytes, rollout_rows
 
 
-def test_a_groups_first_row_holds_the_picture_and_every_row_its_numbers():
+def test_a_groups_first_row_holds_the_image_and_every_row_its_numbers():
     loaded = tiny()
     group = made_up(loaded, mixed_prompts(loaded)[0], [2, 5])
     good = Answer(raw="x", think="t", text="[1]", value=(LabelledBox(box=(1, 2, 3, 4), label="cat"),))
@@ -27,10 +27,10 @@ def test_a_groups_first_row_holds_the_picture_and_every_row_its_numbers():
     assert (rows[0]["image_width"], rows[0]["image_height"]) == (48, 32)
 
 
-def test_pictures_are_kept_as_they_are_stored(tmp_path):
+def test_images_are_kept_as_they_are_stored(tmp_path):
     file = tmp_path / "a.jpg"
-    picture(20, 10).image.save(file)
-    assert image_bytes(sample("q", Picture(path=file))) == file.read_bytes()
-    assert image_bytes(sample("q", Picture(data=b"jpeg"))) == b"jpeg"
+    noise_image(20, 10).image.save(file)
+    assert image_bytes(sample("q", SampleImage(path=file))) == file.read_bytes()
+    assert image_bytes(sample("q", SampleImage(data=b"jpeg"))) == b"jpeg"
     assert image_bytes(sample("q")) is None
     assert answer_row(sample("q"), Answer(raw=""))["image_width"] is None

@@ -1,22 +1,22 @@
-"""A picture with many questions as one tree equals each question in its own padded row."""
+"""An image with many questions as one tree equals each question in its own padded row."""
 
 import pytest
 import torch
-from support import FAMILIES, assert_same_gradients, gradients, picture, plain_logprobs, plain_model, sample, tiny
+from support import FAMILIES, assert_same_gradients, gradients, noise_image, plain_logprobs, plain_model, sample, tiny
 
 from vlm_r1.config import ScenesSource
 from vlm_r1.data.scenes import load_scenes
 from vlm_r1.models.packing import cut_by_budget, pack
 from vlm_r1.records import Rollout, RolloutGroup, Truth
-from vlm_r1.sft.batch import ByPicture, picture_tree
+from vlm_r1.sft.batch import ByImage, image_tree
 from vlm_r1.sft.targets import target_ids
 
 KINDS = {"attribute": 1.0, "list": 1.0, "count": 1.0}
 
 
-def pictures() -> list[tuple]:
-    shown = picture(48, 32)
-    two = (picture(32, 32, 1), picture(48, 48, 2))
+def images() -> list[tuple]:
+    shown = noise_image(48, 32)
+    two = (noise_image(32, 32, 1), noise_image(48, 48, 2))
     number = Truth(number=12.0)
     return [
         (
@@ -26,14 +26,14 @@ def pictures() -> list[tuple]:
         ),
         (sample("how many?", truth=number, task="count"),),
         (sample("both", *two), sample("both of them", *two, truth=Truth(text="yes"), task="text")),
-        tuple(load_scenes(ScenesSource(n=1, per_picture=4, questions=KINDS))),
+        tuple(load_scenes(ScenesSource(n=1, per_image=4, questions=KINDS))),
     ]
 
 
 def per_question(loaded) -> list[RolloutGroup]:
     """Every question by itself, its target as its only answer."""
     groups = []
-    for shown in pictures():
+    for shown in images():
         for one in shown:
             prompt = loaded.family.encode(one)
             ids = tuple(target_ids(prompt, loaded.family))
@@ -46,7 +46,7 @@ def per_question(loaded) -> list[RolloutGroup]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradient_equal_the_padded_ones_of_each_question(family, budget):
     loaded = tiny(family)
-    trees = [picture_tree(shown, loaded.family) for shown in pictures()]
+    trees = [image_tree(shown, loaded.family) for shown in images()]
     ours = []
     for row in cut_by_budget(trees, budget):
         logprobs, _ = loaded.policy(pack(row))
@@ -59,14 +59,14 @@ def test_loss_and_gradient_equal_the_padded_ones_of_each_question(family, budget
     assert_same_gradients(gradients(loaded.policy), gradients(model))
 
 
-def test_a_tree_holds_the_picture_once_and_scores_answers_alone():
+def test_a_tree_holds_the_image_once_and_scores_answers_alone():
     loaded = tiny()
-    shown = pictures()[0]
-    tree = picture_tree(shown, loaded.family)
+    shown = images()[0]
+    tree = image_tree(shown, loaded.family)
     prompts = [loaded.family.encode(one) for one in shown]
     image = loaded.policy.model.config.image_token_id
     assert tree.token_ids.tolist().count(image) == 6 == prompts[0].token_ids.count(image)
-    assert [p.tensors["image_grid_thw"].shape for p in tree.pictures] == [(1, 3)]
+    assert [p.tensors["image_grid_thw"].shape for p in tree.images] == [(1, 3)]
     for branch, prompt in zip(tree.branches, prompts, strict=True):
         ids = [*tree.token_ids.tolist(), *branch.token_ids.tolist()]
         scored = branch.token_ids[branch.context :].tolist()
@@ -77,8 +77,8 @@ def test_a_tree_holds_the_picture_once_and_scores_answers_alone():
 
 def test_equal_questions_leave_each_branch_a_token_of_its_own():
     loaded = tiny()
-    shown = picture(48, 32)
-    tree = picture_tree([sample("the circle", shown), sample("the circle", shown)], loaded.family)
+    shown = noise_image(48, 32)
+    tree = image_tree([sample("the circle", shown), sample("the circle", shown)], loaded.family)
     assert [branch.context for branch in tree.branches] == [1, 1]
 
 
@@ -86,12 +86,12 @@ def ids(groups) -> list[list[str]]:
     return [[s.id for s in group] for group in groups]
 
 
-def test_neighbours_with_the_same_picture_go_together(tmp_path):
-    a, b = picture(8, 8, 1), picture(8, 8, 2)
+def test_neighbours_with_the_same_image_go_together(tmp_path):
+    a, b = noise_image(8, 8, 1), noise_image(8, 8, 2)
     samples = [
         sample("q", *shown, id=str(i)) for i, shown in enumerate([(a,), (a,), (b,), (b, a), (b, a), (), (), (a,)])
     ]
-    grouped = ByPicture(samples)
+    grouped = ByImage(samples)
     expected = [["0", "1"], ["2"], ["3", "4"], ["5"], ["6"], ["7"]]
     assert len(grouped) == 6 and ids(grouped) == expected and ids(grouped[1:3]) == expected[1:3]
     with pytest.raises(IndexError):
@@ -99,7 +99,7 @@ def test_neighbours_with_the_same_picture_go_together(tmp_path):
 
 
 def test_scenes_are_grouped_without_being_made():
-    source = load_scenes(ScenesSource(n=1_000_000, per_picture=3, questions=KINDS))
-    grouped = ByPicture(source)
+    source = load_scenes(ScenesSource(n=1_000_000, per_image=3, questions=KINDS))
+    grouped = ByImage(source)
     assert len(grouped) == 1_000_000
     assert [s.id for s in grouped[999_999]] == [f"train-999999-{i}" for i in range(3)]

@@ -61,10 +61,10 @@ def test_a_sample_without_a_truth_is_named():
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
 def test_what_is_taught_reads_back_as_the_truth_and_ends_the_text(family):
-    from support import picture
+    from support import noise_image
 
     loaded = tiny(family)
-    prompt = loaded.family.encode(sample("the cat", picture(200, 120), truth=Truth(boxes=(CAT,))))
+    prompt = loaded.family.encode(sample("the cat", noise_image(200, 120), truth=Truth(boxes=(CAT,))))
     ids = target_ids(prompt, loaded.family)
     assert ids[-1] == loaded.tokenizer.eos_token_id and loaded.tokenizer.eos_token_id not in ids[:-1]
     answer = read_answer(loaded.tokenizer.decode(ids[:-1]), prompt.sample, prompt.box_map)

@@ -14,7 +14,7 @@ from vlm_r1.records import Rollout, RolloutGroup
 from vlm_r1.runtime.optim import learning_rate
 from vlm_r1.runtime.runlog import read_eval, read_eval_samples, read_metrics, read_samples
 from vlm_r1.runtime.session import open_session
-from vlm_r1.sft.batch import ByPicture, picture_tree
+from vlm_r1.sft.batch import ByImage, image_tree
 from vlm_r1.sft.targets import target_ids
 from vlm_r1.sft.train import sft_step, train
 
@@ -36,14 +36,14 @@ def test_a_steps_loss_is_the_mean_over_answer_tokens_whatever_the_budget(model_f
         settings = {"token_budget": budget}
         with open_session(recipe(model_folder, tmp_path / str(budget), "sft", sft=settings)) as session:
             loaded = session.loaded
-            pictures = ByPicture(load_scenes(session.recipe.data.train[0].scenes))[:3]
+            images = ByImage(load_scenes(session.recipe.data.train[0].scenes))[:3]
             groups = [
                 RolloutGroup(prompt=prompt, rollouts=(taught(prompt, loaded),))
-                for prompt in (loaded.family.encode(one) for shown in pictures for one in shown)
+                for prompt in (loaded.family.encode(one) for shown in images for one in shown)
             ]
             with torch.no_grad():
                 expected = -plain_logprobs(plain_model(loaded), groups, loaded.policy.banned, 1.0)
-            trees = [picture_tree(shown, loaded.family) for shown in pictures]
+            trees = [image_tree(shown, loaded.family) for shown in images]
             metrics = sft_step(session, trees, 0).values()
         assert metrics["loss"] == pytest.approx(float(expected.mean()), rel=1e-5)
         assert metrics["tokens/answer"] == len(expected)

@@ -77,8 +77,8 @@ def test_a_drawing_has_the_boxes_of_every_answer(found):
     assert drawn.uri.startswith("data:image/png") and not drawn.missing
 
 
-def test_a_picture_that_cannot_be_shown_is_named(found):
-    assert "cannot be read" in drawing(found[0].rows, lambda: b"no picture", (0, 1)).missing
+def test_a_image_that_cannot_be_shown_is_named(found):
+    assert "cannot be read" in drawing(found[0].rows, lambda: b"no image", (0, 1)).missing
     lost = dataclasses.replace(found[0], rows=tuple(row | {"image": None} for row in found[0].rows))
     assert "kept no image" in drawing(lost.rows, lost.image, (0, 1)).missing
 
@@ -100,7 +100,7 @@ def test_the_numbers_of_many_answers_do_not_cover_each_other(found, make_row):
     assert all(min(box[:2]) >= 0 and box[2] <= 200 and box[3] <= 100 for box in boxes)
 
 
-def test_a_large_picture_is_shrunk(found):
+def test_a_large_image_is_shrunk(found):
     sink = io.BytesIO()
     Image.new("RGB", (3000, 500)).save(sink, "PNG")
     uri = drawing(found[0].rows, sink.getvalue, (0, 1)).uri
@@ -135,7 +135,7 @@ def test_a_question_is_followed_through_evaluations_and_training(run):
     assert moments([index], ("train-1", "another question")) == []
 
 
-def test_a_question_has_its_picture_at_every_moment(make_run, tmp_path):
+def test_a_question_has_its_image_at_every_moment(make_run, tmp_path):
     folder = make_run(tmp_path / "run")
     rows = RunFolder(folder).samples("after")
     RunLog(folder).evaluation("after", {"in_domain": {"n": 2}}, [row | {"image": None} for row in rows])

@@ -1,4 +1,4 @@
-"""The page over runs that are being written, that are damaged, and whose text and pictures mean harm."""
+"""The page over runs that are being written, that are damaged, and whose text and images mean harm."""
 
 import json
 import shutil

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from support import PLAIN, made_up, picture, sample
+from support import PLAIN, made_up, noise_image, sample
 from transformers import AutoModelForImageTextToText
 
 from vlm_r1.config import ModelConfig
@@ -25,7 +25,7 @@ class Entry:
     build: Callable[[Path], None]
     attention: str = "sdpa"
     multi_image: bool = True
-    without_picture: bool = True
+    without_image: bool = True
 
 
 def zoo() -> dict[str, Entry]:
@@ -54,13 +54,13 @@ def built(name: str, parent: Path) -> Path:
 
 
 def samples(entry: Entry):
-    """Questions with one picture, none and two where the family takes them; pictures differ in size and shape."""
-    found = [sample("the red circle", picture(48, 32))]
-    if entry.without_picture:
+    """Questions with one image, none and two where the family takes them; images differ in size and shape."""
+    found = [sample("the red circle", noise_image(48, 32))]
+    if entry.without_image:
         found.append(sample("how many?"))
     if entry.multi_image:
-        found.append(sample("the largest blue square of both", picture(32, 64, 1), picture(90, 40, 2)))
-    found.append(sample("the small triangle left of it", picture(120, 33, 3)))
+        found.append(sample("the largest blue square of both", noise_image(32, 64, 1), noise_image(90, 40, 2)))
+    found.append(sample("the small triangle left of it", noise_image(120, 33, 3)))
     return found
 
 
@@ -85,7 +85,7 @@ def plain(folder: Path, entry: Entry, device: torch.device | str = "cpu", dtype:
 
 
 def processor_inputs(loaded: LoadedPolicy, one) -> dict[str, torch.Tensor]:
-    """What the family's processor makes of a sample by itself, its pictures nested as its chat template nests them."""
+    """What the family's processor makes of a sample by itself, its images nested as its chat template nests them."""
     if loaded.processor.chat_template is None:  # PaliGemma: its processor lays the prompt out
         text = loaded.processor.image_token * len(one.images) + one.question
     else:

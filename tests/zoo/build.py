@@ -13,7 +13,7 @@ TEXT |= {"num_key_value_heads": 2, "initializer_range": 0.1, "max_position_embed
 """A small language model of most kinds."""
 SIGLIP = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIGLIP |= {"patch_size": 4, "image_size": 16, "initializer_range": 0.1}
-"""A small vision tower of most kinds: pictures of 16 pixels, 4 x 4 patches."""
+"""A small vision tower of most kinds: images of 16 pixels, 4 x 4 patches."""
 
 
 def tokenizer(special: Sequence[str], eos: str, named: Mapping[str, str] | None = None) -> PreTrainedTokenizerFast:

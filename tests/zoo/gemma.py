@@ -44,7 +44,7 @@ VISION = {
     "vision_use_head": False,
 }
 WINDOW = 5
-"""Tokens of a sliding window: less than a picture, a prompt and the longest answers have."""
+"""Tokens of a sliding window: less than an image, a prompt and the longest answers have."""
 
 
 def build_tokenizer(**special: str) -> GemmaTokenizer:
@@ -124,6 +124,6 @@ GEMMA2 = {
 """The published caps are 50 and 30: these bound what such small weights give."""
 ENTRIES = {
     "gemma3": Entry(build=build_gemma3),
-    "paligemma": Entry(build=partial(build_paligemma, text=GEMMA1), without_picture=False),
-    "paligemma2": Entry(build=partial(build_paligemma, text=GEMMA2), attention="eager", without_picture=False),
+    "paligemma": Entry(build=partial(build_paligemma, text=GEMMA1), without_image=False),
+    "paligemma2": Entry(build=partial(build_paligemma, text=GEMMA2), attention="eager", without_image=False),
 }

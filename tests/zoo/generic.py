@@ -31,7 +31,7 @@ def save_aya(folder: Path) -> None:
         "downsample_factor": 2,
         "tie_word_embeddings": True,
     }
-    pictures = {
+    images = {
         "image_processor_type": "GotOcr2ImageProcessor",
         "processor_class": "AyaVisionProcessor",
         "size": {"height": 16, "width": 16},
@@ -40,12 +40,12 @@ def save_aya(folder: Path) -> None:
         **COLOURS,
     }
     processor = {"processor_class": "AyaVisionProcessor", "patch_size": 4, "img_size": 16, "downsample_factor": 2}
-    files = {"preprocessor_config.json": pictures, "processor_config.json": processor}
+    files = {"preprocessor_config.json": images, "processor_config.json": processor}
     build.save(folder, config, tokens, files, AYA_TEMPLATE)
 
 
 def save_llava(folder: Path, **text) -> None:
-    """Pictures are cropped to a square of 16 pixels with 16 tokens. `text` replaces the language model."""
+    """Images are cropped to a square of 16 pixels with 16 tokens. `text` replaces the language model."""
     tokens = build.tokenizer(["<image>"], "</s>")
     config = {
         "model_type": "llava",
@@ -56,7 +56,7 @@ def save_llava(folder: Path, **text) -> None:
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": False,
     }
-    pictures = {
+    images = {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "LlavaProcessor",
         "size": {"shortest_edge": 16},
@@ -65,7 +65,7 @@ def save_llava(folder: Path, **text) -> None:
     }
     processor = {"processor_class": "LlavaProcessor", "patch_size": 4, "num_additional_image_tokens": 1}
     processor |= {"vision_feature_select_strategy": "default", "image_token": "<image>"}
-    files = {"preprocessor_config.json": pictures, "processor_config.json": processor}
+    files = {"preprocessor_config.json": images, "processor_config.json": processor}
     build.save(folder, config, tokens, files, LLAVA_TEMPLATE)
 
 

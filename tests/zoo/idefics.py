@@ -16,7 +16,7 @@ TEMPLATE = (
 
 
 def save_idefics(folder: Path, model_type: str, name: str) -> None:
-    """Pictures of 48 pixels in tiles of 16 with 4 tokens each; `name` is that of the classes."""
+    """Images of 48 pixels in tiles of 16 with 4 tokens each; `name` is that of the classes."""
     tokens = build.tokenizer(SPECIAL, "<end_of_utterance>")
     config = {
         "model_type": model_type,
@@ -26,7 +26,7 @@ def save_idefics(folder: Path, model_type: str, name: str) -> None:
         "scale_factor": 2,
         "tie_word_embeddings": False,
     }
-    pictures = {
+    images = {
         "image_processor_type": f"{name}ImageProcessor",
         "processor_class": f"{name}Processor",
         "do_image_splitting": True,
@@ -36,10 +36,10 @@ def save_idefics(folder: Path, model_type: str, name: str) -> None:
         "image_std": [0.5, 0.5, 0.5],
     }
     if model_type == "smolvlm":
-        pictures["video_sampling"] = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 16}}
+        images["video_sampling"] = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 16}}
     processor = {"image_seq_len": 4, "processor_class": f"{name}Processor"}
     build.save(
-        folder, config, tokens, {"preprocessor_config.json": pictures, "processor_config.json": processor}, TEMPLATE
+        folder, config, tokens, {"preprocessor_config.json": images, "processor_config.json": processor}, TEMPLATE
     )
 
 

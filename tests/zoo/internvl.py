@@ -26,7 +26,7 @@ def save_internvl(folder: Path) -> None:
         "image_seq_length": 4,
         "tie_word_embeddings": False,
     }
-    pictures = {
+    images = {
         "image_processor_type": "GotOcr2ImageProcessorFast",
         "processor_class": "InternVLProcessor",
         "size": {"height": 16, "width": 16},
@@ -38,7 +38,7 @@ def save_internvl(folder: Path) -> None:
     }
     processor = {"image_seq_length": 4, "processor_class": "InternVLProcessor"}
     build.save(
-        folder, config, tokens, {"preprocessor_config.json": pictures, "processor_config.json": processor}, TEMPLATE
+        folder, config, tokens, {"preprocessor_config.json": images, "processor_config.json": processor}, TEMPLATE
     )
 
 

@@ -14,7 +14,7 @@ GRID = [[height, width] for height in (16, 32, 48) for width in (16, 32, 48)]
 
 
 def save_onevision(folder: Path) -> None:
-    """Tiles of 16 pixels with 16 tokens each; up to 3 x 3 tiles and the whole picture."""
+    """Tiles of 16 pixels with 16 tokens each; up to 3 x 3 tiles and the whole image."""
     tokens = build.tokenizer(["<|im_start|>", "<image>", "<video>"], "<|im_end|>")
     config = {
         "model_type": "llava_onevision",
@@ -28,7 +28,7 @@ def save_onevision(folder: Path) -> None:
         "vision_aspect_ratio": "anyres_max_9",
         "tie_word_embeddings": False,
     }
-    pictures = {
+    images = {
         "image_processor_type": "LlavaOnevisionImageProcessor",
         "processor_class": "LlavaOnevisionProcessor",
         "image_grid_pinpoints": GRID,
@@ -39,7 +39,7 @@ def save_onevision(folder: Path) -> None:
     processor = {"processor_class": "LlavaOnevisionProcessor", "num_image_tokens": 16, "image_token": "<image>"}
     processor |= {"video_token": "<video>", "vision_feature_select_strategy": "full"}
     build.save(
-        folder, config, tokens, {"preprocessor_config.json": pictures, "processor_config.json": processor}, TEMPLATE
+        folder, config, tokens, {"preprocessor_config.json": images, "processor_config.json": processor}, TEMPLATE
     )
 
 

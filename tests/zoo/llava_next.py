@@ -24,7 +24,7 @@ def save_next(folder: Path) -> None:
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": False,
     }
-    pictures = {
+    images = {
         "image_processor_type": "LlavaNextImageProcessor",
         "processor_class": "LlavaNextProcessor",
         "image_grid_pinpoints": GRID,
@@ -33,7 +33,7 @@ def save_next(folder: Path) -> None:
     }
     processor = {"processor_class": "LlavaNextProcessor", "patch_size": 4, "image_token": "<image>"}
     processor |= {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    files = {"preprocessor_config.json": pictures, "processor_config.json": processor}
+    files = {"preprocessor_config.json": images, "processor_config.json": processor}
     build.save(folder, config, tokens, files, TEMPLATE)
 
 

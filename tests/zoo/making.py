@@ -30,11 +30,11 @@ def make_model(model_type: str, seed: int = 3, **config):
     return model
 
 
-def make_processor(name: str, tokenizer, chat_template: str, video: str, picture: str, **sizes):
+def make_processor(name: str, tokenizer, chat_template: str, video: str, image: str, **sizes):
     """A processor of class `name`, with the video part where torchvision is there to run it."""
     processor_class = getattr(transformers, name)
-    pictures = getattr(transformers, picture)(**sizes)
-    parts = {"image_processor": pictures, "tokenizer": tokenizer, "chat_template": chat_template}
+    images = getattr(transformers, image)(**sizes)
+    parts = {"image_processor": images, "tokenizer": tokenizer, "chat_template": chat_template}
     if not has_torchvision():
         return without_video(processor_class)(**parts)
     sizes.pop("size")

@@ -50,7 +50,7 @@ DELTA_NET = {
 def build_qwen(
     folder: Path, model_type: str, processor: str, text: dict, vision: dict, *, adjust=None, tie=False, **published
 ) -> None:
-    """Any Qwen: they share the tokenizer's special tokens, the chat template and the picture processor.
+    """Any Qwen: they share the tokenizer's special tokens, the chat template and the image processor.
 
     `adjust` may change the model's weights before it is written; `published` is handed to `write`.
     """

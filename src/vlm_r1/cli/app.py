@@ -43,7 +43,7 @@ Restarts = Annotated[
     int, typer.Option(min=0, help="With --processes: starts from the last checkpoint after a process died.")
 ]
 ImageRoot = Annotated[
-    Path | None, typer.Option(help="Folder that picture paths start from; default: the data file's folder.")
+    Path | None, typer.Option(help="Folder that image paths start from; default: the data file's folder.")
 ]
 Task = Annotated[
     str | None,

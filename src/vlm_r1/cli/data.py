@@ -17,7 +17,7 @@ def data_check(
     image_root: ImageRoot = None,
     task: Task = None,
 ) -> None:
-    """Read every row and picture of a data file and list what is wrong with it.
+    """Read every row and image of a data file and list what is wrong with it.
 
     Each fault is named with its line and what to do about it; the exit code is 2 where there is one.
     """

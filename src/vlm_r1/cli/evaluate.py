@@ -61,9 +61,9 @@ def evaluate(
 @command(app, "predict")
 def predict(
     model: Annotated[str, typer.Argument(help='A model folder, a hub id, or "tiny".')],
-    image: Annotated[Path, typer.Argument(help="A picture file.")],
+    image: Annotated[Path, typer.Argument(help="An image file.")],
     question: Annotated[str, typer.Argument(help='What to ask, as in "the red circle".')],
-    out: Annotated[Path, typer.Option(help="Where the picture with the answer's boxes goes.")] = Path("prediction.png"),
+    out: Annotated[Path, typer.Option(help="Where the image with the answer's boxes goes.")] = Path("prediction.png"),
     task: Annotated[
         str, typer.Option(help="How the answer is read: rec (one box), ovd (all boxes), count, ...")
     ] = "rec",
@@ -82,7 +82,7 @@ def predict(
         typer.Option(help="With vllm: the address of a server that has this model; default: one is started."),
     ] = None,
 ) -> None:
-    """Ask a model about one picture: prints its thought and answer, draws the boxes.
+    """Ask a model about one image: prints its thought and answer, draws the boxes.
 
     Example: vlm-r1 predict runs/x/final photo.jpg "the man with the red umbrella" --out answer.png
     """

@@ -17,14 +17,14 @@ def play(
         str | None, typer.Argument(metavar="[MODEL2]", help="Another model, asked the same beside it.")
     ] = None,
     image_root: Annotated[
-        Path | None, typer.Option(help="A folder whose pictures can be picked; nothing outside it can.")
+        Path | None, typer.Option(help="A folder whose images can be picked; nothing outside it can.")
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 7860 on.")
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Ask a model about pictures on a local web page: thinking as it is written, boxes, samples and their rewards.
+    """Ask a model about images on a local web page: thinking as it is written, boxes, samples and their rewards.
 
     The page is served to this computer alone (127.0.0.1). Needs the extra "ui". See: vlm-r1 docs playground.
 

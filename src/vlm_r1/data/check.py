@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlm_r1.data.images import PictureFinder
+from vlm_r1.data.images import ImageFinder
 from vlm_r1.data.jsonl import empty_file, iter_rows, row_name
 from vlm_r1.data.rows import RowContext, examine_row
 from vlm_r1.errors import DataError, Fault, RowError
-from vlm_r1.records import Picture, Sample
+from vlm_r1.records import Sample, SampleImage
 
 
 @dataclass(slots=True, kw_only=True)
 class Report:
     """What a check found. `faults` holds `(line or row from 1, fault)` in file order; `sizes` are `(width, height)`
-    of each different picture; the other lists have one entry a good row.
+    of each different image; the other lists have one entry a good row.
 
     Example: `inspect_file(Path("train.jsonl")).faults == []` says that the file can be trained on.
     """
@@ -28,7 +28,7 @@ class Report:
     bad_rows: int = 0
     tasks: Counter[str] = field(default_factory=Counter)
     rewards: Counter[str] = field(default_factory=Counter)
-    pictures: list[int] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     boxes: list[int] = field(default_factory=list)
     question_lengths: list[int] = field(default_factory=list)
@@ -40,9 +40,9 @@ class Report:
         rows.append(("tasks", _counts(self.tasks)))
         if self.rewards:
             rows.append(("rewards", _counts(self.rewards)))
-        rows.append(("pictures a row", _counts(Counter(self.pictures))))
+        rows.append(("images a row", _counts(Counter(self.images))))
         if self.sizes:
-            rows.append(("different pictures", str(len(self.sizes))))
+            rows.append(("different images", str(len(self.sizes))))
             rows.append(("width", _spread([width for width, _ in self.sizes], "px")))
             rows.append(("height", _spread([height for _, height in self.sizes], "px")))
         if self.boxes:
@@ -70,23 +70,23 @@ def check_file(path: Path, image_root: Path | None = None, task: str | None = No
 
 
 def inspect_file(path: Path, image_root: Path | None = None, task: str | None = None) -> Report:
-    """Read every row and decode every picture of a data file (JSONL, JSON or Parquet).
+    """Read every row and decode every image of a data file (JSONL, JSON or Parquet).
 
-    Relative picture paths start from `image_root` (default: the file's folder); `task` is that of rows that name
+    Relative image paths start from `image_root` (default: the file's folder); `task` is that of rows that name
     none. Raises `DataError` for a file that cannot be read as a whole or has no rows.
     """
     root = image_root if image_root is not None else path.parent
     if not root.is_dir():
         raise DataError(f'image_root "{root}" is not a folder; correct it')
-    context = RowContext(name=path.name, finder=PictureFinder(root), task=task)
+    context = RowContext(name=path.name, finder=ImageFinder(root), task=task)
     report = Report(path=path)
     decoded: dict[Path, tuple[int, int] | Fault] = {}
     ids: dict[str, int] = {}
     for number, row in iter_rows(path):
         report.rows += 1
-        sample, found, pictures = (None, [row], []) if isinstance(row, Fault) else examine_row(row, context, number)
+        sample, found, images = (None, [row], []) if isinstance(row, Fault) else examine_row(row, context, number)
         # Where boxes were placed, a bad header has been found already.
-        found = found + [fault for fault in _picture_faults(pictures, decoded, report) if fault not in found]
+        found = found + [fault for fault in _image_faults(images, decoded, report) if fault not in found]
         if sample is not None and isinstance(row, dict) and row.get("id") is not None:
             first = ids.setdefault(sample.id, number)
             if first != number:
@@ -102,18 +102,18 @@ def inspect_file(path: Path, image_root: Path | None = None, task: str | None = 
     return report
 
 
-def _picture_faults(
-    pictures: Sequence[Picture], decoded: dict[Path, tuple[int, int] | Fault], report: Report
+def _image_faults(
+    images: Sequence[SampleImage], decoded: dict[Path, tuple[int, int] | Fault], report: Report
 ) -> list[Fault]:
-    """Faults of a row's pictures, each file decoded once; the sizes of new ones go into the report."""
+    """Faults of a row's images, each file decoded once; the sizes of new ones go into the report."""
     faults = []
-    for picture in pictures:
-        if picture.path is not None and picture.path in decoded:
-            result = decoded[picture.path]
+    for image in images:
+        if image.path is not None and image.path in decoded:
+            result = decoded[image.path]
         else:
-            result = _decode(picture)
-            if picture.path is not None:
-                decoded[picture.path] = result
+            result = _decode(image)
+            if image.path is not None:
+                decoded[image.path] = result
             if not isinstance(result, Fault):
                 report.sizes.append(result)
         if isinstance(result, Fault):
@@ -121,13 +121,13 @@ def _picture_faults(
     return faults
 
 
-def _decode(picture: Picture) -> tuple[int, int] | Fault:
+def _decode(image: SampleImage) -> tuple[int, int] | Fault:
     try:
-        PictureFinder(Path()).size(picture)
+        ImageFinder(Path()).size(image)
     except RowError as error:
         return error.faults[0]
     try:
-        return picture.open().size
+        return image.open().size
     except DataError as error:
         # Its header could be read, so the rest of the file is damaged or cut off.
         what, _, remedy = str(error).partition("; ")
@@ -136,7 +136,7 @@ def _decode(picture: Picture) -> tuple[int, int] | Fault:
 
 def _count(sample: Sample, report: Report) -> None:
     report.tasks[sample.task] += 1
-    report.pictures.append(len(sample.images))
+    report.images.append(len(sample.images))
     report.question_lengths.append(len(sample.question))
     if sample.truth.boxes is not None:
         report.boxes.append(len(sample.truth.boxes))

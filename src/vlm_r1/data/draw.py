@@ -1,4 +1,4 @@
-"""True and predicted boxes drawn on a copy of a picture."""
+"""True and predicted boxes drawn on a copy of an image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlm_r1.records import LabelledBox
 TRUE_COLOR = "#12b76a"
 PREDICTED_COLOR = "#ff7a1a"
 SMALLEST_SIDE = 320
-"""A picture whose longer side is below this is enlarged by a whole factor until it is not."""
+"""An image whose longer side is below this is enlarged by a whole factor until it is not."""
 
 _HALO = "#101418"
 _LABEL_LENGTH = 32
@@ -29,10 +29,10 @@ def draw_boxes(
     scale: float | None = None,
     colors: Sequence[str] | None = None,
 ) -> Image.Image:
-    """A new RGB picture with the true boxes in solid green and the predicted ones dashed, orange or in `colors`.
+    """A new RGB image with the true boxes in solid green and the predicted ones dashed, orange or in `colors`.
 
-    Boxes are in pixels of `image`; what lies outside the picture is drawn at its edge, and a box with a side that is
-    not finite is left out. `scale` enlarges the picture; by default small pictures grow to at least `SMALLEST_SIDE`.
+    Boxes are in pixels of `image`; what lies outside the image is drawn at its edge, and a box with a side that is
+    not finite is left out. `scale` enlarges the image; by default small images grow to at least `SMALLEST_SIDE`.
     """
     scale = scale if scale is not None else fitting_scale(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -54,7 +54,7 @@ def draw_boxes(
 
 
 def fitting_scale(size: tuple[int, int]) -> int:
-    """The whole factor that brings the longer side of `size` to at least `SMALLEST_SIDE`; 1 for large pictures."""
+    """The whole factor that brings the longer side of `size` to at least `SMALLEST_SIDE`; 1 for large images."""
     return max(1, math.ceil(SMALLEST_SIDE / max(1, *size)))
 
 
@@ -139,7 +139,7 @@ def _touch(a: Box, b: Box) -> bool:
 
 
 def side_by_side(images: Sequence[Image.Image], gap: int = 6) -> Image.Image:
-    """Pictures in one row, top edges level."""
+    """Images in one row, top edges level."""
     width = sum(image.width for image in images) + gap * (len(images) - 1)
     sheet = Image.new("RGB", (width, max(image.height for image in images)), "white")
     x = 0

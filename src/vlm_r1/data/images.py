@@ -1,4 +1,4 @@
-"""A row's picture values as `Picture`s: paths that stay under a root, or encoded bytes."""
+"""A row's image values as `SampleImage`s: paths that stay under a root, or encoded bytes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from vlm_r1.errors import Fault, RowError, shown
-from vlm_r1.records import MAX_PIXELS, Picture, shown_size
+from vlm_r1.records import MAX_PIXELS, SampleImage, shown_size
 
 _DATA_URL = re.compile(r"^data:[\w/+.-]*;base64,", re.IGNORECASE)
 # The first bytes of PNG, JPEG, GIF, WebP and BMP files as base64 shows them.
 _BASE64_HEADS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk")
 
 
-class PictureFinder:
-    """Turns the picture values of rows into `Picture`s; remembers what it has found out about each path.
+class ImageFinder:
+    """Turns the image values of rows into `SampleImage`s; remembers what it has found out about each path.
 
     `root` is the folder relative paths start from and none may leave, by `..`, as an absolute path or through a
     symbolic link.
@@ -30,8 +30,8 @@ class PictureFinder:
         self._paths: dict[str, Path | Fault] = {}
         self._sizes: dict[Path, tuple[int, int] | Fault] = {}
 
-    def find(self, value: Any) -> Picture:
-        """The picture a value stands for, undecoded. Raises `RowError`.
+    def find(self, value: Any) -> SampleImage:
+        """The image a value stands for, undecoded. Raises `RowError`.
 
         Values: a path, a `file://` path, a base64 data URL or bare base64, bytes, a PIL image, or an object with
         `bytes`, `path` or `image`.
@@ -42,16 +42,16 @@ class PictureFinder:
                     return self.find(value[key])
         if isinstance(value, (bytes, bytearray)):
             if not value:
-                raise RowError([Fault(kind="image_data", what="picture bytes are empty", remedy="Fill them in")])
-            return Picture(data=bytes(value))
+                raise RowError([Fault(kind="image_data", what="image bytes are empty", remedy="Fill them in")])
+            return SampleImage(data=bytes(value))
         if isinstance(value, str) and value.strip():
             return self._from_text(value.strip())
         if hasattr(value, "convert") and hasattr(value, "tobytes"):
-            return Picture(image=value)
+            return SampleImage(image=value)
         what = f"image {shown(value)} is neither a path nor encoded bytes"
         raise RowError([Fault(kind="image_type", what=what, remedy="Write a path, or leave the key out")])
 
-    def _from_text(self, text: str) -> Picture:
+    def _from_text(self, text: str) -> SampleImage:
         header = _DATA_URL.match(text)
         if header or (len(text) > 100 and text.startswith(_BASE64_HEADS) and "." not in text):
             try:
@@ -59,7 +59,7 @@ class PictureFinder:
             except (binascii.Error, ValueError) as error:
                 what = f"image {shown(text, 40)} is not base64 ({error})"
                 raise RowError([Fault(kind="image_data", what=what, remedy="Encode it again")]) from None
-            return Picture(data=data)
+            return SampleImage(data=data)
         if text.startswith(("http://", "https://")):
             what = f"image {shown(text)} is a web address"
             raise RowError([Fault(kind="image_url", what=what, remedy="Download it and write its path")])
@@ -68,7 +68,7 @@ class PictureFinder:
         found = self._paths[text]
         if isinstance(found, Fault):
             raise RowError([found])
-        return Picture(path=found)
+        return SampleImage(path=found)
 
     def _locate(self, text: str) -> Path | Fault:
         path = self.root / text
@@ -86,27 +86,27 @@ class PictureFinder:
             return Fault(kind="image_missing", what=what, remedy="Set image_root, or drop the row")
         return path
 
-    def size(self, picture: Picture) -> tuple[int, int]:
-        """Width and height in pixels as the picture will be shown, from its header alone. Raises `RowError`."""
-        if picture.image is not None:
-            return picture.image.size
-        if picture.path is None:
-            size = _header_size(picture)
+    def size(self, image: SampleImage) -> tuple[int, int]:
+        """Width and height in pixels as the image will be shown, from its header alone. Raises `RowError`."""
+        if image.image is not None:
+            return image.image.size
+        if image.path is None:
+            size = _header_size(image)
         else:
-            if picture.path not in self._sizes:
-                self._sizes[picture.path] = _header_size(picture)
-            size = self._sizes[picture.path]
+            if image.path not in self._sizes:
+                self._sizes[image.path] = _header_size(image)
+            size = self._sizes[image.path]
         if isinstance(size, Fault):
             raise RowError([size])
         return size
 
 
-def _header_size(picture: Picture) -> tuple[int, int] | Fault:
+def _header_size(image: SampleImage) -> tuple[int, int] | Fault:
     from PIL import Image, UnidentifiedImageError
 
-    name = shown(str(picture.path)) if picture.path is not None else "of bytes"
+    name = shown(str(image.path)) if image.path is not None else "of bytes"
     try:
-        with Image.open(picture.path if picture.data is None else io.BytesIO(picture.data)) as opened:  # type: ignore[arg-type]
+        with Image.open(image.path if image.data is None else io.BytesIO(image.data)) as opened:  # type: ignore[arg-type]
             width, height = shown_size(opened)
     except Image.DecompressionBombError:
         width = height = MAX_PIXELS

@@ -19,7 +19,7 @@ class SampleStream(Generic[Item]):
     every sample comes once before one comes twice. The state is a few numbers a source: orders are made again from
     the seed. Raises `DataError` where there is no source, or one is empty.
 
-    An item is a sample, or whatever else the sources hold (all samples of a picture).
+    An item is a sample, or whatever else the sources hold (all samples of an image).
 
     Example: `SampleStream([(3.0, rec), (1.0, ovd)], seed=0).take(16)`.
     """

@@ -11,7 +11,7 @@ import numpy as np
 from vlm_r1.data.lazy import SampleSequence
 from vlm_r1.errors import DataError
 from vlm_r1.prompts.templates import TASKS
-from vlm_r1.records import Picture, Sample
+from vlm_r1.records import Sample, SampleImage
 
 _ASKED = re.compile(
     re.escape(TASKS["ovd"].question).replace(re.escape("{question}"), r"(?P<asked>[^\[\]{}]+?)") + r"$|"
@@ -23,7 +23,7 @@ _ASKED = re.compile(
 def draw_absent(
     present: Iterable[str], asked: Iterable[str], pool: Sequence[str], n: int, rng: np.random.Generator
 ) -> list[str]:
-    """Up to `n` names of the sorted `pool` that are neither in the picture nor asked for, compared without case."""
+    """Up to `n` names of the sorted `pool` that are neither in the image nor asked for, compared without case."""
     taken = {name.casefold().strip() for name in (*present, *asked)}
     free = [name for name in pool if name.casefold().strip() not in taken]
     picked = rng.permutation(len(free))[:n]
@@ -48,9 +48,9 @@ def asked_names(sample: Sample) -> list[str]:
 
 
 class WithNegatives(SampleSequence):
-    """Samples whose detection questions also ask for `n` names that are not in the picture.
+    """Samples whose detection questions also ask for `n` names that are not in the image.
 
-    The names come from the labels of the other samples, and from none that is true of the same picture in any of
+    The names come from the labels of the other samples, and from none that is true of the same image in any of
     them; which, and where in the question, the seed decides. Added names are kept in the column `negatives`. Samples
     of other tasks are left as they are. Raises `DataError` where a question's names cannot be found.
     """
@@ -64,8 +64,8 @@ class WithNegatives(SampleSequence):
                 _asked_text(sample)
                 labels = {item.label for item in sample.truth.boxes or () if item.label}
                 pool |= labels
-                for picture in sample.images:
-                    self._present.setdefault(_picture_key(picture), set()).update(labels)
+                for image in sample.images:
+                    self._present.setdefault(_image_key(image), set()).update(labels)
         if not pool:
             raise DataError("negatives were asked for, but no sample is a detection question with labels; set it to 0")
         self._pool = sorted(pool)
@@ -79,7 +79,7 @@ class WithNegatives(SampleSequence):
         if sample.task != "ovd":
             return sample
         asked = asked_names(sample)
-        present = [name for picture in sample.images for name in self._present[_picture_key(picture)]]
+        present = [name for image in sample.images for name in self._present[_image_key(image)]]
         rng = np.random.default_rng([self._seed, 2, index % len(self)])
         added = draw_absent(present, asked, self._pool, self._n, rng)
         names = asked + added
@@ -99,5 +99,5 @@ def _asked_text(sample: Sample) -> str:
     return text
 
 
-def _picture_key(picture: Picture) -> str:
-    return str(picture.path) if picture.path is not None else picture.key
+def _image_key(image: SampleImage) -> str:
+    return str(image.path) if image.path is not None else image.key

@@ -9,7 +9,7 @@ from pathlib import Path
 from vlm_r1.data.negatives import WithNegatives
 from vlm_r1.data.scenes import ScenesSequence
 from vlm_r1.data.source import LazySamples, Picked
-from vlm_r1.records import Picture, Sample
+from vlm_r1.records import Sample, SampleImage
 
 
 def overlap(train: Iterable[Sequence[Sample]], held_out: Mapping[str, Sequence[Sample]]) -> dict[str, int]:
@@ -31,7 +31,7 @@ def overlap(train: Iterable[Sequence[Sample]], held_out: Mapping[str, Sequence[S
                 if question in asked:
                     alike.setdefault((question, _sizes(samples[index])), []).append((samples, index))
     questions = {question for question, _ in alike}
-    key = cache(lambda path: Picture(path=path).key)
+    key = cache(lambda path: SampleImage(path=path).key)
     contents: dict[tuple[str, tuple[int, ...]], set[tuple[str, ...]]] = {}
     for name, samples in files.items():
         found[name] = 0
@@ -84,4 +84,4 @@ def _scenes(samples: Sequence[Sample]) -> Iterator[tuple[str, int]]:
         chosen, samples = samples.indices, samples.samples
     assert isinstance(samples, ScenesSequence)
     for index in chosen:
-        yield samples.source.split, samples.source.start + index // samples.per_picture
+        yield samples.source.split, samples.source.start + index // samples.per_image

@@ -12,7 +12,7 @@ from vlm_r1.errors import DataError
 if TYPE_CHECKING:
     import pyarrow
 
-PICTURE_COLUMNS = ("image", "images")
+IMAGE_COLUMNS = ("image", "images")
 
 
 @contextlib.contextmanager
@@ -39,7 +39,7 @@ class ParquetTable:
         with _readable(path):
             self._table: pyarrow.Table = pyarrow.parquet.read_table(path, memory_map=True)
             names = self._table.column_names
-            self._texts: pyarrow.Table = self._table.drop_columns([name for name in PICTURE_COLUMNS if name in names])
+            self._texts: pyarrow.Table = self._table.drop_columns([name for name in IMAGE_COLUMNS if name in names])
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -49,7 +49,7 @@ class ParquetTable:
         return self._get(self._table, index)
 
     def texts(self, index: int) -> dict[str, Any]:
-        """A row without its pictures: nothing large is copied."""
+        """A row without its images: nothing large is copied."""
         return self._get(self._texts, index)
 
     def _get(self, table: pyarrow.Table, index: int) -> dict[str, Any]:

@@ -7,41 +7,41 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_r1.boxes import Box
-from vlm_r1.data.images import PictureFinder
+from vlm_r1.data.images import ImageFinder
 from vlm_r1.data.shapes import MISSING, RawRow, read_shape
 from vlm_r1.errors import Fault, RowError, nearest, shown
 from vlm_r1.prompts.solution import infer_task, read_solution, split_answer
 from vlm_r1.prompts.templates import TASKS
-from vlm_r1.records import LabelledBox, Picture, Sample, Truth
+from vlm_r1.records import LabelledBox, Sample, SampleImage, Truth
 
 OUTSIDE_TOLERANCE = 1.0
-"""Pixels by which a true box may reach out of its picture: annotations round."""
+"""Pixels by which a true box may reach out of its image: annotations round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowContext:
-    """What holds for all rows of a file: its name, where its pictures are, and the task of rows that name none.
+    """What holds for all rows of a file: its name, where its images are, and the task of rows that name none.
 
-    `pictures=False` leaves pictures out (and all checks of them): for a first pass over rows that embed bytes.
+    `images=False` leaves images out (and all checks of them): for a first pass over rows that embed bytes.
     """
 
     name: str
-    finder: PictureFinder
+    finder: ImageFinder
     task: str | None = None
-    pictures: bool = True
+    images: bool = True
 
 
 def read_row(row: Any, context: RowContext, number: int) -> tuple[Sample | None, list[Fault]]:
-    """A row as a sample and `[]`, or None and every fault that can be found without decoding the pictures."""
+    """A row as a sample and `[]`, or None and every fault that can be found without decoding the images."""
     sample, faults, _ = examine_row(row, context, number)
     return sample, faults
 
 
-def examine_row(row: Any, context: RowContext, number: int) -> tuple[Sample | None, list[Fault], list[Picture]]:
-    """What `read_row` finds, and the pictures that could be located even where the row has faults.
+def examine_row(row: Any, context: RowContext, number: int) -> tuple[Sample | None, list[Fault], list[SampleImage]]:
+    """What `read_row` finds, and the images that could be located even where the row has faults.
 
     `number` is the line (or row) number, from 1; it makes the id of rows without one. Boxes must lie within one
-    of the row's pictures, whose sizes are read from their headers.
+    of the row's images, whose sizes are read from their headers.
     """
     if not isinstance(row, Mapping):
         what = f"the row is {shown(row)}, not an object"
@@ -52,19 +52,19 @@ def examine_row(row: Any, context: RowContext, number: int) -> tuple[Sample | No
     except RowError as error:
         return None, list(error.faults), []
     faults = _field_faults(raw)
-    images: list[Picture] = []
-    for value in raw.images if context.pictures else ():
+    images: list[SampleImage] = []
+    for value in raw.images if context.images else ():
         try:
             images.append(context.finder.find(value))
         except RowError as error:
             faults += error.faults
-    if context.pictures and raw.tags > len(raw.images):
-        what = f"the question has {raw.tags} <image> tags and the row {len(raw.images)} pictures"
-        faults.append(Fault(kind="image_tags", what=what, remedy="Add the pictures, or take the tags out"))
+    if context.images and raw.tags > len(raw.images):
+        what = f"the question has {raw.tags} <image> tags and the row {len(raw.images)} images"
+        faults.append(Fault(kind="image_tags", what=what, remedy="Add the images, or take the tags out"))
     truth, task = None, ""
     try:
         truth, task = _truth(raw, context)
-        if truth.boxes and context.pictures:
+        if truth.boxes and context.images:
             truth = _place(truth.boxes, raw, images, context.finder)
     except RowError as error:
         faults += error.faults
@@ -119,10 +119,10 @@ def _truth(raw: RawRow, context: RowContext) -> tuple[Truth, str]:
     return read_solution(raw.solution, task), task
 
 
-def _place(boxes: tuple[LabelledBox, ...], raw: RawRow, images: list[Picture], finder: PictureFinder) -> Truth:
-    """Boxes in pixels, checked to lie in a picture of the row; unchanged where not all its pictures are readable.
+def _place(boxes: tuple[LabelledBox, ...], raw: RawRow, images: list[SampleImage], finder: ImageFinder) -> Truth:
+    """Boxes in pixels, checked to lie in an image of the row; unchanged where not all its images are readable.
 
-    Boxes given as shares of a picture belong to the first one.
+    Boxes given as shares of an image belong to the first one.
     """
     if not images or len(images) != len(raw.images):
         return Truth(boxes=boxes)
@@ -135,8 +135,8 @@ def _place(boxes: tuple[LabelledBox, ...], raw: RawRow, images: list[Picture], f
     for item in boxes:
         if not any(_inside(item.box, size) for size in sizes):
             pixels = " and ".join(f"{width}x{height}" for width, height in sizes)
-            what = f"box {list(item.box)} reaches out of its picture of {pixels} pixels"
-            remedy = "Write boxes in pixels of the original picture, or clip them"
+            what = f"box {list(item.box)} reaches out of its image of {pixels} pixels"
+            remedy = "Write boxes in pixels of the original image, or clip them"
             faults.append(Fault(kind="box_outside", what=what, remedy=remedy))
     if faults:
         raise RowError(faults)

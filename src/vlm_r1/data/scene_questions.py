@@ -34,7 +34,7 @@ class Question:
 
 
 def where(thing: Thing) -> str:
-    """A coarse place in a 3 x 3 grid of the picture: "top left", "middle", "bottom right"."""
+    """A coarse place in a 3 x 3 grid of the image: "top left", "middle", "bottom right"."""
     x = (thing.box[0] + thing.box[2]) / 2 / 32
     y = (thing.box[1] + thing.box[3]) / 2 / 32
     words = (

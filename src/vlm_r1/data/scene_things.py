@@ -10,7 +10,7 @@ from PIL import Image
 from vlm_r1.boxes import Box
 
 SIZE = 96
-"""Side of a picture in pixels."""
+"""Side of an image in pixels."""
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -49,13 +49,13 @@ class Thing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """The objects of one picture and the seed that draws it."""
+    """The objects of one image and the seed that draws it."""
 
     seed: int
     things: tuple[Thing, ...]
 
     def draw(self) -> Image.Image:
-        """The picture, `SIZE` x `SIZE` RGB. Later objects cover earlier ones where they overlap a little."""
+        """The image, `SIZE` x `SIZE` RGB. Later objects cover earlier ones where they overlap a little."""
         rng = np.random.default_rng([self.seed, 1])
         canvas = _background(rng)
         for thing in self.things:
@@ -185,7 +185,7 @@ def _kinds(rng: np.random.Generator, count: int, arrangement: str, level: Diffic
 
 
 def loosened(box: Box, share: float, rng: np.random.Generator) -> Box:
-    """Push each side of a box outward by a uniform share (0 to `share`) of its extent, kept inside the picture."""
+    """Push each side of a box outward by a uniform share (0 to `share`) of its extent, kept inside the image."""
     width, height = box[2] - box[0], box[3] - box[1]
     left, top, right, bottom = rng.uniform(0, share, 4)
     return (

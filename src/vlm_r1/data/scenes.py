@@ -12,7 +12,7 @@ from vlm_r1.data.lazy import SampleSequence
 from vlm_r1.data.scene_questions import KINDS, Question, arrangement_for, ask, detect
 from vlm_r1.data.scene_things import Scene, loosened, make_scene
 from vlm_r1.errors import ConfigError, nearest
-from vlm_r1.records import LabelledBox, Picture, Sample, Truth
+from vlm_r1.records import LabelledBox, Sample, SampleImage, Truth
 
 SPLIT_SEEDS = {
     "base": 0,
@@ -25,54 +25,54 @@ SPLIT_SEEDS = {
 
 
 class ScenesSequence(SampleSequence):
-    """`n * per_picture` samples, made when asked for; samples of one picture are neighbours."""
+    """`n * per_image` samples, made when asked for; samples of one image are neighbours."""
 
     def __init__(self, source: ScenesSource) -> None:
         self.source = source
-        self.per_picture = source.per_picture
+        self.per_image = source.per_image
         self._kinds = sorted(source.questions)
         weights = np.array([source.questions[k] for k in self._kinds], float)
         self._cumulative = np.cumsum(weights / weights.sum())
         self._last: tuple[int, list[Sample]] | None = None
 
     def __len__(self) -> int:
-        return self.source.n * self.per_picture
+        return self.source.n * self.per_image
 
     def at(self, index: int) -> Sample:
-        """The sample at an index; its picture's samples are kept until another picture is asked for."""
+        """The sample at an index; its image's samples are kept until another image is asked for."""
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        picture, question = divmod(index % len(self), self.per_picture)
-        if self._last is None or self._last[0] != picture:
-            self._last = (picture, self.of_picture(picture))
+        image, question = divmod(index % len(self), self.per_image)
+        if self._last is None or self._last[0] != image:
+            self._last = (image, self.of_image(image))
         return self._last[1][question]
 
-    def of_picture(self, number: int) -> list[Sample]:
-        """All samples about picture `number` of this source."""
+    def of_image(self, number: int) -> list[Sample]:
+        """All samples about image `number` of this source."""
         number += self.source.start
         seed = SPLIT_SEEDS[self.source.split] + number
         rng = np.random.default_rng([seed, 2])
         first_kind = self._pick(rng)
         scene, first = self._askable(seed, first_kind, rng)
-        picture = Picture(image=scene.draw())
+        drawn = SampleImage(image=scene.draw())
         questions = [first]
         tries = 0
-        while len(questions) < self.per_picture:
+        while len(questions) < self.per_image:
             tries += 1
             found = self._ask(self._pick(rng), scene, rng)
             # A small scene has few questions: after enough tries one may come again.
             if found is not None and (
-                tries > 10 * self.per_picture or all(found.question != q.question for q in questions)
+                tries > 10 * self.per_image or all(found.question != q.question for q in questions)
             ):
                 questions.append(found)
-            elif tries > 100 * self.per_picture:
+            elif tries > 100 * self.per_image:
                 questions.append(first)
         # A generator of its own: with and without noise, the same questions are asked.
         noise = np.random.default_rng([seed, 3])
         return [
             Sample(
                 id=f"{self.source.split}-{number}-{place}",
-                images=(picture,),
+                images=(drawn,),
                 question=question.question,
                 truth=self._loose(self._mislabelled(question.truth, scene, noise), rng),
                 task=question.task,

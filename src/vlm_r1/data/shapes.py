@@ -1,4 +1,4 @@
-"""The row shapes people have, each brought to one `RawRow`: question, pictures, solution, and what else there is.
+"""The row shapes people have, each brought to one `RawRow`: question, images, solution, and what else there is.
 
 Accepted: `{"image" | "images", "problem", "solution"}` (ours, R1-V, EasyR1 with `answer`), LLaVA and VLM-R1
 (`conversations`), TRL (`prompt`), verl (`prompt` and `reward_model`), ms-swift (`messages` and `objects`).
@@ -42,7 +42,7 @@ class RawRow:
     """One row, its values found but not checked.
 
     `box_scale` is "pixels", or "norm1" or "norm1000" where the solution's boxes are shares or thousandths of the
-    picture; `tags` counts the `<image>` tags taken out of the question.
+    image; `tags` counts the `<image>` tags taken out of the question.
 
     Example: `RawRow(question="the red circle", images=["1.png"], solution=[1, 2, 3, 4])`.
     """
@@ -119,7 +119,7 @@ def _solution(row: Mapping[str, Any]) -> Any:
 
 
 def _turns(messages: Any, key: str) -> tuple[str, Any, str | None, list[Any]]:
-    """`(question, answer or MISSING, system text, pictures in the content)` of a one-turn conversation."""
+    """`(question, answer or MISSING, system text, images in the content)` of a one-turn conversation."""
     remedy = 'Write [{"role": "user", "content": "..."}], one question a row'
     if not isinstance(messages, (list, tuple)) or not messages:
         raise _fault("turns", f"{key} is {shown(messages)}, not a list of messages", remedy)
@@ -148,7 +148,7 @@ def _is_parts(content: Any) -> bool:
 
 
 def _text_of(content: Any, images: list[Any]) -> Any:
-    """The text of a message; pictures among its parts are appended to `images`."""
+    """The text of a message; images among its parts are appended to `images`."""
     if not _is_parts(content):
         return content
     texts = []

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vlm_r1.data.draw import draw_boxes, side_by_side
-from vlm_r1.data.images import PictureFinder
+from vlm_r1.data.images import ImageFinder
 from vlm_r1.data.jsonl import empty_file, iter_rows, row_name
 from vlm_r1.data.rows import RowContext, read_row
 from vlm_r1.errors import DataError, Fault
@@ -36,7 +36,7 @@ def show_file(path: Path, out: Path, n: int = 20, image_root: Path | None = None
     """
     if out.suffix not in (".html", ".png"):
         raise DataError(f'"{out}": samples are drawn into a .html page or a .png sheet; use one of these endings')
-    context = RowContext(name=path.name, finder=PictureFinder(image_root if image_root is not None else path.parent))
+    context = RowContext(name=path.name, finder=ImageFinder(image_root if image_root is not None else path.parent))
     rows = list(iter_rows(path))
     if not rows:
         raise empty_file(path)
@@ -46,14 +46,14 @@ def show_file(path: Path, out: Path, n: int = 20, image_root: Path | None = None
         number, row = rows[int(index)]
         sample = None if isinstance(row, Fault) else read_row(row, context, number)[0]
         try:
-            picture = None if sample is None else _picture(sample)
+            image = None if sample is None else _image(sample)
         except DataError:
             # It cannot be drawn; the count below says so and names the command that tells why.
             sample = None
         if sample is None:
             left_out += 1
             continue
-        shown.append((number, sample, picture))
+        shown.append((number, sample, image))
         if len(shown) == n:
             break
     if not shown:
@@ -86,8 +86,8 @@ def _sides(box: tuple[float, float, float, float]) -> str:
     return "[" + ", ".join(f"{side:g}" for side in box) + "]"
 
 
-def _picture(sample: Sample) -> Image.Image | None:
-    """The row's pictures in one, with the boxes on the first, to which they belong; None without pictures."""
+def _image(sample: Sample) -> Image.Image | None:
+    """The row's images in one, with the boxes on the first, to which they belong; None without images."""
     if not sample.images:
         return None
     images = [image.open() for image in sample.images]
@@ -98,11 +98,11 @@ def _picture(sample: Sample) -> Image.Image | None:
 
 def _page(path: Path, shown: list[tuple[int, Sample, Image.Image | None]]) -> str:
     cards = []
-    for number, sample, picture in shown:
+    for number, sample, opened in shown:
         image = ""
-        if picture is not None:
+        if opened is not None:
             buffer = io.BytesIO()
-            picture.save(buffer, "PNG")
+            opened.save(buffer, "PNG")
             code = base64.b64encode(buffer.getvalue()).decode("ascii")
             image = f'<img alt="row {number} with its true boxes" src="data:image/png;base64,{code}">'
         cards.append(
@@ -120,16 +120,16 @@ def _page(path: Path, shown: list[tuple[int, Sample, Image.Image | None]]) -> st
 def _sheet(path: Path, shown: list[tuple[int, Sample, Image.Image | None]]) -> Image.Image:
     font = ImageFont.load_default(size=14)
     cells = []
-    for number, sample, picture in shown:
+    for number, sample, image in shown:
         lines = textwrap.wrap(f"{number}. {sample.question}", 44)[:4]
         lines += textwrap.wrap(truth_text(sample.truth), 44)[:2]
         height = 0
-        if picture is not None:
-            picture.thumbnail((_CELL, _CELL))
-            height = picture.height
+        if image is not None:
+            image.thumbnail((_CELL, _CELL))
+            height = image.height
         cell = Image.new("RGB", (_CELL, height + 18 * len(lines) + 10), "white")
-        if picture is not None:
-            cell.paste(picture, (0, 0))
+        if image is not None:
+            cell.paste(image, (0, 0))
         ImageDraw.Draw(cell).multiline_text((0, height + 4), "\n".join(lines), fill="#101418", font=font, spacing=4)
         cells.append(cell)
     rows = [side_by_side(cells[i : i + _COLUMNS], gap=14) for i in range(0, len(cells), _COLUMNS)]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vlm_r1.config import DataSource
-from vlm_r1.data.images import PictureFinder
+from vlm_r1.data.images import ImageFinder
 from vlm_r1.data.jsonl import empty_file, iter_rows, row_name
 from vlm_r1.data.lazy import SampleSequence
 from vlm_r1.data.negatives import WithNegatives
-from vlm_r1.data.parquet import PICTURE_COLUMNS, ParquetTable
+from vlm_r1.data.parquet import IMAGE_COLUMNS, ParquetTable
 from vlm_r1.data.rows import RowContext, read_row
 from vlm_r1.data.sampling import sampled_indices
 from vlm_r1.errors import ConfigError, DataError, Fault, RowError
@@ -19,9 +19,9 @@ from vlm_r1.records import Sample
 
 
 def load_source(source: DataSource, *, base: Path | None = None, seed: int = 0) -> Sequence[Sample]:
-    """The samples of a source, in file order; pictures stay undecoded.
+    """The samples of a source, in file order; images stay undecoded.
 
-    Relative paths start from `base` (default: the working folder), picture paths from `image_root` (default: the
+    Relative paths start from `base` (default: the working folder), image paths from `image_root` (default: the
     data file's folder). All rows that `sampling` picks are checked before the first is used. Raises `DataError`
     naming file, line and remedy, and `ConfigError` for a wrong `sampling`.
     """
@@ -97,7 +97,7 @@ def _load_file(path: Path, source: DataSource, folder: Path, seed: int) -> Seque
     root = folder / source.image_root if source.image_root is not None else path.parent
     if not root.is_dir():
         raise DataError(f'image_root "{root}" is not a folder; correct it (relative to the working folder)')
-    context = RowContext(name=path.name, finder=PictureFinder(root), task=source.task)
+    context = RowContext(name=path.name, finder=ImageFinder(root), task=source.task)
     if path.suffix == ".parquet" and path.is_file():
         return _load_parquet(path, source.sampling, context, seed)
     rows = list(iter_rows(path))
@@ -128,7 +128,7 @@ def _load_hub(source: DataSource, folder: Path, seed: int) -> Sequence[Sample]:
 
     assert source.hub is not None
     root = folder / source.image_root if source.image_root is not None else folder
-    context = RowContext(name=source.hub, finder=PictureFinder(root), task=source.task)
+    context = RowContext(name=source.hub, finder=ImageFinder(root), task=source.task)
     try:
         table = datasets.load_dataset(source.hub, split=source.hub_split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -144,15 +144,15 @@ def _load_hub(source: DataSource, folder: Path, seed: int) -> Sequence[Sample]:
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
             table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
     indices = sampled_indices(source.sampling, len(table), seed)
-    texts = table.remove_columns([name for name in PICTURE_COLUMNS if name in table.column_names])
+    texts = table.remove_columns([name for name in IMAGE_COLUMNS if name in table.column_names])
     return LazySamples(table.__getitem__, texts.__getitem__, indices, context, source.hub)
 
 
 def _texts(
     get_row: Callable[[int], Mapping[str, Any]], indices: Sequence[int], context: RowContext, name: str
 ) -> Iterator[Sample]:
-    """Every row without its pictures: copying embedded pictures once to look at them would be slow."""
-    without = RowContext(name=context.name, finder=context.finder, task=context.task, pictures=False)
+    """Every row without its images: copying embedded images once to look at them would be slow."""
+    without = RowContext(name=context.name, finder=context.finder, task=context.task, images=False)
     errors = []
     for index in indices:
         sample, faults = read_row(get_row(index), without, index + 1)

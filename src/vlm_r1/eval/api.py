@@ -17,7 +17,7 @@ from PIL import Image
 
 from vlm_r1.errors import EngineError, UserError
 from vlm_r1.eval.elsewhere import Answerer
-from vlm_r1.records import Picture
+from vlm_r1.records import SampleImage
 
 MAX_BODY_BYTES = 256 * 2**20
 MAX_NEW_TOKENS = 1024
@@ -74,7 +74,7 @@ def _image(value: Any) -> Image.Image:
     if not head.startswith("data:image/") or not head.endswith(";base64"):
         raise EngineError("an image is not a data URL; nothing is downloaded: send data:image/png;base64,...")
     try:
-        return Picture(data=base64.b64decode(data, validate=True)).open()
+        return SampleImage(data=base64.b64decode(data, validate=True)).open()
     except binascii.Error:
         raise EngineError("an image is not valid base64") from None
 

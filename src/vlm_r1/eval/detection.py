@@ -71,7 +71,7 @@ class Matches:
     def greedy(self, counts_N: np.ndarray) -> tuple[float, float] | None:
         """Greedy precision and recall (GP, GR) at IoU 0.5, where question `i` occurs `counts_N[i]` times.
 
-        Within a picture and a label each prediction, in the order written, takes the free true box it overlaps most,
+        Within an image and a label each prediction, in the order written, takes the free true box it overlaps most,
         if their IoU is at least 0.5. GP is the share of all predictions that took one, GR the share of all true boxes
         that were taken, both over the whole split; predictions with a label that is true nowhere count against GP.
         Without predictions GP is 0; None where the split has no true box. VLM-R1 reports both numbers without stating

@@ -15,7 +15,7 @@ from vlm_r1.errors import ConfigError, nearest
 from vlm_r1.eval.run import read_rollouts
 from vlm_r1.models.load import load_policy, prompt_of_model
 from vlm_r1.prompts.templates import TASKS, template_text
-from vlm_r1.records import Answer, Picture, Sample, SamplingParams, Truth
+from vlm_r1.records import Answer, Sample, SampleImage, SamplingParams, Truth
 from vlm_r1.rollout.native import NativeEngine
 
 SPACES = ("as_written", "pixels", "relative_1", "relative_1000")
@@ -80,8 +80,8 @@ class Answerer:
     def _sample(self, images: Sequence[Image.Image], text: str) -> Sample:
         _, found, question = text.partition(self.after) if self.after else ("", "", text)
         question = (question if found or not self.after else text).strip()
-        pictures = tuple(Picture(image=image) for image in images)
-        return Sample(id=question[:40], question=question, images=pictures, truth=Truth(), task=self.task)
+        shown = tuple(SampleImage(image=image) for image in images)
+        return Sample(id=question[:40], question=question, images=shown, truth=Truth(), task=self.task)
 
     def _told(self, answer: Answer, sample: Sample) -> str:
         if self.boxes == "as_written" or not isinstance(answer.value, tuple) or not sample.images:

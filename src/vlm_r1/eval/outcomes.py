@@ -23,7 +23,7 @@ class Outcome:
 
     `kind` names the kind of answer (`prompts.kinds.KINDS`). `iou` is set where one box is asked for. `score` is
     the plain accuracy of the answer in [0, 1] (`rewards.accuracy`), `correct` whether it counts as right; both are
-    None where the sample holds no truth to compare with. Boxes are in pixels of the original picture.
+    None where the sample holds no truth to compare with. Boxes are in pixels of the original image.
 
     Example: `Outcome(kind="box", iou=0.75, score=0.75, correct=True).correct`.
     """

@@ -1,4 +1,4 @@
-"""One question about one picture, asked of a model folder."""
+"""One question about one image, asked of a model folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlm_r1.eval.answering import open_answering
 from vlm_r1.eval.run import read_rollouts
 from vlm_r1.models.load import prompt_of_model
 from vlm_r1.prompts.templates import TASKS, template_text
-from vlm_r1.records import Answer, Picture, Sample, SamplingParams, Truth
+from vlm_r1.records import Answer, Sample, SampleImage, SamplingParams, Truth
 from vlm_r1.rollout.engine import awake
 
 MAX_NEW_TOKENS = 1024
@@ -30,13 +30,13 @@ def ask(
     engine: Literal["native", "vllm"] = "native",
     servers: Sequence[str] = (),
 ) -> tuple[Sample, Answer]:
-    """The greedy answer of a model to a question about a picture, by itself or by a vLLM server (one that is started
+    """The greedy answer of a model to a question about an image, by itself or by a vLLM server (one that is started
     for it, or one of `servers`).
 
     `template` defaults to the one the model was trained with, where its folder says so, else "r1". Raises a `UserError`
-    for a picture or model that cannot be read, or an unknown task or template.
+    for an image or model that cannot be read, or an unknown task or template.
     """
-    sample = Sample(id=str(image), images=(Picture(path=image),), question=question, truth=Truth(), task=task)
+    sample = Sample(id=str(image), images=(SampleImage(path=image),), question=question, truth=Truth(), task=task)
     if task not in TASKS:
         raise ConfigError(f'--task: unknown task "{task}": {nearest(task, TASKS)}')
     try:

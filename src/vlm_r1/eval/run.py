@@ -28,12 +28,12 @@ from vlm_r1.runtime.runlog import write_atomically
 
 SERVED_AT_ONCE = 512
 """Questions that servers are asked at once by a process; it holds their images."""
-PICTURES_KEPT = 24
-"""Pictures of each split that the table of outcomes keeps, for the report."""
+IMAGES_KEPT = 24
+"""Images of each split that the table of outcomes keeps, for the report."""
 
 
 def read_rollouts(group: RolloutGroup) -> list[Answer]:
-    """The answers of a group, in pixels of the original picture; the one reader of training and evaluation."""
+    """The answers of a group, in pixels of the original image; the one reader of training and evaluation."""
     prompt = group.prompt
     return [
         read_answer(
@@ -129,7 +129,7 @@ def _measured(split: str, group: RolloutGroup) -> tuple[int, Outcome, dict[str, 
         "correct": found.correct,
         "well_formed": found.well_formed,
         "n_tokens": found.n_tokens,
-        "image": image_bytes(sample) if group.prompt.number < PICTURES_KEPT else None,
+        "image": image_bytes(sample) if group.prompt.number < IMAGES_KEPT else None,
     }
     return group.prompt.number, found, row
 

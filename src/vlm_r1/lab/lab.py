@@ -16,7 +16,7 @@ from vlm_r1.lab.page import summary, write_page
 from vlm_r1.lab.results import measured
 from vlm_r1.lab.runner import VLM_R1, best_value, is_done, reused, run_jobs, state_of
 from vlm_r1.lab.study import Study
-from vlm_r1.report.picture import before_after_png
+from vlm_r1.report.image import before_after_png
 from vlm_r1.runtime.runlog import write_atomically
 
 Say = Callable[[str], None]

@@ -128,7 +128,7 @@ def questions_per_step(recipe: Recipe) -> int:
     if recipe.method == "grpo":
         return recipe.rl.prompts_per_step
     scenes = recipe.data.train[0].scenes if recipe.data.train else None
-    return recipe.sft.pictures_per_step * (scenes.per_picture if scenes else 1)
+    return recipe.sft.images_per_step * (scenes.per_image if scenes else 1)
 
 
 def take_quantity(quantity: Quantity, study: Study, runs: Sequence[Measured]) -> Estimate | None:

@@ -1,7 +1,7 @@
 """What differs between model families, and nothing else. One file per family; `models.families.FAMILIES` lists them.
 
-A family turns a `Sample` into a `Prompt`: chat template, picture tensors, positions, and the map from the coordinates
-the model writes to pixels of the original picture. It also names the tokens a policy must never write, and the modules
+A family turns a `Sample` into a `Prompt`: chat template, image tensors, positions, and the map from the coordinates
+the model writes to pixels of the original image. It also names the tokens a policy must never write, and the modules
 of the tower, the connector and the language model. This base class reads all of it from the model and the processor
 where they follow transformers' conventions; a family overrides what does not.
 """
@@ -23,37 +23,37 @@ from torch import Tensor, nn
 from vlm_r1.boxes import BoxMap
 from vlm_r1.config import PromptConfig
 from vlm_r1.errors import ConfigError, DataError
-from vlm_r1.models.policy import merge_pictures
+from vlm_r1.models.policy import merge_images
 from vlm_r1.prompts.templates import chat_messages
-from vlm_r1.records import Picture, Prompt, Sample, Truth, VisionInput
+from vlm_r1.records import Prompt, Sample, SampleImage, Truth, VisionInput
 
-CACHED_PICTURES = 128
-"""Processed pictures kept in memory: a picture asked about several times is decoded and resized once."""
+CACHED_IMAGES = 128
+"""Processed images kept in memory: an image asked about several times is decoded and resized once."""
 FILLER_SIDE = 64
-"""Pixels of the side of a filler's picture; families enlarge it to the smallest they take."""
+"""Pixels of the side of a filler's image; families enlarge it to the smallest they take."""
 Part = Literal["vision", "connector", "language"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processed:
-    """Pictures that were processed together: their tensors, and the text that replaces each one's placeholder.
+    """Images that were processed together: their tensors, and the text that replaces each one's placeholder.
 
-    `size` is the first one's original (width, height). The pictures are held so that their ids stay their own.
+    `size` is the first one's original (width, height). The images are held so that their ids stay their own.
     """
 
     vision: VisionInput
     texts: list[str]
     size: tuple[int, int]
-    pictures: Sequence[Picture]
+    images: Sequence[SampleImage]
 
 
 class Family:
-    """A model that follows transformers' conventions; boxes are 0-1000 of the picture."""
+    """A model that follows transformers' conventions; boxes are 0-1000 of the image."""
 
     chunked_vision = False
     """True where the vision tower takes variable-length attention over chunks (`models.vision_attention`)."""
-    shares_pictures = True
-    """False where the question changes what the picture's tokens see, so that questions cannot share a picture."""
+    shares_images = True
+    """False where the question changes what the image's tokens see, so that questions cannot share an image."""
 
     def __init__(
         self, model: Any, processor: Any, settings: PromptConfig, min_pixels: int | None, max_pixels: int | None
@@ -64,23 +64,23 @@ class Family:
         self.tokenizer = processor.tokenizer
         self._max_pixels = max_pixels
         self._end_token_id: int | None = None
-        self._picture_kwargs = self.picture_kwargs(min_pixels, max_pixels)
-        self._settings_key = f"{processor.image_processor.to_dict()}{self._picture_kwargs}"
+        self._image_kwargs = self.image_kwargs(min_pixels, max_pixels)
+        self._settings_key = f"{processor.image_processor.to_dict()}{self._image_kwargs}"
         self._vision_names = set(inspect.signature(model.model.get_image_features).parameters)
         self._encoding = threading.Lock()  # a processor need not bear two threads; training and evaluation are two
-        self._pictures: OrderedDict[Any, Processed] = OrderedDict()
+        self._images: OrderedDict[Any, Processed] = OrderedDict()
 
     # -- what a family states -------------------------------------------------------------------------------------
 
-    def picture_kwargs(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
-        """Keyword arguments of the picture processor for these limits (pixels of the resized picture).
+    def image_kwargs(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
+        """Keyword arguments of the image processor for these limits (pixels of the resized image).
 
         Raises `ConfigError` where the family has no such limits.
         """
         for key, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
             if value is not None:
                 name = self.model.config.model_type
-                raise ConfigError(f"model.{key}: {name} resizes every picture to sizes of its own; remove the key")
+                raise ConfigError(f"model.{key}: {name} resizes every image to sizes of its own; remove the key")
         return dict(getattr(type(self.processor), "images_kwargs", None) or {})
 
     @property
@@ -101,15 +101,15 @@ class Family:
         return None
 
     def box_map(self, original: tuple[int, int], vision: VisionInput) -> BoxMap:
-        """From what the model writes about a picture of `original` (width, height) pixels to those pixels."""
+        """From what the model writes about an image of `original` (width, height) pixels to those pixels."""
         return BoxMap(x=original[0] / 1000, y=original[1] / 1000)
 
     def placeholder(self) -> str:
-        """The text that stands for one picture in the chat template."""
+        """The text that stands for one image in the chat template."""
         return str(self.processor.image_token)
 
     def banned_token_ids(self) -> list[int]:
-        """Tokens a policy must never write: picture and video placeholders, which make the next forward pass fail."""
+        """Tokens a policy must never write: image and video placeholders, which make the next forward pass fail."""
         names = ("image_token_id", "video_token_id", "audio_token_id")
         found = (getattr(self.model.config, name, None) for name in names)
         return [token for token in found if token is not None]
@@ -125,21 +125,21 @@ class Family:
         return {"connector": others, "vision": [tower], "language": [language, self.model.get_output_embeddings()]}
 
     def text(self, sample: Sample) -> str:
-        """The prompt's text, with one placeholder a picture."""
+        """The prompt's text, with one placeholder an image."""
         messages = chat_messages(sample, self.settings.template)
         return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
-    def group_pictures(self, pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
-        """Pictures that must be processed together; each alone unless a family says otherwise."""
-        return [(picture,) for picture in pictures]
+    def group_images(self, images: Sequence[SampleImage]) -> list[Sequence[SampleImage]]:
+        """Images that must be processed together; each alone unless a family says otherwise."""
+        return [(image,) for image in images]
 
     def tensors(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the picture processor made, in shapes that can be put one after the other in their first dimension."""
+        """What the image processor made, in shapes that can be put one after the other in their first dimension."""
         return found
 
-    def as_seen(self, picture: Picture, vision: VisionInput) -> Image.Image:
+    def as_seen(self, image: SampleImage, vision: VisionInput) -> Image.Image:
         """The image that a server's processor is given; the original, unless a family knows the one the tower sees."""
-        return picture.open()
+        return image.open()
 
     @property
     def end_token_id(self) -> int:
@@ -154,33 +154,33 @@ class Family:
     def encode(self, sample: Sample) -> Prompt:
         """The prompt of a sample; one thread at a time.
 
-        Raises `DataError` naming the sample for a picture that cannot be read.
+        Raises `DataError` naming the sample for an image that cannot be read.
         """
         with self._encoding:
             return self._encode(sample)
 
     def _encode(self, sample: Sample) -> Prompt:
         try:
-            processed = [self.process(pictures) for pictures in self.group_pictures(sample.images)]
+            processed = [self.process(images) for images in self.group_images(sample.images)]
         except DataError as error:
             raise DataError(f"sample {sample.id}: {error}") from None
         pieces = self.text(sample).split(self.placeholder())
         replacements = [text for entry in processed for text in entry.texts]
         if len(pieces) != len(replacements) + 1:
             raise DataError(
-                f"sample {sample.id}: the text holds a picture placeholder ({self.placeholder()}); remove it"
+                f"sample {sample.id}: the text holds an image placeholder ({self.placeholder()}); remove it"
             )
         filled = pieces[0] + "".join(t + piece for t, piece in zip(replacements, pieces[1:], strict=True))
         token_ids = torch.tensor(self.tokenizer(filled, add_special_tokens=False)["input_ids"])
-        pictures = tuple(entry.vision for entry in processed)
-        positions = self.positions(token_ids, merge_pictures(pictures))
+        images = tuple(entry.vision for entry in processed)
+        positions = self.positions(token_ids, merge_images(images))
         return Prompt(
             sample=sample,
             token_ids=tuple(token_ids.tolist()),
             positions=positions,
             next_position=int(positions.max()) + 1,
-            pictures=pictures,
-            box_map=self.prompt_box_map(processed[0].size, pictures[0]) if processed else BoxMap(),
+            images=images,
+            box_map=self.prompt_box_map(processed[0].size, images[0]) if processed else BoxMap(),
             blocks=self.blocks(token_ids),
         )
 
@@ -189,17 +189,17 @@ class Family:
         with self._encoding:
             return list(self.tokenizer(self.text(sample), add_special_tokens=False)["input_ids"])
 
-    def filler(self, *, picture: bool) -> Prompt:
+    def filler(self, *, image: bool) -> Prompt:
         """A small prompt that counts nothing: with it a process runs the modules that others run."""
-        images = (Picture(image=Image.new("RGB", (FILLER_SIDE, FILLER_SIDE))),) if picture else ()
-        return self.encode(Sample(id="filler", question="?", images=images, truth=Truth()))
+        shown = (SampleImage(image=Image.new("RGB", (FILLER_SIDE, FILLER_SIDE))),) if image else ()
+        return self.encode(Sample(id="filler", question="?", images=shown, truth=Truth()))
 
     def expected_tokens(self, sample: Sample) -> float:
-        """About how many tokens the prompt of a sample has, without decoding its pictures: to share work by."""
+        """About how many tokens the prompt of a sample has, without decoding its images: to share work by."""
         pixels = 0
-        for picture in sample.images:
+        for image in sample.images:
             try:
-                width, height = picture.size
+                width, height = image.size
             except DataError:  # `encode` says so, with the sample's name
                 continue
             pixels += min(width * height, self._max_pixels or width * height)
@@ -229,28 +229,28 @@ class Family:
         return int(self.tokenizer.eos_token_id)
 
     def prompt_box_map(self, original: tuple[int, int], vision: VisionInput) -> BoxMap:
-        """The box map that the recipe asks for, of the first picture: boxes are about it."""
+        """The box map that the recipe asks for, of the first image: boxes are about it."""
         if self.settings.coordinates == "original_pixels":
             return BoxMap()
         if self.settings.coordinates == "relative_1000":
             return BoxMap(x=original[0] / 1000, y=original[1] / 1000)
         return self.box_map(original, vision)
 
-    def process(self, pictures: Sequence[Picture]) -> Processed:
-        """Pictures that go together, decoded and resized once while they stay cached."""
-        key = tuple(id(p) if p.path is None else str(p.path) for p in pictures)
-        if key in self._pictures:
-            self._pictures.move_to_end(key)
-            return self._pictures[key]
-        images = [picture.open() for picture in pictures]
-        found = self.processor.image_processor(images=[images], return_tensors="pt", **self._picture_kwargs)
-        texts = [self.processor.replace_image_token(found, i) for i in range(len(pictures))]
-        content = "".join(picture.key for picture in pictures) + self._settings_key
+    def process(self, images: Sequence[SampleImage]) -> Processed:
+        """Images that go together, decoded and resized once while they stay cached."""
+        key = tuple(id(p) if p.path is None else str(p.path) for p in images)
+        if key in self._images:
+            self._images.move_to_end(key)
+            return self._images[key]
+        opened = [image.open() for image in images]
+        found = self.processor.image_processor(images=[opened], return_tensors="pt", **self._image_kwargs)
+        texts = [self.processor.replace_image_token(found, i) for i in range(len(images))]
+        content = "".join(image.key for image in images) + self._settings_key
         vision = VisionInput(
             key=hashlib.sha256(content.encode()).hexdigest()[:32],
             tensors=self.tensors({name: value for name, value in found.items() if name in self._vision_names}),
         )
-        self._pictures[key] = Processed(vision=vision, texts=texts, size=images[0].size, pictures=pictures)
-        if len(self._pictures) > CACHED_PICTURES:
-            self._pictures.popitem(last=False)
-        return self._pictures[key]
+        self._images[key] = Processed(vision=vision, texts=texts, size=opened[0].size, images=images)
+        if len(self._images) > CACHED_IMAGES:
+            self._images.popitem(last=False)
+        return self._images[key]

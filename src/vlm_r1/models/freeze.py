@@ -45,7 +45,7 @@ def blocks_of(family: Family, part: Part) -> list[nn.Module]:
 
 
 def frozen_features(family: Family) -> tuple[list[str], TowerOutput | None] | None:
-    """What can be kept of pictures, as `Policy.cache_features` takes it.
+    """What can be kept of images, as `Policy.cache_features` takes it.
 
     These are the names of the weights that it depends on, and, where the connector is trained, the way to record the
     tower's output. None where the tower is trained, and for a trained connector of a model without a family of its own:

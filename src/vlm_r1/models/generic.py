@@ -28,15 +28,15 @@ from vlm_r1.models.logprobs import masked_logprobs
 from vlm_r1.models.packing import make_tree, pack
 from vlm_r1.models.policy import Policy
 from vlm_r1.prompts.templates import chat_messages
-from vlm_r1.records import Picture, Prompt, Sample, Truth
+from vlm_r1.records import Prompt, Sample, SampleImage, Truth
 
 SIZES = ((64, 48), (40, 150))
-"""Pictures of the check, width and height: one prompt each, of different shapes, so that their tensors differ too."""
+"""Images of the check, width and height: one prompt each, of different shapes, so that their tensors differ too."""
 ANSWERS = ("[12, 40, 310, 402]", "No.")
 
 
 def check_kind(config: Any, path: str, *, trust_remote_code: bool) -> None:
-    """Raise `ModelError` for a configuration that is of no family here and of no picture model of transformers."""
+    """Raise `ModelError` for a configuration that is of no family here and of no image model of transformers."""
     kind = config.model_type
     if kind not in FAMILIES and not trust_remote_code and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ModelError(f'model.path: family "{kind}" of "{path}" is not supported; {nearest(kind, FAMILIES)}')
@@ -91,7 +91,7 @@ def _missing(model: Any, processor: Any) -> Iterator[str]:
 
 
 def check_forward(policy: Policy, family: Family) -> None:
-    """Compare a packed row of two small pictures and two answers each with the model's own forward.
+    """Compare a packed row of two small images and two answers each with the model's own forward.
 
     Prints what is assumed and how large the difference is. Raises `ModelError` where it is more than rounding.
     """
@@ -115,8 +115,8 @@ def check_forward(policy: Policy, family: Family) -> None:
             "(other positions, attention that is not causal, or logits that are not the head's output)",
         )
     print(
-        f'model.path: "{model.config.model_type}" has no family of its own. Assumed: boxes are 0-1000 of the picture '
-        "(prompt.coordinates says otherwise), every token sees what is before it and nothing else, each picture is "
+        f'model.path: "{model.config.model_type}" has no family of its own. Assumed: boxes are 0-1000 of the image '
+        "(prompt.coordinates says otherwise), every token sees what is before it and nothing else, each image is "
         "processed by itself. A packed row was compared with the model's own forward: log-probs differ by "
         f"{difference:.1g} of their size.",
         file=sys.stderr,
@@ -127,7 +127,7 @@ def check_forward(policy: Policy, family: Family) -> None:
 def _sample(width: int, height: int) -> Sample:
     rng = np.random.default_rng(width)
     noise = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-    return Sample(id="check", question="Where is the red circle?", images=(Picture(image=noise),), truth=Truth())
+    return Sample(id="check", question="Where is the red circle?", images=(SampleImage(image=noise),), truth=Truth())
 
 
 class _Watch:
@@ -171,7 +171,7 @@ def _plain(policy: Policy, family: Family, prompts: list[Prompt], answers: list[
         sample = prompt.sample
         messages = chat_messages(sample, family.settings.template)
         text = family.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        images = [[picture.open() for picture in sample.images]]
+        images = [[image.open() for image in sample.images]]
         inputs = family.processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False).to(device)
         if tuple(inputs["input_ids"][0].tolist()) != prompt.token_ids:
             raise ModelError("its processor makes other tokens of a prompt than its parts do")

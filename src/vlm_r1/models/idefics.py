@@ -1,6 +1,6 @@
 """SmolVLM and SmolVLM2 (`smolvlm`) and Idefics3 (`idefics3`, which SmolVLM's first checkpoints are too).
 
-Nothing is published about the coordinates of boxes; 0-1000 of the picture is taken.
+Nothing is published about the coordinates of boxes; 0-1000 of the image is taken.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from vlm_r1.models.family import Family
 
 
 class Idefics3(Family):
-    """A picture is enlarged to a fixed longest side and cut into square tiles, with the whole picture behind them."""
+    """An image is enlarged to a fixed longest side and cut into square tiles, with the whole image behind them."""
 
-    def picture_kwargs(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
+    def image_kwargs(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
         """The longest side, in whole tiles, of a square of `max_pixels`.
 
-        Raises `ConfigError` for `min_pixels`, which every picture is enlarged beyond, and where one tile is over
+        Raises `ConfigError` for `min_pixels`, which every image is enlarged beyond, and where one tile is over
         `max_pixels`.
         """
-        found = super().picture_kwargs(min_pixels, None)
+        found = super().image_kwargs(min_pixels, None)
         if max_pixels is None:
             return found
         tile = self.processor.image_processor.max_image_size["longest_edge"]

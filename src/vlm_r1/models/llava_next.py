@@ -1,6 +1,6 @@
 """LLaVA-NeXT (LLaVA 1.6), `llava_next`.
 
-Boxes are shares of the picture, 0 to 1 with decimals, as LLaVA's published instruction data writes them.
+Boxes are shares of the image, 0 to 1 with decimals, as LLaVA's published instruction data writes them.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from vlm_r1.records import VisionInput
 
 
 class LlavaNext(Family):
-    """A picture is shown whole and in the tiles of the resolution that fits it best."""
+    """An image is shown whole and in the tiles of the resolution that fits it best."""
 
-    def picture_kwargs(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
+    def image_kwargs(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
         """The limits choose among the resolutions; the model reads them too, so they are set in its configuration.
 
         Raises `ConfigError` where none is left.
         """
-        pictures, config = self.processor.image_processor, self.model.config
+        images, config = self.processor.image_processor, self.model.config
         low, high = min_pixels or 0, max_pixels or float("inf")
-        kept = [[h, w] for h, w in pictures.image_grid_pinpoints if low <= h * w <= high]
+        kept = [[h, w] for h, w in images.image_grid_pinpoints if low <= h * w <= high]
         if not kept:
-            sizes = sorted({h * w for h, w in pictures.image_grid_pinpoints})
+            sizes = sorted({h * w for h, w in images.image_grid_pinpoints})
             raise ConfigError(
                 "model.min_pixels, model.max_pixels: no resolution of this model lies between them; they have "
                 f"{', '.join(map(str, sizes))} pixels"
             )
-        pictures.image_grid_pinpoints = config.image_grid_pinpoints = kept
-        return super().picture_kwargs(None, None)
+        images.image_grid_pinpoints = config.image_grid_pinpoints = kept
+        return super().image_kwargs(None, None)
 
     def tensors(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`pixel_values` `(pictures, tiles, C, H, W)` to `(pictures * tiles, C, H, W)`."""
+        """`pixel_values` `(images, tiles, C, H, W)` to `(images * tiles, C, H, W)`."""
         return found | {"pixel_values": found["pixel_values"].flatten(0, 1)}
 
     def box_map(self, original: tuple[int, int], vision: VisionInput) -> BoxMap:
-        """Shares of the picture's width and height."""
+        """Shares of the image's width and height."""
         return BoxMap(x=original[0], y=original[1], digits=3)

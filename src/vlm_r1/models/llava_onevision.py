@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlm_r1.models.llava_next import LlavaNext
-from vlm_r1.records import Picture
+from vlm_r1.records import SampleImage
 
 
 class LlavaOnevision(LlavaNext):
-    """Several pictures in a prompt are one tile each, so they are processed together."""
+    """Several images in a prompt are one tile each, so they are processed together."""
 
-    def group_pictures(self, pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
+    def group_images(self, images: Sequence[SampleImage]) -> list[Sequence[SampleImage]]:
         """All of a prompt together."""
-        return [pictures] if pictures else []
+        return [images] if images else []

@@ -1,6 +1,6 @@
 """Packed rows: prompts once, answers behind them, no padding in any linear layer.
 
-A `Tree` is one prefix and its branches: a prompt and its G answers, or a picture and its many questions with their
+A `Tree` is one prefix and its branches: a prompt and its G answers, or an image and its many questions with their
 answers. Several trees become one row of `N` tokens: `[prefix 1 | ... | prefix P | branch 1 | ... | branch B]`. A
 branch's positions go on where its prefix ends, and attention (see `shared_prefix.py`) lets it see its prefix and
 itself. The last token of a branch predicts nothing that is scored, so it is a target and not in the row: a branch of
@@ -35,11 +35,11 @@ class Branch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
-    """A prefix of `L` tokens with positions `(3, L)`, its pictures, its branches, and its blocks `(L,)` (`Layout`)."""
+    """A prefix of `L` tokens with positions `(3, L)`, its images, its branches, and its blocks `(L,)` (`Layout`)."""
 
     token_ids: Tensor
     positions: Tensor
-    pictures: tuple[VisionInput, ...]
+    images: tuple[VisionInput, ...]
     branches: tuple[Branch, ...]
     blocks: Tensor | None = None
 
@@ -60,7 +60,7 @@ def make_tree(prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], share
     return Tree(
         token_ids=torch.tensor(first.token_ids[:shared], dtype=torch.long),
         positions=first.positions[:, :shared],
-        pictures=first.pictures,
+        images=first.images,
         branches=tuple(_branch(prompt, shared, ids) for prompt, ids in zip(prompts, answers, strict=True)),
         blocks=None if first.blocks is None else first.blocks[:shared],
     )
@@ -86,20 +86,20 @@ class PackedRow:
 
     token_ids: Tensor
     positions: Tensor
-    pictures: tuple[VisionInput, ...]
+    images: tuple[VisionInput, ...]
     layout: Layout
     predictors: Tensor
     targets: Tensor
     branch_of_target: Tensor
 
     def to(self, device: torch.device) -> PackedRow:
-        """The same row on a device; pictures follow when they are encoded."""
+        """The same row on a device; images follow when they are encoded."""
         if device == self.token_ids.device:
             return self
         return PackedRow(
             token_ids=self.token_ids.to(device),
             positions=self.positions.to(device),
-            pictures=self.pictures,
+            images=self.images,
             layout=self.layout.to(device),
             predictors=self.predictors.to(device),
             targets=self.targets.to(device),
@@ -128,7 +128,7 @@ def pack(trees: Sequence[Tree]) -> PackedRow:
     return PackedRow(
         token_ids=torch.cat([t.token_ids for t in trees] + [b.token_ids[:-1] for _, b in run]),
         positions=torch.cat([t.positions for t in trees] + [b.positions[:, :-1] for _, b in run], 1),
-        pictures=tuple(picture for tree in trees for picture in tree.pictures),
+        images=tuple(image for tree in trees for image in tree.images),
         layout=layout,
         predictors=_cat(predictors),
         targets=_cat(targets),

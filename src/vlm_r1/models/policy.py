@@ -23,7 +23,7 @@ Staged = TypeVar("Staged", Prompt, Tree)
 class Policy(nn.Module):
     """A vision-language model that scores packed rows; what optimisers hold and FSDP shards.
 
-    `model` is the transformers model; `banned` `(K,)` are the token ids it may not write (picture placeholders);
+    `model` is the transformers model; `banned` `(K,)` are the token ids it may not write (image placeholders);
     `mrope` says that it takes positions per axis (time, row, column). `compute_dtype` is the precision of its forward
     pass, whatever that of its weights. `logprob_kernel` computes log-probs: "torch" or "liger".
     """
@@ -51,30 +51,30 @@ class Policy(nn.Module):
         self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self.register_buffer("banned", banned, persistent=False)
 
-    def features(self, pictures: Sequence[VisionInput]) -> dict[str, Any]:
-        """The vision tower's output for the pictures, in the form `hidden` takes; empty without pictures.
+    def features(self, images: Sequence[VisionInput]) -> dict[str, Any]:
+        """The vision tower's output for the images, in the form `hidden` takes; empty without images.
 
-        With a cache (the tower is frozen) it runs only on pictures that the cache does not hold; a connector that is
+        With a cache (the tower is frozen) it runs only on images that the cache does not hold; a connector that is
         trained runs on all.
         """
-        if not pictures:
+        if not images:
             return {}
         if self.vision_cache is None:
-            return {"image": self.encode_pictures(pictures)}
+            return {"image": self.encode_images(images)}
         if self.tower_output is None:
-            return {"image": self.kept(pictures)}
-        return {"image": self.tower_output.replay(self.encode_pictures, pictures, self.kept(pictures))}
+            return {"image": self.kept(images)}
+        return {"image": self.tower_output.replay(self.encode_images, images, self.kept(images))}
 
-    def kept(self, pictures: Sequence[VisionInput]) -> Any:
-        """What the cache keeps of pictures, and the tower makes of those that it does not hold."""
+    def kept(self, images: Sequence[VisionInput]) -> Any:
+        """What the cache keeps of images, and the tower makes of those that it does not hold."""
         assert self.vision_cache is not None
         weights = self._weights_version(self.model.get_parameter(name) for name in self._frozen)
-        return self.vision_cache.lookup(pictures, weights, self._encode_frozen, self.banned.device)
+        return self.vision_cache.lookup(images, weights, self._encode_frozen, self.banned.device)
 
     def cache_features(
         self, cache: VisionCache, frozen: Iterable[str], tower_output: TowerOutput | None = None
     ) -> None:
-        """Keep in `cache` the features of pictures, or what their tower puts out where its connector is trained.
+        """Keep in `cache` the features of images, or what their tower puts out where its connector is trained.
 
         `frozen` names the model's parameters that what is kept depends on.
         """
@@ -82,36 +82,36 @@ class Policy(nn.Module):
         self.tower_output = tower_output
 
     @torch.no_grad()
-    def _encode_frozen(self, pictures: Sequence[VisionInput]) -> Any:
+    def _encode_frozen(self, images: Sequence[VisionInput]) -> Any:
         training = self.model.training
         self.model.eval()  # what is kept must not depend on a draw of dropout
         try:
             if self.tower_output is None:
-                return self.encode_pictures(pictures)
-            return self.tower_output.record(self.encode_pictures, pictures)
+                return self.encode_images(images)
+            return self.tower_output.record(self.encode_images, images)
         finally:
             self.model.train(training)
 
-    def encode_pictures(self, pictures: Sequence[VisionInput]) -> Any:
-        """The model's own `get_image_features` on these pictures."""
-        tensors = merge_pictures([self._moved(picture, self.banned.device) for picture in pictures])
+    def encode_images(self, images: Sequence[VisionInput]) -> Any:
+        """The model's own `get_image_features` on these images."""
+        tensors = merge_images([self._moved(image, self.banned.device) for image in images])
         return self.model.model.get_image_features(**tensors, return_dict=True)
 
     def stage(self, made: Staged) -> Staged:
-        """The same with images as `encode_pictures` takes them, so that it need only copy them.
+        """The same with images as `encode_images` takes them, so that it need only copy them.
 
         They stay in host memory: pinned where the model is on a GPU, which then copies them while the host goes on.
         """
-        staged = [self._moved(picture, torch.device("cpu")) for picture in made.pictures]
+        staged = [self._moved(image, torch.device("cpu")) for image in made.images]
         if self.banned.is_cuda:
             staged = [replace(p, tensors={n: t.pin_memory() for n, t in p.tensors.items()}) for p in staged]
-        return replace(made, pictures=tuple(staged))
+        return replace(made, images=tuple(staged))
 
-    def _moved(self, picture: VisionInput, device: torch.device) -> VisionInput:
+    def _moved(self, image: VisionInput, device: torch.device) -> VisionInput:
         """On a device, numbers in the precision of the forward pass."""
-        dtypes = {n: self.compute_dtype if t.is_floating_point() else t.dtype for n, t in picture.tensors.items()}
-        moved = {n: t.to(device, dtypes[n], non_blocking=True) for n, t in picture.tensors.items()}
-        return replace(picture, tensors=moved)
+        dtypes = {n: self.compute_dtype if t.is_floating_point() else t.dtype for n, t in image.tensors.items()}
+        moved = {n: t.to(device, dtypes[n], non_blocking=True) for n, t in image.tensors.items()}
+        return replace(image, tensors=moved)
 
     def hidden(self, token_ids: Tensor, positions: Tensor, features: Mapping[str, Any], layout: Any) -> Tensor:
         """Last hidden states `(N, D)` of a row: token ids `(N,)`, positions `(3, N)`."""
@@ -131,7 +131,7 @@ class Policy(nn.Module):
 
     def forward(self, row: PackedRow, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy `(S,)` of every scored token of the row."""
-        hidden = self.hidden(row.token_ids, row.positions, self.features(row.pictures), row.layout)
+        hidden = self.hidden(row.token_ids, row.positions, self.features(row.images), row.layout)
         return self.score(hidden[row.predictors], row.targets, temperature)
 
     def score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -140,7 +140,7 @@ class Policy(nn.Module):
         return token_logprobs(hidden, head, targets, self.banned, temperature, self.softcap, self.logprob_kernel)
 
 
-def merge_pictures(pictures: Sequence[VisionInput]) -> dict[str, Tensor]:
-    """The tensors of several pictures, one after the other."""
-    names = dict.fromkeys(name for picture in pictures for name in picture.tensors)
-    return {name: torch.cat([p.tensors[name] for p in pictures if name in p.tensors]) for name in names}
+def merge_images(images: Sequence[VisionInput]) -> dict[str, Tensor]:
+    """The tensors of several images, one after the other."""
+    names = dict.fromkeys(name for image in images for name in image.tensors)
+    return {name: torch.cat([p.tensors[name] for p in images if name in p.tensors]) for name in names}

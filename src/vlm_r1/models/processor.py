@@ -2,7 +2,7 @@
 
 The Qwen-VL, InternVL and SmolVLM processors insist on a video processor, which needs torchvision, for which there is
 no CPU build. Without torchvision the processor class that the checkpoint names is subclassed with its video part
-left out; pictures and chat templates work as usual.
+left out; images and chat templates work as usual.
 """
 
 from __future__ import annotations
@@ -81,30 +81,30 @@ VIDEO_PROCESSORS = {
 def save_processor(processor: Any, folder: Path) -> None:
     """Save a processor so that it loads with and without torchvision, and in servers that want the published layout.
 
-    The picture processor gets a `preprocessor_config.json` of its own. A processor that was loaded without its video
-    part gets a video section in `processor_config.json`, with the picture processor's sizes.
+    The image processor gets a `preprocessor_config.json` of its own. A processor that was loaded without its video
+    part gets a video section in `processor_config.json`, with the image processor's sizes.
     """
     processor.save_pretrained(folder)
-    pictures = processor.image_processor
-    pictures.save_pretrained(folder)
+    images = processor.image_processor
+    images.save_pretrained(folder)
     name = type(processor).__name__
     if name not in VIDEO_PROCESSORS or getattr(processor, "video_processor", None) is not None:
         return
     file = folder / "processor_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    settings = _frame_settings(pictures.to_dict())
+    settings = _frame_settings(images.to_dict())
     config["video_processor"] = {"video_processor_type": VIDEO_PROCESSORS[name], **settings}
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _frame_settings(pictures: dict[str, Any]) -> dict[str, Any]:
-    """What a video's frames share with pictures: the patches; or the tile, which is a whole frame, and its colours."""
+def _frame_settings(images: dict[str, Any]) -> dict[str, Any]:
+    """What a video's frames share with images: the patches; or the tile, which is a whole frame, and its colours."""
     patches = ("patch_size", "merge_size", "temporal_patch_size")
-    sizes: dict[str, Any] = {key: pictures[key] for key in patches if key in pictures}
+    sizes: dict[str, Any] = {key: images[key] for key in patches if key in images}
     if sizes:
         return sizes
-    shared = {key: pictures[key] for key in ("image_mean", "image_std", "max_image_size") if key in pictures}
-    return shared | {"size": pictures.get("max_image_size", pictures["size"])}
+    shared = {key: images[key] for key in ("image_mean", "image_std", "max_image_size") if key in images}
+    return shared | {"size": images.get("max_image_size", images["size"])}
 
 
 def _processor_class_name(path: str) -> str | None:

@@ -1,7 +1,7 @@
 """Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5 and their mixtures of experts.
 
 All have M-RoPE positions and one placeholder token per merged patch, and differ in the coordinates they write:
-Qwen2.5-VL pixels of the resized picture it saw, the others 0-1000 (their published cookbooks on grounding; for
+Qwen2.5-VL pixels of the resized image it saw, the others 0-1000 (their published cookbooks on grounding; for
 Qwen2-VL its report). A mixture of experts routes each token by itself, so a packed row is exact.
 """
 
@@ -17,7 +17,7 @@ from transformers.core_model_loading import Transpose
 from vlm_r1.boxes import BoxMap
 from vlm_r1.models.family import Family, Part
 from vlm_r1.models.recurrent import share_states
-from vlm_r1.records import Picture, VisionInput
+from vlm_r1.records import SampleImage, VisionInput
 
 
 class QwenVL(Family):
@@ -25,13 +25,13 @@ class QwenVL(Family):
 
     chunked_vision = True
 
-    def picture_kwargs(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
-        """The picture processor's `size`, with the limits that the recipe sets."""
+    def image_kwargs(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
+        """The image processor's `size`, with the limits that the recipe sets."""
         size = self.processor.image_processor.size
         shortest, longest = min_pixels or size["shortest_edge"], max_pixels or size["longest_edge"]
         return {"size": {"shortest_edge": shortest, "longest_edge": longest}}
 
-    def as_seen(self, picture: Picture, vision: VisionInput) -> Image.Image:
+    def as_seen(self, image: SampleImage, vision: VisionInput) -> Image.Image:
         """The resized image, from the patches: another program's resizing differs by a level here and there, and leaves
         this one as it is."""
         processor, [[_, rows, columns]] = self.processor.image_processor, vision.tensors["image_grid_thw"].tolist()
@@ -52,7 +52,7 @@ class QwenVL(Family):
 
 
 class Qwen25VL(QwenVL):
-    """Boxes are pixels of the picture as resized for the model."""
+    """Boxes are pixels of the image as resized for the model."""
 
     def box_map(self, original: tuple[int, int], vision: VisionInput) -> BoxMap:
         """Original size over resized size, per axis."""

@@ -43,7 +43,7 @@ FAMILIES = {
 def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE trained on scene texts: any text encodes, each digit is a token, the R1 tags are one each."""
     kinds = {"attribute": 3.0, "relation": 1.0, "superlative": 1.0, "list": 1.0, "detect": 1.0, "count": 1.0}
-    samples = load_scenes(ScenesSource(split="base", n=600, per_picture=4, questions=kinds))
+    samples = load_scenes(ScenesSource(split="base", n=600, per_image=4, questions=kinds))
     texts = [f"{s.question} {s.think}" for s in samples]
     texts += ["user\nassistant\nsystem\n"] * 50 + [
         '[{"bbox_2d": [1, 2, 3, 4], "label": "red circle"}, {"bbox_2d": ['
@@ -78,13 +78,13 @@ def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def build_processor(model_type: str, tokenizer: Any, *, patch_size: int, merge_size: int, max_pixels: int) -> Any:
-    """The family's own processor class around a tokenizer, with a picture processor for these patch sizes."""
+    """The family's own processor class around a tokenizer, with an image processor for these patch sizes."""
     processor_class = getattr(transformers, FAMILIES[model_type][0])
     unit = (patch_size * merge_size) ** 2
-    picture_processor = getattr(transformers, FAMILIES[model_type][1])(
+    image_processor = getattr(transformers, FAMILIES[model_type][1])(
         patch_size=patch_size, merge_size=merge_size, size={"shortest_edge": unit, "longest_edge": max_pixels}
     )
-    parts = {"image_processor": picture_processor, "tokenizer": tokenizer, "chat_template": CHAT_TEMPLATE}
+    parts = {"image_processor": image_processor, "tokenizer": tokenizer, "chat_template": CHAT_TEMPLATE}
     if has_torchvision():
         video = VIDEO_PROCESSORS[FAMILIES[model_type][0]]
         sizes = {"patch_size": patch_size, "merge_size": merge_size}

@@ -28,44 +28,44 @@ class TowerOutput:
         self.connector, self.blocks = connector, blocks
         self._calls: set[str] | None = None
 
-    def record(self, encode: Encode, pictures: Sequence[VisionInput]) -> dict[str, list[Tensor]]:
-        """Number of the connector's call -> what it was given for each picture.
+    def record(self, encode: Encode, images: Sequence[VisionInput]) -> dict[str, list[Tensor]]:
+        """Number of the connector's call -> what it was given for each image.
 
         Left out are calls of a module behind another one, whose input depends on weights of the connector.
         """
         if self._calls is None:
-            self._calls = self._first_calls(encode, pictures[:1])
-        given = self._given(encode, pictures)
-        patches = [len(picture.tensors["pixel_values"]) for picture in pictures]
+            self._calls = self._first_calls(encode, images[:1])
+        given = self._given(encode, images)
+        patches = [len(image.tensors["pixel_values"]) for image in images]
         found: dict[str, list[Tensor]] = {}
         for call in sorted(self._calls, key=int):
             rows = len(given[call])
             found[call] = list(given[call].split([rows * n // sum(patches) for n in patches]))
         return found
 
-    def _first_calls(self, encode: Encode, pictures: Sequence[VisionInput]) -> set[str]:
+    def _first_calls(self, encode: Encode, images: Sequence[VisionInput]) -> set[str]:
         """The calls whose input comes from the tower alone, told by a graph that begins where a module ends."""
         with torch.enable_grad(), ExitStack() as stack:
             for module in self.connector:
                 hook = module.register_forward_hook(lambda _, args, out: out.detach().requires_grad_())
                 stack.callback(hook.remove)
-            given = self._given(encode, pictures)
+            given = self._given(encode, images)
         return {call for call, value in given.items() if not value.requires_grad}
 
-    def _given(self, encode: Encode, pictures: Sequence[VisionInput]) -> dict[str, Tensor]:
+    def _given(self, encode: Encode, images: Sequence[VisionInput]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
 
         def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
             found[str(len(found))] = args[0]
 
         with self._hooked(keep):
-            encode(pictures)
+            encode(images)
         return found
 
-    def replay(self, encode: Encode, pictures: Sequence[VisionInput], recorded: Any) -> Any:
-        """The features of the pictures, differentiable in the connector's weights.
+    def replay(self, encode: Encode, images: Sequence[VisionInput], recorded: Any) -> Any:
+        """The features of the images, differentiable in the connector's weights.
 
-        `recorded` has an attribute for each call, as `VisionCache.lookup` returns it: a tensor for each picture.
+        `recorded` has an attribute for each call, as `VisionCache.lookup` returns it: a tensor for each image.
         """
         kept, calls = vars(recorded), count()
 
@@ -74,7 +74,7 @@ class TowerOutput:
             return (torch.cat(list(kept[call])), *args[1:]) if call in kept else args
 
         with self._hooked(give), self._skipped():
-            return encode(pictures)
+            return encode(images)
 
     @contextmanager
     def _hooked(self, hook: Callable[..., Any]) -> Iterator[None]:

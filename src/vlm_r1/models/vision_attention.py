@@ -1,9 +1,9 @@
 """Two places where a vision tower's own code spends time on calls instead of arithmetic, with the same sums.
 
-Attention over many pictures and windows runs in a few calls instead of one each:
+Attention over many images and windows runs in a few calls instead of one each:
 
-transformers hands a variable-length attention the whole row of patches and where its chunks (pictures, or windows of
-pictures) begin; without the flash-attention package it calls SDPA once per chunk, which is hundreds of small calls per
+transformers hands a variable-length attention the whole row of patches and where its chunks (images, or windows of
+images) begin; without the flash-attention package it calls SDPA once per chunk, which is hundreds of small calls per
 layer. Chunks of equal length run as one batch here. And the patch embedding, a convolution whose kernel is the patch,
 runs as the matrix product that it is.
 """

@@ -1,9 +1,9 @@
-"""Features of a frozen vision tower, computed once per picture and kept: in memory, and on disk where asked.
+"""Features of a frozen vision tower, computed once per image and kept: in memory, and on disk where asked.
 
-An entry is found by what made the picture's tensors (its content and the processor's settings) and by the weights of
-tower and connector; it is what `get_image_features` returns for that picture, without the parts that the language
+An entry is found by what made the image's tensors (its content and the processor's settings) and by the weights of
+tower and connector; it is what `get_image_features` returns for that image, without the parts that the language
 model does not read. Under a connector that is trained it is what the tower hands to it (`tower_output.py`), and is
-found by the tower's weights alone. Pictures that are missing are encoded together: their features equal those of each
+found by the tower's weights alone. Images that are missing are encoded together: their features equal those of each
 alone up to the order of summation.
 """
 
@@ -28,10 +28,10 @@ from vlm_r1.records import VisionInput
 UNREAD = {"last_hidden_state", "hidden_states", "attentions"}
 """Fields of a tower's output that no language model reads when `pooler_output` is there."""
 PER_LEVEL = {"deepstack_features"}
-"""Fields that hold one tensor a level (of all pictures), not one a picture."""
+"""Fields that hold one tensor a level (of all images), not one an image."""
 ENCODED_AT_ONCE = 1 << 25
-"""Most numbers that the tensors of pictures encoded together have: about five pictures of a million pixels in Qwen's
-patches, which hold every pixel twice. It bounds the memory of a tower's pass; one larger picture is encoded by itself.
+"""Most numbers that the tensors of images encoded together have: about five images of a million pixels in Qwen's
+patches, which hold every pixel twice. It bounds the memory of a tower's pass; one larger image is encoded by itself.
 """
 Nested = Any
 """A tensor, or lists of them as the model returns them."""
@@ -52,35 +52,35 @@ class VisionCache:
 
     def lookup(
         self,
-        pictures: Sequence[VisionInput],
+        images: Sequence[VisionInput],
         weights: str,
         encode: Callable[[Sequence[VisionInput]], Mapping[str, Nested]],
         device: torch.device,
     ) -> SimpleNamespace:
-        """The features of the pictures in order, as the model takes them; `encode` computes those that are missing."""
-        wanted = {picture.key: picture for picture in pictures}
+        """The features of the images in order, as the model takes them; `encode` computes those that are missing."""
+        wanted = {image.key: image for image in images}
         names = {key: hashlib.sha256(f"{weights}{key}".encode()).hexdigest()[:40] for key in wanted}
         found = {key: entry for key, name in names.items() if (entry := self._get(name)) is not None}
-        missing = [picture for key, picture in wanted.items() if key not in found]
+        missing = [image for key, image in wanted.items() if key not in found]
         self.misses += len(missing)
-        self.hits += len(pictures) - len(missing)
+        self.hits += len(images) - len(missing)
         for batch in _batches(missing):
-            for picture, entry in zip(batch, self._encode(batch, encode), strict=True):
-                self._write(names[picture.key], entry)
-                self._keep(names[picture.key], entry)
-                found[picture.key] = entry
-        return _join([found[picture.key] for picture in pictures], device)
+            for image, entry in zip(batch, self._encode(batch, encode), strict=True):
+                self._write(names[image.key], entry)
+                self._keep(names[image.key], entry)
+                found[image.key] = entry
+        return _join([found[image.key] for image in images], device)
 
     def _encode(
         self, batch: Sequence[VisionInput], encode: Callable[[Sequence[VisionInput]], Mapping[str, Nested]]
     ) -> list[Entry]:
-        """An entry a picture; of a model whose output does not say what is whose, each is encoded by itself."""
+        """An entry an image; of a model whose output does not say what is whose, each is encoded by itself."""
         if len(batch) > 1 and not self._one_by_one:
             try:
                 return _split(encode(batch), batch)
             except _Unsplittable:
                 self._one_by_one = True
-        return [_kept(encode([picture])) for picture in batch]
+        return [_kept(encode([image])) for image in batch]
 
     def take_counts(self) -> tuple[int, int]:
         """Lookups that were answered since the last call, and all lookups."""
@@ -116,19 +116,19 @@ class VisionCache:
 
 
 class _Unsplittable(Exception):
-    """Nothing says which part of an output belongs to which picture."""
+    """Nothing says which part of an output belongs to which image."""
 
 
-def _batches(pictures: Sequence[VisionInput]) -> Iterator[list[VisionInput]]:
-    """Pictures in order, as many at a time as `ENCODED_AT_ONCE` allows."""
+def _batches(images: Sequence[VisionInput]) -> Iterator[list[VisionInput]]:
+    """Images in order, as many at a time as `ENCODED_AT_ONCE` allows."""
     batch: list[VisionInput] = []
     held = 0
-    for picture in pictures:
-        size = sum(tensor.numel() for tensor in picture.tensors.values())
+    for image in images:
+        size = sum(tensor.numel() for tensor in image.tensors.values())
         if batch and held + size > ENCODED_AT_ONCE:
             yield batch
             batch, held = [], 0
-        batch.append(picture)
+        batch.append(image)
         held += size
     if batch:
         yield batch
@@ -146,7 +146,7 @@ def _kept(output: Mapping[str, Nested]) -> Entry:
 
 
 def _split(output: Mapping[str, Nested], batch: Sequence[VisionInput]) -> list[Entry]:
-    """The entries of pictures that were encoded together."""
+    """The entries of images that were encoded together."""
     entries: list[Entry] = [{} for _ in batch]
     for name, value in output.items():
         if name in UNREAD or value is None:
@@ -158,8 +158,8 @@ def _split(output: Mapping[str, Nested], batch: Sequence[VisionInput]) -> list[E
 
 
 def _shares(value: Nested, batch: Sequence[VisionInput]) -> list[Nested]:
-    """A list's items, or a tensor's rows, by picture: one each, or as many as one of the picture's tensors has rows."""
-    names = dict.fromkeys(name for picture in batch for name in picture.tensors)
+    """A list's items, or a tensor's rows, by image: one each, or as many as one of the image's tensors has rows."""
+    names = dict.fromkeys(name for image in batch for name in image.tensors)
     counts = [[len(p.tensors[name]) if name in p.tensors else 0 for p in batch] for name in names]
     for sizes in ([1] * len(batch), *counts):
         if sum(sizes) == len(value):

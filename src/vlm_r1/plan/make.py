@@ -133,7 +133,7 @@ def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Mac
         shard_size=skeleton.shards if skeleton.units else 0,
         parameters=skeleton.totals,
         trained=skeleton.trained,
-        images=[int(torch.isin(t.token_ids, placeholders).sum()) // len(t.pictures) for t in trees if t.pictures],
+        images=[int(torch.isin(t.token_ids, placeholders).sum()) // len(t.images) for t in trees if t.images],
         prompts=[len(tree.token_ids) for tree in trees],
         sequences=sequences,
         rows=[sum(tree.n_tokens for tree in row) for row in rows],
@@ -159,7 +159,7 @@ def _rows(
     gradients over several rows: then all of them do."""
     if recipe.method == "sft":
         family, budget = skeleton.loaded.family, recipe.sft.token_budget
-        dealt = shares(questions.take(recipe.sft.pictures_per_step), family, machine.processes)
+        dealt = shares(questions.take(recipe.sft.images_per_step), family, machine.processes)
         trees = [taught_trees(family, groups, skeleton.fake) for groups in dealt]
     else:
         G, limit, budget = recipe.rl.group_size, recipe.rollout.max_new_tokens, recipe.rl.token_budget

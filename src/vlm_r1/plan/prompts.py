@@ -17,9 +17,9 @@ from vlm_r1.errors import DataError
 from vlm_r1.models.family import Family
 from vlm_r1.models.packing import Tree
 from vlm_r1.plan.trace import fake_floats
-from vlm_r1.records import LabelledBox, Picture, Prompt, Rollout, RolloutGroup, Sample, Truth
+from vlm_r1.records import LabelledBox, Prompt, Rollout, RolloutGroup, Sample, SampleImage, Truth
 from vlm_r1.rl.batch import group_tree
-from vlm_r1.sft.batch import ByPicture, make_trees
+from vlm_r1.sft.batch import ByImage, make_trees
 
 MAX_READ = 16
 """Questions (with `method: sft`, images) that are read from the data; a step with more of them repeats these."""
@@ -62,7 +62,7 @@ def _first(source: DataSource, count: int, recipe: Recipe) -> list[tuple[Sample,
         source = source.model_copy(update={"sampling": f"first:{8 * count}"})
     samples = load_source(source, seed=recipe.run.seed)
     if recipe.method == "sft":
-        return ByPicture(samples)[:count]
+        return ByImage(samples)[:count]
     return [(samples[i],) for i in range(min(count, len(samples)))]
 
 
@@ -72,7 +72,7 @@ def _made_up(recipe: Recipe, why: str) -> Questions:
     sample = Sample(
         id="plan",
         question="the person in the red coat on the left side of the image",
-        images=(Picture(image=Image.new("RGB", size)),),
+        images=(SampleImage(image=Image.new("RGB", size)),),
         truth=Truth(boxes=(LabelledBox(box=(0, 0, *size)),)),
     )
     return Questions(groups=[(sample,)], source=f"{why}: one image of {size[0]} x {size[1]} pixels is assumed")
@@ -91,7 +91,7 @@ def encode(family: Family, groups: Sequence[tuple[Sample, ...]], fake: FakeTenso
     """The prompts of the groups' first samples, their images without values."""
     prompts = {id(group): group for group in groups}
     encoded = {key: family.encode(group[0]) for key, group in prompts.items()}
-    faked = {key: replace(p, pictures=_faked(p.pictures, fake)) for key, p in encoded.items()}
+    faked = {key: replace(p, images=_faked(p.images, fake)) for key, p in encoded.items()}
     return [faked[id(group)] for group in groups]
 
 
@@ -105,8 +105,8 @@ def taught_trees(family: Family, groups: Sequence[tuple[Sample, ...]], fake: Fak
     """The trees of groups of samples in a step of supervised fine-tuning."""
     made = {id(group): make_trees(group, family) for group in groups}
     trees = [tree for group in groups for tree in made[id(group)]]
-    return [replace(tree, pictures=_faked(tree.pictures, fake)) for tree in trees]
+    return [replace(tree, images=_faked(tree.images, fake)) for tree in trees]
 
 
-def _faked(pictures: tuple, fake: FakeTensorMode) -> tuple:  # type: ignore[type-arg]
-    return tuple(replace(p, tensors=fake_floats(fake, dict(p.tensors))) for p in pictures)
+def _faked(images: tuple, fake: FakeTensorMode) -> tuple:  # type: ignore[type-arg]
+    return tuple(replace(p, tensors=fake_floats(fake, dict(p.tensors))) for p in images)

@@ -1,1 +1,1 @@
-"""The playground, `vlm-r1 play`: ask one or two models about a picture on a local web page."""
+"""The playground, `vlm-r1 play`: ask one or two models about an image on a local web page."""

@@ -20,14 +20,14 @@ _CUT_TAG = re.compile(r"</?[a-z]*$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """One answer as it is shown; `picture` is the address of the picture with its boxes, empty until it has one.
+    """One answer as it is shown; `image` is the address of the image with its boxes, empty until it has one.
 
     Example: `Card(think="red circle, top", answer="[1, 2, 3, 4]").failure` is "".
     """
 
     think: str = ""
     answer: str = ""
-    picture: str = ""
+    image: str = ""
     boxes: tuple[str, ...] = ()
     failure: str = ""
     facts: str = ""
@@ -89,8 +89,8 @@ def growing_cards(progress: Progress) -> tuple[Card, ...]:
     return tuple(Card(think=think, answer=answer) for think, answer in parts)
 
 
-def finished_card(answer: Answer, picture: str, score: Score | None, *, stopped: bool = False) -> Card:
-    """The card of an answer that was read, with the address of its picture and its rewards."""
+def finished_card(answer: Answer, image: str, score: Score | None, *, stopped: bool = False) -> Card:
+    """The card of an answer that was read, with the address of its image and its rewards."""
     think, text = split_unfinished(answer.raw)
     found = answer.value if isinstance(answer.value, tuple) else ()
     facts = [f"{answer.n_tokens} tokens"] if answer.n_tokens else []
@@ -102,7 +102,7 @@ def finished_card(answer: Answer, picture: str, score: Score | None, *, stopped:
     return Card(
         think=answer.think.strip() if answer.think is not None else think,
         answer=answer.text if answer.text is not None else text,
-        picture=picture,
+        image=image,
         boxes=tuple(map(box_words, found)),
         failure=answer.failure.detail if answer.failure else "",
         facts=", ".join(facts),

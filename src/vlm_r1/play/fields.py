@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from vlm_r1.play.pictures import Pictures
+from vlm_r1.play.images import Images
 from vlm_r1.play.playground import CHOSEN_REWARDS, LONGEST_ANSWER, MOST_SAMPLES
 from vlm_r1.play.truth import written
 from vlm_r1.prompts.templates import TASKS, TEMPLATES
@@ -20,19 +20,19 @@ Parts = dict[str, Any]
 """Name -> component; the fields of `playground.Form` are among the names."""
 
 
-def picture_parts(scenes: list[tuple[str, str]], pictures: Pictures) -> Parts:
-    """Where a picture is uploaded, pasted, dropped, picked or drawn on. `scenes` are (file, caption)."""
+def image_parts(scenes: list[tuple[str, str]], images: Images) -> Parts:
+    """Where an image is uploaded, pasted, dropped, picked or drawn on. `scenes` are (file, caption)."""
     return {
-        "picture": gr.Image(
+        "image": gr.Image(
             scenes[0][0],
-            label="Picture",
+            label="SampleImage",
             sources=["upload", "clipboard"],
             type="filepath",
             image_mode=None,
             height=200,
             buttons=["fullscreen"],
-            alt_text="The picture that the question is about",
-            elem_id="picture",
+            alt_text="The image that the question is about",
+            elem_id="image",
         ),
         "scenes": gr.Gallery(
             scenes,
@@ -46,11 +46,11 @@ def picture_parts(scenes: list[tuple[str, str]], pictures: Pictures) -> Parts:
             elem_id="scenes",
         ),
         "listed": gr.Dropdown(
-            pictures.listed(),
+            images.listed(),
             value=None,
-            label=f"Or a picture of {pictures.image_root}: type to search, or a path in it",
+            label=f"Or an image of {images.image_root}: type to search, or a path in it",
             allow_custom_value=True,
-            visible=pictures.image_root is not None,
+            visible=images.image_root is not None,
             elem_id="folder",
         ),
         "pen": gr.HTML("", js_on_load=asset_text("box.js"), elem_id="pen"),
@@ -76,7 +76,7 @@ def truth_parts(sample: Sample) -> Parts:
         "truth": gr.Textbox(
             written(sample.truth),
             label="Truth (optional)",
-            info="For rewards. A box is x1, y1, x2, y2 in pixels: type it, or draw it on the picture.",
+            info="For rewards. A box is x1, y1, x2, y2 in pixels: type it, or draw it on the image.",
             lines=1,
             max_lines=8,
             elem_id="truth",

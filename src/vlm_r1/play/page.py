@@ -17,13 +17,13 @@ from vlm_r1.play.fields import (
     asset_text,
     button_parts,
     further_parts,
-    picture_parts,
+    image_parts,
     question_parts,
     sampling_parts,
     status,
     truth_parts,
 )
-from vlm_r1.play.pictures import Pictures, example_scenes
+from vlm_r1.play.images import Images, example_scenes
 from vlm_r1.play.playground import Form, Playground
 from vlm_r1.play.truth import written
 from vlm_r1.prompts.kinds import KINDS
@@ -43,13 +43,13 @@ def build_page(playground: Playground) -> gr.Blocks:
     """The page over a playground; `report.web.launch` serves it."""
     names = [speaker.name for speaker in playground.speakers]
     samples = example_scenes()
-    scenes = _scene_files(samples, playground.pictures.folder / "scenes")
+    scenes = _scene_files(samples, playground.images.folder / "scenes")
     empty = [Column(name=name, note=_EMPTY).html() for name in names]
     with gr.Blocks(title="VLM-R1 playground", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_head(names), apply_default_css=False, elem_id="head")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320, elem_id="form"):
-                parts = picture_parts(scenes, playground.pictures)
+                parts = image_parts(scenes, playground.images)
                 parts |= question_parts(samples[0]) | button_parts()
                 parts |= truth_parts(samples[0]) | sampling_parts() | further_parts()
             with gr.Column(scale=7, min_width=320), gr.Row(equal_height=False):
@@ -70,13 +70,13 @@ def build_page(playground: Playground) -> gr.Blocks:
             """No answers beside an image that they are not about; those that are being written say which theirs is."""
             return {} if playground.is_asked(session) else dict(zip(columns, empty, strict=True))
 
-        _connect_pictures(found, playground.pictures, scenes, samples, cleared)
+        _connect_images(found, playground.images, scenes, samples, cleared)
     return page
 
 
 def _head(names: Sequence[str]) -> str:
     models = " and ".join(f"<b>{html.escape(name)}</b>" for name in names)
-    return f"<h1>Playground</h1><p>{models} on this computer: pictures and questions stay here.</p>"
+    return f"<h1>Playground</h1><p>{models} on this computer: images and questions stay here.</p>"
 
 
 def play_css() -> str:
@@ -96,7 +96,7 @@ def _scene_files(samples: Sequence[Sample], folder: Path) -> list[tuple[str, str
 
 
 def _connect_asking(page: gr.Blocks, parts: Any, playground: Playground) -> None:
-    """Ask and Stop. The picture arrives as the page sends it: gradio would open it first, and fail without a word."""
+    """Ask and Stop. The image arrives as the page sends it: gradio would open it first, and fail without a word."""
     filled = {field.name: getattr(parts, field.name) for field in fields(Form)}
 
     def ask(request: gr.Request, *values: Any) -> Iterator[Updates]:
@@ -133,19 +133,19 @@ def _connect_asking(page: gr.Blocks, parts: Any, playground: Playground) -> None
     )
 
 
-def _connect_pictures(
+def _connect_images(
     parts: Any,
-    pictures: Pictures,
+    images: Images,
     scenes: Sequence[Any],
     samples: Sequence[Sample],
     cleared: Callable[[str], Updates],
 ) -> None:
-    """Pictures that are uploaded or picked, and clicks on them; `cleared` takes the answers of a session away."""
+    """Images that are uploaded or picked, and clicks on them; `cleared` takes the answers of a session away."""
 
     def pick_scene(request: gr.Request, event: gr.SelectData) -> Updates:
         sample = samples[int(event.index)]
         return cleared(str(request.session_hash)) | {
-            parts.picture: scenes[int(event.index)][0],
+            parts.image: scenes[int(event.index)][0],
             parts.task: sample.task,
             parts.question: sample.question,
             parts.truth: written(sample.truth),
@@ -156,11 +156,11 @@ def _connect_pictures(
         if not name:
             return {parts.status: gr.skip()}
         try:
-            path = pictures.from_root(name)
+            path = images.from_root(name)
         except UserError as error:
             return {parts.status: status(str(error), error=True)}
         return cleared(str(request.session_hash)) | {
-            parts.picture: str(path),
+            parts.image: str(path),
             parts.truth: "",
             parts.status: status(name),
         }
@@ -168,9 +168,9 @@ def _connect_pictures(
     def uploaded(value: Any, request: gr.Request) -> Updates:
         empty = cleared(str(request.session_hash))
         try:
-            _, image = pictures.uploaded(value)
+            _, image = images.uploaded(value)
         except UserError as error:
-            return empty | {parts.picture: None, parts.truth: "", parts.status: status(str(error), error=True)}
+            return empty | {parts.image: None, parts.truth: "", parts.status: status(str(error), error=True)}
         return empty | {parts.truth: "", parts.status: status(f"{image.width} x {image.height} pixels")}
 
     def removed(request: gr.Request) -> Updates:
@@ -186,10 +186,10 @@ def _connect_pictures(
             parts.status: status(f"True box {box}"),
         }
 
-    changed = [parts.picture, parts.truth, parts.status, *parts.columns]
+    changed = [parts.image, parts.truth, parts.status, *parts.columns]
     every = [*changed, parts.task, parts.question]
     parts.scenes.select(pick_scene, None, every, queue=False, trigger_mode="always_last", **_QUIETLY)
     parts.listed.input(pick_listed, parts.listed, changed, queue=False, **_QUIETLY)
-    parts.picture.upload(uploaded, parts.picture, changed, preprocess=False, queue=False, **_QUIETLY)
-    parts.picture.clear(removed, None, [parts.truth, *parts.columns], queue=False, **_QUIETLY)
+    parts.image.upload(uploaded, parts.image, changed, preprocess=False, queue=False, **_QUIETLY)
+    parts.image.clear(removed, None, [parts.truth, *parts.columns], queue=False, **_QUIETLY)
     parts.pen.select(drawn, [parts.task, parts.truth], changed[1:3], queue=False, trigger_mode="multiple", **_QUIETLY)

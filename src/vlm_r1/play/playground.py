@@ -18,7 +18,7 @@ from vlm_r1.config import RewardConfig
 from vlm_r1.errors import DataError, UserError
 from vlm_r1.play.answers import Asked, Progress, Speaker, stream
 from vlm_r1.play.cards import Card, Column, finished_card, growing_cards, summary
-from vlm_r1.play.pictures import Pictures
+from vlm_r1.play.images import Images
 from vlm_r1.play.truth import read_truth
 from vlm_r1.prompts.templates import task_of
 from vlm_r1.records import Answer, Sample, Score, Truth
@@ -37,10 +37,10 @@ _log = logging.getLogger(__name__)
 class Form:
     """What was filled in, as the page sends it: unchecked.
 
-    Example: `Form(picture={"path": "pictures/x.png"}, task="rec", question="the red circle")`.
+    Example: `Form(image={"path": "images/x.png"}, task="rec", question="the red circle")`.
     """
 
-    picture: Mapping[str, Any] | None = None
+    image: Mapping[str, Any] | None = None
     task: Any = "rec"
     question: Any = ""
     truth: Any = ""
@@ -65,10 +65,10 @@ class View:
 
 @dataclass(slots=True)
 class Playground:
-    """One or two models, the pictures, and one thread in which the models run."""
+    """One or two models, the images, and one thread in which the models run."""
 
     speakers: Sequence[Speaker]
-    pictures: Pictures
+    images: Images
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="model"))
     _halts: dict[str, threading.Event] = field(default_factory=dict)
 
@@ -98,7 +98,7 @@ class Playground:
             # The page's sample has a made-up id.
             yield self._failed(str(error).removeprefix("sample question: "), columns)
         except torch.OutOfMemoryError:
-            message = "The model ran out of memory: ask for fewer samples or shorter answers, or use a smaller picture."
+            message = "The model ran out of memory: ask for fewer samples or shorter answers, or use a smaller image."
             yield self._failed(message, columns)
         except Exception as error:
             _log.exception("a question failed")
@@ -116,16 +116,16 @@ class Playground:
 
     def _answer(self, form: Form, halt: threading.Event, columns: list[Column]) -> Iterator[View]:
         """The page while all goes well; `columns` holds what it shows."""
-        picture, image = self.pictures.uploaded(form.picture)
-        sample, has_truth = _sample(form, picture, image.size)
+        source, image = self.images.uploaded(form.image)
+        sample, has_truth = _sample(form, source, image.size)
         asked = _asked(form, sample)
         rubric = build_rubric(RewardConfig(parts=dict.fromkeys(_rewards(form, sample), 1.0)))
         ratio = round(image.width / image.height, 4)
-        path = Path(str(picture.path))
+        path = Path(str(source.path))
         blank = Column(
             name="",
             question=sample.question,
-            image=f"{(form.picture or {}).get('orig_name') or path.name}, {image.width} x {image.height} pixels",
+            image=f"{(form.image or {}).get('orig_name') or path.name}, {image.width} x {image.height} pixels",
             thumb=_address(path),
             note="Waiting …",
             busy=True,
@@ -133,7 +133,7 @@ class Playground:
             cards=(Card(),) * asked.n,
         )
         columns += [replace(blank, name=speaker.name) for speaker in self.speakers]
-        yield View(status="Looking at the picture …", columns=tuple(columns), busy=True)
+        yield View(status="Looking at the image …", columns=tuple(columns), busy=True)
         for place, speaker in enumerate(self.speakers):
             for progress in () if halt.is_set() else stream(speaker, asked, halt, self.pool):
                 if progress.answers is None:
@@ -159,9 +159,9 @@ class Playground:
         scores: Sequence[Score] | None,
     ) -> Column:
         answers = progress.answers or ()
-        pictures = [self._drawn(image, asked.sample.truth, answer) for answer in answers]
+        images = [self._drawn(image, asked.sample.truth, answer) for answer in answers]
         given: Sequence[Score | None] = scores or [None] * len(answers)
-        rows = zip(answers, pictures, given, strict=True)
+        rows = zip(answers, images, given, strict=True)
         how = "greedy" if asked.seed is None else f"temperature {asked.temperature:g}, seed {asked.seed}"
         count = "1 answer" if len(answers) == 1 else f"{len(answers)} answers"
         return replace(
@@ -176,9 +176,9 @@ class Playground:
         )
 
     def _drawn(self, image: Image.Image, truth: Truth, answer: Answer) -> str:
-        """The address of the picture with the true and the answered boxes."""
+        """The address of the image with the true and the answered boxes."""
         predicted = answer.value if isinstance(answer.value, tuple) else ()
-        return _address(self.pictures.draw(image, truth.boxes or (), predicted))
+        return _address(self.images.draw(image, truth.boxes or (), predicted))
 
 
 def _address(path: Path) -> str:
@@ -186,12 +186,12 @@ def _address(path: Path) -> str:
     return f"gradio_api/file={path}"
 
 
-def _sample(form: Form, picture: Any, size: tuple[int, int]) -> tuple[Sample, bool]:
+def _sample(form: Form, image: Any, size: tuple[int, int]) -> tuple[Sample, bool]:
     """The question as a sample, and whether a truth was given."""
     question, task = str(form.question or "").strip(), str(form.task)
     if not question:
         raise DataError('There is no question: write what to look for, as in "the red circle"')
-    sample = Sample(id="question", images=(picture,), question=question, truth=Truth(), task=task)
+    sample = Sample(id="question", images=(image,), question=question, truth=Truth(), task=task)
     task_of(sample)
     truth = read_truth(str(form.truth or ""), task, size)
     return (sample, False) if truth is None else (replace(sample, truth=truth), True)

@@ -22,16 +22,16 @@ def play(
     from PIL import Image
 
     from vlm_r1.play.answers import load_speaker
+    from vlm_r1.play.images import Images
     from vlm_r1.play.page import build_page, play_css
-    from vlm_r1.play.pictures import Pictures
     from vlm_r1.play.playground import Playground
 
     # The package has a limit of its own.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     with private_folder() as folder:
-        pictures = Pictures(folder, image_root)
+        images = Images(folder, image_root)
         loaded = {path: load_speaker(path) for path in dict.fromkeys(models)}
-        playground = Playground([loaded[path] for path in models], pictures)
+        playground = Playground([loaded[path] for path in models], images)
         page = build_page(playground)
         try:
             url = launch(page, folder, port=port, css=play_css(), open_browser=open_browser)

@@ -19,11 +19,11 @@ _BOX = re.compile(
 
 
 def read_truth(text: str, task: str, size: tuple[int, int]) -> Truth | None:
-    """The truth that `text` states about a picture of `size` (width, height), None where it is blank.
+    """The truth that `text` states about an image of `size` (width, height), None where it is blank.
 
-    A box is `x1, y1, x2, y2` in pixels of the picture, with its label behind it where there is one; several stand in
+    A box is `x1, y1, x2, y2` in pixels of the image, with its label behind it where there is one; several stand in
     lines or between semicolons. Boxes may also be JSON, as in a data file. Raises `DataError` for what cannot be read
-    as the task's truth, and for a box that reaches out of the picture.
+    as the task's truth, and for a box that reaches out of the image.
     """
     if not text.strip():
         return None
@@ -41,7 +41,7 @@ def read_truth(text: str, task: str, size: tuple[int, int]) -> Truth | None:
         x1, y1, x2, y2 = item.box
         if min(x1, y1) < -OUTSIDE_TOLERANCE or x2 > width + OUTSIDE_TOLERANCE or y2 > height + OUTSIDE_TOLERANCE:
             box = ", ".join(f"{side:g}" for side in item.box)
-            raise DataError(f"The true box {box} reaches out of the picture, which has {width} x {height} pixels")
+            raise DataError(f"The true box {box} reaches out of the image, which has {width} x {height} pixels")
     return truth
 
 
@@ -57,7 +57,7 @@ def _boxes(text: str) -> list[dict[str, object]]:
         match = _BOX.fullmatch(line)
         if match is None:
             raise DataError(
-                f"The true box {shown(line)} cannot be read: write x1, y1, x2, y2 in pixels of the picture, as in "
+                f"The true box {shown(line)} cannot be read: write x1, y1, x2, y2 in pixels of the image, as in "
                 "12, 30, 48, 66, with a label behind it where there are several"
             )
         found.append({"bbox_2d": [float(side) for side in match.groups()[:4]], "label": match.group(5).strip()})

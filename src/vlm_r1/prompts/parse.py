@@ -108,7 +108,7 @@ def _format_fault(raw: str, tags: list[tuple[str, bool, int, int]], blocks: dict
 def read_answer(raw: str, sample: Sample, box_map: BoxMap, *, n_tokens: int = 0, truncated: bool = False) -> Answer:
     """Read a model's text as an answer to a sample. Never raises on any text.
 
-    `box_map` turns coordinates as the model writes them into pixels of the original picture; `n_tokens` and
+    `box_map` turns coordinates as the model writes them into pixels of the original image; `n_tokens` and
     `truncated` are kept on the answer for rewards that look at length. Raises `DataError` for an unknown task.
     """
     kind = task_of(sample).kind

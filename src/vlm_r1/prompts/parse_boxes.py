@@ -60,7 +60,7 @@ def read_boxes(
 
 
 def loc_tokens(box: Box) -> str:
-    """A box in 1024ths of the picture as PaliGemma's location tokens: `(256, 128, 512, 768)` is
+    """A box in 1024ths of the image as PaliGemma's location tokens: `(256, 128, 512, 768)` is
     `<loc0128><loc0256><loc0768><loc0512>`."""
     x1, y1, x2, y2 = (min(max(round(side), 0), 1023) for side in box)
     return "".join(f"<loc{side:04d}>" for side in (y1, x1, y2, x2))

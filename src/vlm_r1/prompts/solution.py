@@ -35,7 +35,7 @@ def read_solution(solution: Any, task: str | None = None) -> Truth:
     """The truth that a solution states: what the task asks for or, without a task, all that can be read from it.
 
     Without a task the text as written is kept beside boxes and numbers, so that any reward finds its truth. Boxes are
-    pixels of the original picture. Raises `DataError` for an unknown task, for a solution that is not what the task
+    pixels of the original image. Raises `DataError` for an unknown task, for a solution that is not what the task
     asks for, and for a malformed, reversed or empty box; the message names the value and the form to write it in, and
     no file or line.
     """

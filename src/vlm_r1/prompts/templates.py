@@ -156,9 +156,9 @@ def build_question(sample: Sample, template: str) -> str:
 
 
 def chat_messages(sample: Sample, template: str) -> list[dict[str, Any]]:
-    """One user turn in transformers' chat format: an image entry per picture first, then the text.
+    """One user turn in transformers' chat format: an image entry per image first, then the text.
 
-    A sample without pictures has the text entry alone. The pictures themselves are handed to the processor
+    A sample without images has the text entry alone. The images themselves are handed to the processor
     separately, in the order of `sample.images`. Raises what `build_question` raises.
     """
     content: list[dict[str, Any]] = [{"type": "image"} for _ in sample.images]

@@ -16,7 +16,7 @@ BOX_KEYS = ("bbox_2d", "bbox")
 CHOICE = re.compile(r"^[(\[]?\s*([A-Za-z])\s*(?:[)\].:](?:\s.*)?)?$", re.DOTALL)
 """A letter, alone or before its option."""
 
-_BOX_REMEDY = "Write boxes as [x1, y1, x2, y2] in pixels of the original picture"
+_BOX_REMEDY = "Write boxes as [x1, y1, x2, y2] in pixels of the original image"
 _NUMBER = re.compile(r"^[$€£]?\s*([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*%?$", re.ASCII)
 _FRACTION = re.compile(r"([+-]?\d{1,15})\s?/\s?([1-9]\d{0,14})", re.ASCII)
 

@@ -30,7 +30,7 @@ def compare(inputs: Sequence[str], out: Path | None = None) -> str:
     names = _distinct([model.name for model in models])
     text = to_markdown(names, rows)
     if out is not None:
-        from vlm_r1.report.compare_picture import to_png
+        from vlm_r1.report.compare_image import to_png
 
         writers = {
             ".md": lambda: text.encode(),

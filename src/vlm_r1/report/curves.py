@@ -132,7 +132,7 @@ PLANS: list[tuple[str, str, Callable[..., list[Line]]]] = [
     ),
     ("Entropy", "nats a token", named("entropy")),
     ("Learning rate", "", named("lr")),
-    ("Features from the cache", "share of a step's pictures", named("vision_cache/hit_rate")),
+    ("Features from the cache", "share of a step's images", named("vision_cache/hit_rate")),
     ("Time of a step", "seconds", _phase_times),
 ]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from vlm_r1.errors import DataError
 from vlm_r1.report.findings import boxes_words, number, signed
+from vlm_r1.report.images import Album, View
 from vlm_r1.report.pairs import Pair, Row, difference
-from vlm_r1.report.pictures import Album, View
 from vlm_r1.runtime.runlog import boxes_from_json, read_rollouts, rollout_steps
 
 Find = Callable[[Iterable[Row]], bytes]
@@ -22,7 +22,7 @@ MOST_TEXT = 4000
 """Characters of a text that the page holds; what is longer than a few lines is folded."""
 
 MOST_SPLITS, MOST_CARDS = 12, 36
-"""Splits with pictures, and cards over all of them: the page stays small and its end within reach."""
+"""Splits with images, and cards over all of them: the page stays small and its end within reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,8 +27,8 @@ from vlm_r1.report.findings import (
 )
 from vlm_r1.report.gallery import MOST_SPLITS, each_of, shelves, step_cards
 from vlm_r1.report.held_out import HeldOutImages
+from vlm_r1.report.images import Album
 from vlm_r1.report.pairs import Pair, join, read_pairs
-from vlm_r1.report.pictures import Album
 from vlm_r1.report.plots import SIZE, charts
 from vlm_r1.report.table import TableRow, before_after_rows
 from vlm_r1.report.warnings import concerns
@@ -46,7 +46,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     """Write `report.html` about one run, or about several runs of one recipe, and return its path.
 
     The page goes into the run folder, for several runs into the folder above the first one, or to `out`. Curves get
-    a band over the runs; pictures and rollouts come from the first run. What a run does not have is named as missing.
+    a band over the runs; images and rollouts come from the first run. What a run does not have is named as missing.
     Raises `CheckpointError` for a folder that is not there, a broken file or a full disk.
     """
     runs = [Path(run_dir) for run_dir in run_dirs]
@@ -200,7 +200,7 @@ def training_facts(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     cached = [value for _, value in curve(metrics, "vision_cache/hit_rate")]
     if cached:
-        said.append(f"Picture features that came from the cache: {percent(sum(cached) / len(cached))}.")
+        said.append(f"SampleImage features that came from the cache: {percent(sum(cached) / len(cached))}.")
     total = sum(value for _, value in curve(metrics, "time/step_s"))
     if total > 0:
         phases = {name: sum(v for _, v in curve(metrics, f"time/{name}_s")) for name in ("rollout", "reward", "update")}
@@ -236,7 +236,7 @@ def _missing(
         of = f" of {', '.join(lacking)}" if len(names) > 1 else ""
         told.append(f"No before and after: the evaluation of one side{of} is missing.")
     if any(evals) and not rows:
-        told.append("No held-out pictures: the run kept no rows per question.")
+        told.append("No held-out images: the run kept no rows per question.")
     if not all(metrics):
         told.append("No curves for at least one run: its metrics.jsonl is missing or empty.")
     if not rollouts and not supervised:

@@ -1,4 +1,4 @@
-"""One answer about one picture as a person reads it: printed, and drawn into the picture."""
+"""One answer about one image as a person reads it: printed, and drawn into the image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def predict(
     engine: Literal["native", "vllm"] = "native",
     servers: Sequence[str] = (),
 ) -> Answer:
-    """`vlm-r1 predict`: print thinking and answer, and write the picture with the answer's boxes to `out`."""
+    """`vlm-r1 predict`: print thinking and answer, and write the image with the answer's boxes to `out`."""
     sample, answer = ask(model, image, question, task, template, engine=engine, servers=servers)
     print(f"think:  {answer.think if answer.think is not None else '(none)'}")
     print(f"answer: {answer.text if answer.text is not None else answer.raw}")
@@ -32,7 +32,7 @@ def predict(
         print(f"        which cannot be read as an answer: {answer.failure.kind} {answer.failure.detail}".rstrip())
     boxes = answer.value if isinstance(answer.value, tuple) else ()
     for found in boxes:
-        print(f"box:    {box_words(found)} in pixels of the picture")
+        print(f"box:    {box_words(found)} in pixels of the image")
     named = [b if b.label else LabelledBox(box=b.box, label=question if len(boxes) == 1 else "") for b in boxes]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

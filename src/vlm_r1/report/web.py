@@ -45,7 +45,7 @@ def require_gradio() -> Any:
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
-    """A folder that only this user can read, where uploads and drawn pictures go; deleted at the end, SIGTERM included.
+    """A folder that only this user can read, where uploads and drawn images go; deleted at the end, SIGTERM included.
 
     Build and serve the page inside it.
     """

@@ -14,7 +14,7 @@ Boxes = tuple[LabelledBox, ...]
 
 
 def mean_ap(true: Boxes, predicted: Boxes, *, thresholds: Sequence[float] = THRESHOLDS, lenient: bool = False) -> float:
-    """COCO mAP of one picture, in [0, 1], all scores 1 and in the order written.
+    """COCO mAP of one image, in [0, 1], all scores 1 and in the order written.
 
     The mean runs over the classes of the truth *and* of the prediction; a class that is not in the truth has AP 0, so
     predicting absent classes costs. With `lenient` the mean runs over the classes of the truth alone, as pycocotools
@@ -45,7 +45,7 @@ def _lists(name: str, sample: Sample, answer: Answer) -> tuple[Boxes, Boxes] | S
 def od_map(sample: Sample, answer: Answer, *, lenient: bool = False) -> Score:
     """COCO mAP (IoU .5 to .95) of one answer, in [0, 1]; see `mean_ap` for absent classes and `lenient`.
 
-    "None" for a picture with nothing to find scores 1; an answer that cannot be read scores 0. Duplicates after all
+    "None" for an image with nothing to find scores 1; an answer that cannot be read scores 0. Duplicates after all
     true boxes are found cost nothing (that is COCO's rule): `od_length` is the reward that charges for them.
     """
     lists = _lists("od_map", sample, answer)

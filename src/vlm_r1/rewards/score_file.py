@@ -45,7 +45,7 @@ def score_file(
     """Score a JSONL file of `completion` and `solution` rows; write the rows with `scores`, `parts` and `notes`.
 
     Further fields of a row, all optional: `problem`, `task` (else what the reward reads), `image_size` [w, h],
-    `model_size` [w, h] (the answer's boxes are pixels of that resized picture, else of the original), `tokens` (a
+    `model_size` [w, h] (the answer's boxes are pixels of that resized image, else of the original), `tokens` (a
     count), `truncated`, `id`. Out to the file `out`, written aside and renamed, or to standard output. `options`:
     reward name -> its keyword arguments. Raises `DataError` with file and line for a bad row, `ConfigError` for an
     unknown reward or option, `RewardError` where a reward raises.

@@ -1,4 +1,4 @@
-"""What a run leaves behind for people while it trains: metrics, warnings, rollout tables, pictures, evaluations."""
+"""What a run leaves behind for people while it trains: metrics, warnings, rollout tables, images, evaluations."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from vlm_r1.rl.experience import Experience
+from vlm_r1.rl.images import MOST_GROUPS, answer_rows, rollout_images
 from vlm_r1.rl.metrics import Monitor
-from vlm_r1.rl.pictures import MOST_GROUPS, answer_rows, rollout_pictures
 from vlm_r1.runtime.progress import Progress
 from vlm_r1.runtime.rows import rollout_rows
 from vlm_r1.runtime.session import Session
-from vlm_r1.runtime.trackers import track_pictures, track_table
+from vlm_r1.runtime.trackers import track_images, track_table
 
 SHOWN = (
     *("reward", "completions/mean_length", "frac_reward_zero_std", "time/rollout_s", "time/update_s"),
@@ -40,17 +40,17 @@ class Journal:
         self.progress.__exit__(kind, error, tb)
 
     def write(self, step: int, metrics: dict[str, float], experience: Experience) -> None:
-        """A line of metrics for `step` (from 1); rollouts and their pictures where the recipe asks for them."""
+        """A line of metrics for `step` (from 1); rollouts and their images where the recipe asks for them."""
         session, world = self.session, self.session.world
         world.beat("writing")
         warnings = self.monitor.observe(step, metrics)
         session.track(step, {**metrics, **({"warnings": warnings} if warnings else {})})
         self.progress.show(step, metrics, SHOWN, warnings)
-        if self.run.track_pictures_every and step % self.run.track_pictures_every == 0:
-            pictures = sorted(world.collect(rollout_pictures(experience)), key=lambda pair: pair[0])
+        if self.run.track_images_every and step % self.run.track_images_every == 0:
+            images = sorted(world.collect(rollout_images(experience)), key=lambda pair: pair[0])
             told = sorted(world.collect(answer_rows(experience)), key=lambda pair: pair[0])
-            kept = {number for number, _ in pictures[:MOST_GROUPS]}
-            track_pictures(session.trackers, step, [picture for _, picture in pictures[:MOST_GROUPS]])
+            kept = {number for number, _ in images[:MOST_GROUPS]}
+            track_images(session.trackers, step, [image for _, image in images[:MOST_GROUPS]])
             track_table(session.trackers, step, [row for number, row in told if number in kept])
         if self.run.log_rollouts_every and step % self.run.log_rollouts_every == 0:
             advantages = torch.nan_to_num(experience.advantages_PG).tolist()

@@ -67,7 +67,7 @@ def step_metrics(
     tally.add(update)
     tally.add(clock.tally())
     groups = [
-        Shape(group.prompt.token_ids, group.prompt.pictures, [len(r.token_ids) for r in group.rollouts])
+        Shape(group.prompt.token_ids, group.prompt.images, [len(r.token_ids) for r in group.rollouts])
         for group in experience.groups
     ]
     trained = [Shape.of(tree) for tree in batch.trees]

@@ -50,10 +50,10 @@ def load_reference(session: Session) -> Reference | None:
         # whose shards are not together here.
         replay = tower_output(loaded.family).replay
 
-        def features(pictures: Sequence[VisionInput]) -> dict[str, Any]:
-            if not pictures:
+        def features(images: Sequence[VisionInput]) -> dict[str, Any]:
+            if not images:
                 return {}
-            return {"image": replay(policy.encode_pictures, pictures, session.policy.kept(pictures))}
+            return {"image": replay(policy.encode_images, images, session.policy.kept(images))}
 
         policy.features = features  # type: ignore[method-assign]
 

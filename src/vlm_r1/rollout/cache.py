@@ -38,7 +38,7 @@ class Prefill:
         self.states: dict[int, State] = {}
         token_ids = torch.tensor([t for p in prompts for t in p.token_ids], device=device)
         positions = torch.cat([p.positions for p in prompts], 1).to(device)
-        features = policy.features([picture for prompt in prompts for picture in prompt.pictures])
+        features = policy.features([image for prompt in prompts for image in prompt.images])
         hidden = policy.hidden(token_ids, positions, features, self)
         ends = torch.tensor(self.lengths, device=device).cumsum(0) - 1
         self.last_hidden = hidden[ends]

@@ -62,7 +62,7 @@ class NativeEngine:
         limits = limits_of(self.loaded.policy, self.settings, self.world)
         pieces = list(cut(prompts, n, sampling.max_new_tokens, limits))
         for _ in range(self._missing(pieces)):
-            self._decode(Piece(prompts=(self.loaded.family.filler(picture=False),), first=0, count=1), sampling)
+            self._decode(Piece(prompts=(self.loaded.family.filler(image=False),), first=0, count=1), sampling)
         unfinished: list[Rollout] = []
         for piece in pieces:
             rollouts = self._decode(piece, sampling, watch)
@@ -85,9 +85,9 @@ class NativeEngine:
         with torch.no_grad():
             if self.in_step:
                 alive = self._any_alive
-                own = any(prompt.pictures for prompt in piece.prompts)
+                own = any(prompt.images for prompt in piece.prompts)
                 if self.world.maximum(own)[0] and not own and policy.vision_cache is None:
-                    policy.features(self.loaded.family.filler(picture=True).pictures)
+                    policy.features(self.loaded.family.filler(image=True).images)
             prefill = Prefill(policy, piece.prompts)
             stop = self.stopping(sampling.stop_at_answer)
             graphs = self.settings.cuda_graphs and not self.in_step

@@ -43,7 +43,7 @@ class Launch:
     """A server to start.
 
     Example: `Launch(model="models/qwen", dtype="bfloat16", port=8000, max_model_len=4096, gpus=("0",))`. Without `gpus`
-    it computes on the CPU. `picture_kwargs` are those of the picture processor (`Family.picture_kwargs`), `lora_rank`
+    it computes on the CPU. `image_kwargs` are those of the image processor (`Family.image_kwargs`), `lora_rank`
     the highest of its adapters, of which `loras` are in use at once; `tower_lora` says that they adapt the vision tower
     or the connector. `kv_cache_gb` is in GiB; on a GPU the default is what `gpu_memory` (share of the GPU) leaves, on a
     CPU 1. With `sleeps` it can give its GPU memory back between two rollouts. `weights_dir` is the only folder from
@@ -56,7 +56,7 @@ class Launch:
     max_model_len: int
     host: str = "127.0.0.1"
     images: int = 1
-    picture_kwargs: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    image_kwargs: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     gpus: tuple[str, ...] = ()
     tensor_parallel: int = 1
     gpu_memory: float = 0.9
@@ -108,7 +108,7 @@ def launch_of(
         port=port,
         max_model_len=max_model_len or _room(recipe, family, [tokens for tokens, _ in prompts]),
         images=max([MIN_IMAGES, *(images for _, images in prompts)]),
-        picture_kwargs=family.picture_kwargs(recipe.model.min_pixels, recipe.model.max_pixels),
+        image_kwargs=family.image_kwargs(recipe.model.min_pixels, recipe.model.max_pixels),
         gpus=gpus,
         tensor_parallel=max(1, len(gpus)),
         gpu_memory=gpu_memory or settings.server_memory,
@@ -189,8 +189,8 @@ def _flags(launch: Launch) -> list[str]:
         "mm-processor-cache-gb": 0,
         "disable-uvicorn-access-log": None,
     }
-    if launch.picture_kwargs:
-        flags["mm-processor-kwargs"] = {"images_kwargs": dict(launch.picture_kwargs)}
+    if launch.image_kwargs:
+        flags["mm-processor-kwargs"] = {"images_kwargs": dict(launch.image_kwargs)}
     if launch.secret:
         flags["middleware"] = "vlm_r1_secret.RequireSecret"
     if launch.lora_rank is not None:

@@ -32,7 +32,7 @@ def body_of(
     """The request for `n` completions of a prompt. Images travel once, as the tower of this process sees them."""
     family = loaded.family
     images = []
-    for image, vision in zip(prompt.sample.images, prompt.pictures, strict=False):
+    for image, vision in zip(prompt.sample.images, prompt.images, strict=False):
         file = io.BytesIO()
         family.as_seen(image, vision).save(file, "PNG", compress_level=1)
         url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -12,21 +12,21 @@ from vlm_r1.runtime.runlog import boxes_to_json
 
 
 def image_bytes(sample: Sample) -> bytes | None:
-    """The sample's first picture as it is stored, or as PNG where it was made in memory; None without pictures."""
+    """The sample's first image as it is stored, or as PNG where it was made in memory; None without images."""
     if not sample.images:
         return None
-    picture = sample.images[0]
-    if picture.data is not None:
-        return picture.data
-    if picture.path is not None:
-        return picture.path.read_bytes()
+    image = sample.images[0]
+    if image.data is not None:
+        return image.data
+    if image.path is not None:
+        return image.path.read_bytes()
     buffer = io.BytesIO()
-    picture.open().save(buffer, "PNG")
+    image.open().save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def answer_row(sample: Sample, answer: Answer) -> dict[str, Any]:
-    """The columns that both tables share, without the picture's bytes."""
+    """The columns that both tables share, without the image's bytes."""
     size = sample.images[0].size if sample.images else (None, None)
     predicted = answer.value if isinstance(answer.value, tuple) else ()
     return {
@@ -50,7 +50,7 @@ def rollout_rows(
     scores: Sequence[Sequence[Score]],
     advantages: Sequence[Sequence[float]],
 ) -> list[dict[str, Any]]:
-    """One row per answer of a step, its group being the prompt's number; the picture's bytes stand on its first row."""
+    """One row per answer of a step, its group being the prompt's number; the image's bytes stand on its first row."""
     rows = []
     for n, group in enumerate(groups):
         sample = group.prompt.sample

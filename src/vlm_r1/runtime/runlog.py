@@ -76,7 +76,7 @@ EVAL_COLUMNS = pa.schema(
         *_DRAWN,
     ]
 )
-"""As in `ROLLOUT_COLUMNS`; `image` is held for the first pictures of a split only: the table
+"""As in `ROLLOUT_COLUMNS`; `image` is held for the first images of a split only: the table
 also names the data that holds the others (`write_eval_samples`). `score` is the plain accuracy of
 the answer in [0, 1]; `correct` is null where there is nothing to compare with."""
 

@@ -199,7 +199,7 @@ def choose_trained(family: Family, recipe: Recipe) -> None:
 
 
 def cache_features(loaded: LoadedPolicy, recipe: Recipe) -> None:
-    """Give a policy with a frozen tower a cache of what it makes of pictures, as the recipe says."""
+    """Give a policy with a frozen tower a cache of what it makes of images, as the recipe says."""
     folder = recipe.model.vision_cache_dir
     if not recipe.model.vision_cache_mb and folder is None:
         return
@@ -210,7 +210,7 @@ def cache_features(loaded: LoadedPolicy, recipe: Recipe) -> None:
 
 MAY_CHANGE = {
     *(f"run.{key}" for key in ("steps", "save_every", "keep", "threads", "dir", "log_rollouts_every", "trackers")),
-    *("run.track_pictures_every", "run.shard_size", "run.hang_timeout_s"),
+    *("run.track_images_every", "run.shard_size", "run.hang_timeout_s"),
     *("rl.token_budget", "sft.token_budget", "rl.reference_offload", "rollout.max_sequences", "rollout.kv_cache_gb"),
     *("rollout.gather", "rollout.cuda_graphs", "model.attention", "model.compile"),
     *(f"rollout.{key}" for key in ("servers", "tensor_parallel", "server_memory", "vllm_python", "weights_dir")),

@@ -66,7 +66,7 @@ class Shape:
     """What is counted of a group: its prompt, and its completions' tokens, of which `contexts` are not scored."""
 
     token_ids: Sequence[int] | Tensor
-    pictures: Sequence[VisionInput]
+    images: Sequence[VisionInput]
     lengths: Sequence[int]
     contexts: Sequence[int] = ()
 
@@ -74,7 +74,7 @@ class Shape:
     def of(cls, tree: Tree) -> Shape:
         """That of a tree."""
         lengths, contexts = [len(b.token_ids) for b in tree.branches], [b.context for b in tree.branches]
-        return cls(tree.token_ids, tree.pictures, lengths, contexts)
+        return cls(tree.token_ids, tree.images, lengths, contexts)
 
 
 class Throughput:
@@ -117,13 +117,13 @@ class Throughput:
         for one in trained:
             tally.total("flops/update", update(self._shared(one, encoded)))
         for one in groups:
-            padded = self.arithmetic.padded(one.token_ids, one.pictures, one.lengths)
+            padded = self.arithmetic.padded(one.token_ids, one.images, one.lengths)
             tally.total("flops/update_padded", update(padded))
             if rollout:
                 tally.total("flops/rollout", self._shared(one, encoded).forward)
 
     def _shared(self, one: Shape, encoded: float) -> Work:
-        return self.arithmetic.shared(one.token_ids, one.pictures, one.lengths, one.contexts, encoded)
+        return self.arithmetic.shared(one.token_ids, one.images, one.lengths, one.contexts, encoded)
 
     def rates(self, values: dict[str, float], group_size: int | None = None) -> dict[str, float]:
         """The metrics of a step from those of all processes, of which the counted FLOPs are taken out.

@@ -1,6 +1,6 @@
 """Rows that keep processes together: each runs as many as the others, and the tower where the others do.
 
-Sharded modules are collectives. A process without a row, or without a picture in one, runs a small tree whose tokens
+Sharded modules are collectives. A process without a row, or without an image in one, runs a small tree whose tokens
 count nothing.
 """
 
@@ -18,17 +18,17 @@ def fill_rows(session: Session, rows: Sequence[Sequence[Tree]]) -> list[list[Tre
     filled = [list(row) for row in rows]
     if world.size == 1:
         return filled
-    count, pictures = world.maximum(len(rows), any(tree.pictures for row in rows for tree in row))
+    count, images = world.maximum(len(rows), any(tree.images for row in rows for tree in row))
     parts = session.loaded.family.parameters()
-    sees = bool(pictures) and any(p.requires_grad for part in ("vision", "connector") for p in parts[part].values())
+    sees = bool(images) and any(p.requires_grad for part in ("vision", "connector") for p in parts[part].values())
     filled += [[] for _ in range(int(count) - len(filled))]
     for row in filled:
-        if not row or (sees and not any(tree.pictures for tree in row)):
-            row.append(filler(session, picture=sees))
+        if not row or (sees and not any(tree.images for tree in row)):
+            row.append(filler(session, image=sees))
     return filled
 
 
-def filler(session: Session, *, picture: bool) -> Tree:
-    """A small prompt, with or without a picture, and one token that it predicts."""
-    prompt = session.loaded.family.filler(picture=picture)
+def filler(session: Session, *, image: bool) -> Tree:
+    """A small prompt, with or without an image, and one token that it predicts."""
+    prompt = session.loaded.family.filler(image=image)
     return make_tree([prompt], [[session.loaded.family.end_token_id]])

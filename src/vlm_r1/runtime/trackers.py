@@ -49,18 +49,18 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"run.trackers: {name} is not installed; run: pip install {name}")
 
 
-def track_pictures(trackers: Trackers, step: int, pictures: Sequence[Image.Image]) -> None:
-    """Send RGB pictures to every tracker as `rollouts/1`, `rollouts/2`, ...; call it on the main process."""
-    named = {f"rollouts/{place}": picture for place, picture in enumerate(pictures, start=1)}
+def track_images(trackers: Trackers, step: int, images: Sequence[Image.Image]) -> None:
+    """Send RGB images to every tracker as `rollouts/1`, `rollouts/2`, ...; call it on the main process."""
+    named = {f"rollouts/{place}": image for place, image in enumerate(images, start=1)}
     for tracker in trackers.trackers:
         if tracker.name == "tensorboard":
             tracker.log_images({name: np.asarray(p)[None] for name, p in named.items()}, step, dataformats="NHWC")
         elif tracker.name == "trackio":  # accelerate's tracker has no log_images for it
             import trackio
 
-            tracker.log({name: trackio.Image(picture) for name, picture in named.items()}, step)
+            tracker.log({name: trackio.Image(image) for name, image in named.items()}, step)
         else:
-            tracker.log_images({name: [picture] for name, picture in named.items()}, step)
+            tracker.log_images({name: [image] for name, image in named.items()}, step)
 
 
 def track_table(trackers: Trackers, step: int, rows: Sequence[Mapping[str, Any]]) -> None:

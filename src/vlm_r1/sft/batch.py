@@ -1,4 +1,4 @@
-"""Samples of one picture as one tree: the picture once for all its questions and answers."""
+"""Samples of one image as one tree: the image once for all its questions and answers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vlm_r1.records import Sample
 from vlm_r1.sft.targets import target_ids
 
 
-class ByPicture(Sequence[tuple[Sample, ...]]):
-    """A sequence of samples seen as one of pictures: neighbours that show the same pictures go together."""
+class ByImage(Sequence[tuple[Sample, ...]]):
+    """A sequence of samples seen as one of images: neighbours that show the same images go together."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
-        self._stride = getattr(samples, "per_picture", None)
+        self._stride = getattr(samples, "per_image", None)
         self._starts: list[int] = []
         if self._stride is None:
             last = None
@@ -46,23 +46,23 @@ class ByPicture(Sequence[tuple[Sample, ...]]):
 
 
 def make_trees(samples: Sequence[Sample], family: Family, thought: float = 1.0) -> list[Tree]:
-    """Samples that show the same pictures as one tree; where questions cannot share a picture, a tree each.
+    """Samples that show the same images as one tree; where questions cannot share an image, a tree each.
 
     `thought` is the share of targets that hold the sample's thought.
     """
-    if family.shares_pictures:
-        return [picture_tree(samples, family, thought)]
-    return [picture_tree((sample,), family, thought) for sample in samples]
+    if family.shares_images:
+        return [image_tree(samples, family, thought)]
+    return [image_tree((sample,), family, thought) for sample in samples]
 
 
-def picture_tree(samples: Sequence[Sample], family: Family, thought: float = 1.0) -> Tree:
-    """The tree of samples that show the same pictures; answers are scored, questions are context.
+def image_tree(samples: Sequence[Sample], family: Family, thought: float = 1.0) -> Tree:
+    """The tree of samples that show the same images; answers are scored, questions are context.
 
-    Where the question changes what the picture's tokens see, the prefix is the whole prompt of one sample.
+    Where the question changes what the image's tokens see, the prefix is the whole prompt of one sample.
     """
     first = family.encode(samples[0])
     prompts = [first, *(family.encode(sample) for sample in samples[1:])]
-    shared = _common_prefix([p.token_ids for p in prompts]) if family.shares_pictures else len(first.token_ids)
+    shared = _common_prefix([p.token_ids for p in prompts]) if family.shares_images else len(first.token_ids)
     return make_tree(prompts, [target_ids(prompt, family, thought) for prompt in prompts], shared)
 
 

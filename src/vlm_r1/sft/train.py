@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the same samples and prompts as RL, loss on answer tokens, each picture encoded once."""
+"""Supervised fine-tuning: the same samples and prompts as RL, loss on answer tokens, each image encoded once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlm_r1.runtime.session import Session, open_session
 from vlm_r1.runtime.tally import Tally, cache_tally, merged
 from vlm_r1.runtime.throughput import Shape, Throughput
 from vlm_r1.runtime.together import fill_rows
-from vlm_r1.sft.batch import ByPicture, make_trees
+from vlm_r1.sft.batch import ByImage, make_trees
 
 SHOWN = ("loss", "grad_norm", "lr", "perf/trained_tokens_per_s", "perf/mfu")
 """What the panel and the lines of a run show, where it is known."""
@@ -37,8 +37,8 @@ def train(recipe: Recipe, inputs: Inputs | None = None) -> Path:
     inputs = inputs or read_inputs(recipe)
     check_best(recipe, inputs.splits)
     if recipe.run.epochs is not None:
-        images = sum(len(ByPicture(samples)) for _, samples in inputs.train)
-        recipe = with_steps(recipe, images, recipe.sft.pictures_per_step)
+        images = sum(len(ByImage(samples)) for _, samples in inputs.train)
+        recipe = with_steps(recipe, images, recipe.sft.images_per_step)
     with open_session(recipe, inputs) as session:
         return run(session)
 
@@ -46,7 +46,7 @@ def train(recipe: Recipe, inputs: Inputs | None = None) -> Path:
 def run(session: Session) -> Path:
     """Evaluate, train, and evaluate again."""
     recipe, world = session.recipe, session.world
-    sources = [(weight, ByPicture(samples)) for weight, samples in session.inputs.train]
+    sources = [(weight, ByImage(samples)) for weight, samples in session.inputs.train]
     stream = SampleStream(sources, seed=recipe.run.seed)
     if session.state:
         stream.load_state_dict(session.state["stream"])
@@ -66,9 +66,9 @@ def run(session: Session) -> Path:
         for step in checkpoints.steps():
             clock = Clock(world)
             with clock("data"):
-                trees = [tree for _, made in batches.take(recipe.sft.pictures_per_step) for tree in made]
+                trees = [tree for _, made in batches.take(recipe.sft.images_per_step) for tree in made]
             if step + 1 < recipe.run.steps:
-                batches.prefetch(recipe.sft.pictures_per_step)
+                batches.prefetch(recipe.sft.images_per_step)
             with clock("update"):
                 tally = sft_step(session, trees, step)
             tally.add(clock.tally())

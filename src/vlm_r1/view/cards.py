@@ -1,4 +1,4 @@
-"""Answers as the page shows them: a picture with its boxes coloured by score, and a card for each answer."""
+"""Answers as the page shows them: an image with its boxes coloured by score, and a card for each answer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from vlm_r1.errors import UserError
 from vlm_r1.report.findings import boxes_words, number, signed
 from vlm_r1.report.gallery import bars
-from vlm_r1.report.pictures import View, data_uri, labelled, stroke
+from vlm_r1.report.images import View, data_uri, labelled, stroke
 from vlm_r1.runtime.runlog import boxes_from_json
 
 Row = Mapping[str, Any]
 
 LARGE, SMALL = 720, 168
-"""Longest side of a picture in pixels, as shown alone and in a strip."""
+"""Longest side of an image in pixels, as shown alone and in a strip."""
 
 RAMP = ((215, 58, 73), (245, 133, 54), (251, 210, 92), (140, 200, 240), (47, 125, 246))
 """Red, orange, yellow, light blue, blue: from the lowest score to the highest. None is the green of true boxes."""

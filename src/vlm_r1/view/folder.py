@@ -22,7 +22,7 @@ Row = dict[str, Any]
 Metrics = Mapping[str, Mapping[str, Any]]
 
 TABLES_KEPT = 6
-"""Tables with their pictures that are held in memory, the least used one dropped first."""
+"""Tables with their images that are held in memory, the least used one dropped first."""
 
 _STEP = re.compile(r"step-(\d{1,18})\.parquet")
 

@@ -119,7 +119,7 @@ def count(indices: Sequence[Index], key: Key) -> int:
 
 
 def moments(indices: Sequence[Index], key: Key) -> list[Moment]:
-    """One question in the order of training, with its picture at every moment. Raises `CheckpointError`."""
+    """One question in the order of training, with its image at every moment. Raises `CheckpointError`."""
     found: list[Moment] = []
     images: list[Callable[[], bytes]] = []
     for index in indices:

@@ -1,4 +1,4 @@
-"""The page's pieces as HTML: strips of pictures, one question with its answers, curves, facts. All text is escaped."""
+"""The page's pieces as HTML: strips of images, one question with its answers, curves, facts. All text is escaped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from vlm_r1.report.curves import per_row
 from vlm_r1.report.evaluations import CompareRow
 from vlm_r1.report.findings import MINUS, boxes_words, metric_name, number, signed, split_name
-from vlm_r1.report.pictures import View
+from vlm_r1.report.images import View
 from vlm_r1.report.plots import SIZE, Plot
 from vlm_r1.runtime.runlog import boxes_from_json
 from vlm_r1.view.cards import SMALL, Card, Row, cards, colour, drawing, score_of, span
@@ -22,12 +22,12 @@ from vlm_r1.view.settings import differences, made
 from vlm_r1.view.training import sections, status, tiles, warnings
 
 PAGE = 24
-"""Pictures in a strip."""
+"""Images in a strip."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thumb:
-    """A picture in a strip: `pick` is what a click on it says."""
+    """An image in a strip: `pick` is what a click on it says."""
 
     pick: str
     drawing: View
@@ -130,7 +130,7 @@ def tags(group: Group) -> tuple[str, ...]:
 
 
 def side(group: Group, title: str = "", ends: tuple[float, float] | None = None) -> Side:
-    """The large picture and the cards of a group; `ends` default to those of its own scores."""
+    """The large image and the cards of a group; `ends` default to those of its own scores."""
     ends = ends if ends is not None else span(group.rows)
     return Side(
         title=title,

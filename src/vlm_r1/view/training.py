@@ -53,7 +53,7 @@ SECTIONS: dict[str, list[Plan]] = {
         ("Dropped boxes", "malformed, reversed or empty, an answer", named("boxes/dropped_per_answer")),
         ("Not scorable", "share of a step's answers", named("score/not_scorable")),
         ("Shadow rewards", "not trained on", matching("shadow/(.+)/mean")),
-        ("Features from the cache", "share of a step's pictures", named("vision_cache/hit_rate")),
+        ("Features from the cache", "share of a step's images", named("vision_cache/hit_rate")),
         ("Reward faults", "how often since the start", matching("rewards/counts/(.+)")),
     ],
     "Time": [

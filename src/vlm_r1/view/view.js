@@ -1,5 +1,5 @@
 // Reads values under the pointer (or the arrow keys) from the curves, where a click (or Enter) picks a step; joins
-// answers with their boxes, and lets the arrow keys walk along a strip of pictures. Everything is found through the document, as the page is redrawn often.
+// answers with their boxes, and lets the arrow keys walk along a strip of images. Everything is found through the document, as the page is redrawn often.
 (() => {
   const NS = "http://www.w3.org/2000/svg";
   const numbers = (text) => text.trim().split(/[\s,]+/).map(Number);

@@ -12,7 +12,7 @@ NAMES = ["cat", "dog", "cup", "car", "bus"]
 
 
 def instances(boxes, **image_extra):
-    """`boxes`: picture id -> list of (category index, bbox). Pictures are 100x100."""
+    """`boxes`: image id -> list of (category index, bbox). Images are 100x100."""
     annotations = [
         {"id": i, "image_id": image_id, "category_id": category + 1, "bbox": box, "iscrowd": 0, "area": 1.0}
         for i, (image_id, category, box) in enumerate(
@@ -80,7 +80,7 @@ def test_coco_filters_of_the_paper(run):
         return {row["id"][-1]: row["categories"] for row in run("coco", value, filter=name)}
 
     assert kept("none") == {"1": ["cat", "dog"], "2": ["cat"], "3": ["cat", "dog"], "4": ["cat"]}
-    # A category with 11 boxes is left out of its picture; picture 4 has nothing else.
+    # A category with 11 boxes is left out of its image; image 4 has nothing else.
     assert kept("pos_1") == {"1": ["dog"], "2": ["cat"], "3": ["cat", "dog"]}
     assert kept("pos_2") == {"3": ["cat", "dog"]}
     assert kept("pos_3") == {"2": ["cat"], "3": ["cat", "dog"]}
@@ -105,7 +105,7 @@ def test_coco_negatives_are_absent_and_one_to_n(run):
     for row in run("coco", value, filter="pos_1", negatives=3):
         absent = set(row["categories"]) - {"dog"}
         assert "dog" in row["categories"]
-        # The cats were left out by the filter but are in the picture.
+        # The cats were left out by the filter but are in the image.
         assert absent <= {"cup", "car", "bus"}
         assert ", ".join(row["categories"]) in row["problem"]
         counts.add(len(absent))
@@ -116,7 +116,7 @@ def test_coco_negatives_are_absent_and_one_to_n(run):
         run("coco", value, filter="pos_9")
 
 
-def test_ovdeval_asks_for_each_pictures_own_labels(run):
+def test_ovdeval_asks_for_each_images_own_labels(run):
     extra = {"0": {"text": ["dog"], "neg_text": ["cat", "cup"]}, "1": {"text": [], "neg_text": ["bus"]}}
     value = instances({0: [(1, BOX)], 1: []}, **extra)
     rows = run("ovdeval", value, file="negation.json")
@@ -126,7 +126,7 @@ def test_ovdeval_asks_for_each_pictures_own_labels(run):
     assert rows[0]["source"] == "ovdeval/negation"
     assert [row["categories"] for row in run("ovdeval", value, file="negation.json", negatives=False)] == [["dog"]]
     value["images"][0]["neg_text"] = "cat"
-    with pytest.raises(DataError, match=r"picture 0 has neg_text = 'cat'"):
+    with pytest.raises(DataError, match=r"image 0 has neg_text = 'cat'"):
         run("ovdeval", value)
 
 
@@ -140,7 +140,7 @@ def test_d3_adds_one_to_three_absent_descriptions(run):
     assert run("d3", instances({1: [(0, BOX)], 2: []}), negatives=0)[0]["categories"] == ["cat"]
 
 
-def test_d3_with_groups_takes_absent_ones_from_the_pictures_group(run, tmp_path):
+def test_d3_with_groups_takes_absent_ones_from_the_images_group(run, tmp_path):
     images = {
         i: {"id": i, "file_name": "x", "anno_id": [], "group_id": 3, "height": 100, "width": 100, "license": ""}
         for i in range(20)

@@ -83,7 +83,7 @@ def test_rows(files, tmp_path, capsys):
         "split": "train",
     }
     assert rows[2]["problem"].endswith("café cup.")
-    assert rows[2]["solution"] == [600.0, 400.0, 640.0, 480.0]  # clipped to the picture of 640x480
+    assert rows[2]["solution"] == [600.0, 400.0, 640.0, 480.0]  # clipped to the image of 640x480
     assert "3 rows" in capsys.readouterr().out
 
 

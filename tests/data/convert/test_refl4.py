@@ -28,7 +28,7 @@ REVIEWED = {
 REF_L4 = [
     {
         "id": 1,
-        "caption": "Within the central picture frame of the three, an antique camera is present.",
+        "caption": "Within the central image frame of the three, an antique camera is present.",
         "bbox": [580.6163330048, 179.4965209869, 93.59924316159993, 112.1013793848],
         "bbox_area": 10492.60426778866,
         "bbox_id": "o365_527361",

@@ -34,7 +34,7 @@ CONVERTERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
 def convert(name: str, inputs: Sequence[Path], out: Path, **options: Any) -> int:
     """Write annotation files of a named format as JSONL; prints and returns the number of rows.
 
-    Pictures are named as the annotations name them: put the JSONL into their folder or set `image_root`. An existing
+    Images are named as the annotations name them: put the JSONL into their folder or set `image_root`. An existing
     `out` is replaced only when all rows are written. Raises `ConfigError` for an unknown format or option, and
     `DataError` for inputs that are not in the format.
     """

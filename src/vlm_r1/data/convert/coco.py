@@ -1,4 +1,4 @@
-"""COCO's instances_*.json becomes detection rows, one a picture."""
+"""COCO's instances_*.json becomes detection rows, one an image."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def convert_coco(
     """Detection rows from COCO instances files; crowds are left out.
 
     `filter` follows VLM-R1 (blog of 2025-03-24): "pos_1" (COCO_filtered) leaves out categories with more than 10
-    boxes in the picture, "pos_2" pictures where a category has more than one box, "pos_3" pictures with more than 10
+    boxes in the image, "pos_2" images where a category has more than one box, "pos_3" images with more than 10
     boxes. `ask` names the categories that are there, or all of the file (as the paper's evaluation does).
     `negatives` adds 1 to that many absent ones. With `bare` the question is the names alone, for a template of the
-    reader's own. Pictures without a box are left out unless `ask` is "all". Raises
+    reader's own. Images without a box are left out unless `ask` is "all". Raises
     `DataError` for a wrong file, `ConfigError` for `negatives` with `ask="all"`.
     """
     if negatives and ask == "all":
@@ -48,7 +48,7 @@ def convert_coco(
                 continue
             found = [(item.box, instances.categories[item.category_id]) for item in kept if item.box is not None]
             present = sorted({label for _, label in found})
-            # Of a category left out by the filter there are boxes in the picture: it is neither asked nor absent.
+            # Of a category left out by the filter there are boxes in the image: it is neither asked nor absent.
             hidden = {instances.categories[item.category_id] for item in items} - set(present)
             asked = present if ask == "present" else [name for name in names if name not in hidden]
             if negatives:
@@ -62,7 +62,7 @@ def convert_coco(
 
 
 def _filtered(items: Sequence[Instance], filter: str) -> list[Instance] | None:
-    """The annotations of a picture that a filter keeps, or None where it leaves the picture out."""
+    """The annotations of an image that a filter keeps, or None where it leaves the image out."""
     counts = Counter(item.category_id for item in items)
     if filter == "pos_1":
         return [item for item in items if counts[item.category_id] <= MAX_BOXES]

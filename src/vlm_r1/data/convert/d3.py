@@ -18,11 +18,11 @@ from vlm_r1.errors import ConfigError, DataError
 def convert_d3(
     inputs: Sequence[Path], *, negatives: Annotated[int, Field(ge=0)] = 3, seed: int = 0, image_prefix: str = ""
 ) -> Iterator[dict[str, Any]]:
-    """Detection rows from a d3_*_annotations.json, one a picture.
+    """Detection rows from a d3_*_annotations.json, one an image.
 
-    A picture is asked for the descriptions that are true of something in it and for 1 to `negatives` that are not
-    (VLM-R1 trains so; 0 adds none). Every description is annotated on every picture, so any other one is absent.
-    With images.pkl and groups.pkl among the inputs, absent ones come from the picture's own group, which are harder.
+    An image is asked for the descriptions that are true of something in it and for 1 to `negatives` that are not
+    (VLM-R1 trains so; 0 adds none). Every description is annotated on every image, so any other one is absent.
+    With images.pkl and groups.pkl among the inputs, absent ones come from the image's own group, which are harder.
     Raises `DataError` for a wrong file, `ConfigError` for a wrong set of inputs.
     """
     files = {path.name: path for path in inputs}
@@ -50,7 +50,7 @@ def convert_d3(
 
 
 def _group_sentences(images_file: Path, groups_file: Path) -> dict[int, list[int]]:
-    """Picture id -> ids of the descriptions of its group."""
+    """SampleImage id -> ids of the descriptions of its group."""
     images, groups = load_plain_pickle(images_file), load_plain_pickle(groups_file)
     try:
         return {int(key): [int(i) for i in _group(groups, image)] for key, image in images.items()}

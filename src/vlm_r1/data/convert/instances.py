@@ -1,4 +1,4 @@
-"""COCO's instances layout, which RefCOCO, COCO, OVDEval and D3 share: pictures, categories, boxes."""
+"""COCO's instances layout, which RefCOCO, COCO, OVDEval and D3 share: images, categories, boxes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlm_r1.prompts.templates import word_question
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """One annotation; `box` is None where it has no area inside its picture."""
+    """One annotation; `box` is None where it has no area inside its image."""
 
     id: int
     image_id: int
@@ -25,14 +25,14 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instances:
-    """An annotation file: records of pictures by id, names of categories by id, annotations by picture id."""
+    """An annotation file: records of images by id, names of categories by id, annotations by image id."""
 
     images: Mapping[int, Mapping[str, Any]]
     categories: Mapping[int, str]
     by_image: Mapping[int, Sequence[Instance]]
 
     def file_name(self, image_id: int) -> str:
-        """The picture's file name as the annotations give it."""
+        """The image's file name as the annotations give it."""
         return str(self.images[image_id]["file_name"])
 
 
@@ -51,7 +51,7 @@ def load_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
 
 
 def load_instances(path: Path, *, crowds: bool = False) -> Instances:
-    """Read an annotation file. Boxes become corner form in pixels, clipped to their picture; crowds are left out
+    """Read an annotation file. Boxes become corner form in pixels, clipped to their image; crowds are left out
     unless asked for. Raises `DataError` where the file does not have the layout.
     """
     value = load_json(path)
@@ -90,7 +90,7 @@ def clipped(xywh: Sequence[float], width: float, height: float) -> Box | None:
 def detection_row(
     row_id: str, image: str, asked: Sequence[str], found: Sequence[tuple[Box, str]], source: str, *, bare: bool = False
 ) -> dict[str, Any]:
-    """A JSONL row that asks for `asked` in a picture and states the boxes of those that are there.
+    """A JSONL row that asks for `asked` in an image and states the boxes of those that are there.
 
     With `bare` the question is the names alone, without the task's wording.
     """

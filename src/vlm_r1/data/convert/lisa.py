@@ -66,6 +66,6 @@ def _enclosing(shapes: Sequence[dict[str, Any]]) -> Box | None:
             ys.append(float(y))
     if not xs:
         return None
-    # Points are drawn by hand and may lie just outside the picture's top or left edge.
+    # Points are drawn by hand and may lie just outside the image's top or left edge.
     box = (max(0.0, round(min(xs), 2)), max(0.0, round(min(ys), 2)), round(max(xs), 2), round(max(ys), 2))
     return box if is_proper(box) else None

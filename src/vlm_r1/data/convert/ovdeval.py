@@ -1,4 +1,4 @@
-"""OVDEval's subsets (COCO's layout with `text` and `neg_text` for each picture) become detection rows."""
+"""OVDEval's subsets (COCO's layout with `text` and `neg_text` for each image) become detection rows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vlm_r1.errors import DataError
 def convert_ovdeval(
     inputs: Sequence[Path], *, image_prefix: str | None = None, negatives: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """Detection rows from OVDEval annotation files, one a picture that asks for its own labels.
+    """Detection rows from OVDEval annotation files, one an image that asks for its own labels.
 
-    A picture is asked for its positive labels (`text`) and, with `negatives`, its hard negative ones (`neg_text`).
-    The subset is the file's name: it is the row's source, and by default the folder before the picture's name, as
+    An image is asked for its positive labels (`text`) and, with `negatives`, its hard negative ones (`neg_text`).
+    The subset is the file's name: it is the row's source, and by default the folder before the image's name, as
     the data set is laid out. Raises `DataError` for a wrong file.
     """
     for path in inputs:
@@ -39,5 +39,5 @@ def convert_ovdeval(
 def _labels(image: Any, key: str, path: Path) -> list[str]:
     labels = image.get(key) or []
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise DataError(f"{path}: picture {image.get('id')} has {key} = {labels!r}; it is a list of labels")
+        raise DataError(f"{path}: image {image.get('id')} has {key} = {labels!r}; it is a list of labels")
     return labels

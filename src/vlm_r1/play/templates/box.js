@@ -1,11 +1,11 @@
-// A true box drawn on the picture: drag with a mouse, or click (tap) two opposite corners.
-// Sends [x, y] for a first corner and [x1, y1, x2, y2] for a box, in pixels of the picture.
+// A true box drawn on the image: drag with a mouse, or click (tap) two opposite corners.
+// Sends [x, y] for a first corner and [x1, y1, x2, y2] for a box, in pixels of the image.
 const NEAR = 4;
 const outline = document.createElement('div');
 outline.className = 'true-box';
 let first = null, start = null, source = '';
 
-const picture = event => event.target.closest && event.target.closest('#picture img');
+const image = event => event.target.closest && event.target.closest('#image img');
 
 function place(img, event) {
   const frame = img.getBoundingClientRect();
@@ -19,7 +19,7 @@ function place(img, event) {
 }
 
 function show(a, b) {
-  const holder = document.querySelector('#picture'), frame = holder.getBoundingClientRect();
+  const holder = document.querySelector('#image'), frame = holder.getBoundingClientRect();
   holder.append(outline);
   outline.style.left = `${b.left + Math.min(a.x, b.x) * b.scale - frame.left}px`;
   outline.style.top = `${b.top + Math.min(a.y, b.y) * b.scale - frame.top}px`;
@@ -42,17 +42,17 @@ function finish(a, b) {
 const far = (a, b) => Math.hypot(a.at[0] - b.at[0], a.at[1] - b.at[1]) > NEAR;
 
 document.addEventListener('pointerdown', event => {
-  const img = picture(event);
+  const img = image(event);
   start = img && event.button === 0 ? place(img, event) : null;
 });
 document.addEventListener('pointermove', event => {
-  const img = document.querySelector('#picture img');
+  const img = document.querySelector('#image img');
   if (!img || event.pointerType !== 'mouse' || (!start && !first)) return;
   const here = place(img, event);
-  if (start ? far(start, here) : picture(event)) show(start && far(start, here) ? start : first || start, here);
+  if (start ? far(start, here) : image(event)) show(start && far(start, here) ? start : first || start, here);
 });
 document.addEventListener('pointerup', event => {
-  const img = document.querySelector('#picture img');
+  const img = document.querySelector('#image img');
   if (!img || !start) return;
   const here = place(img, event), from = start;
   start = null;
@@ -63,11 +63,11 @@ document.addEventListener('pointerup', event => {
   trigger('select', { box: [here.x, here.y] });
 });
 document.addEventListener('pointercancel', () => { start = null; });
-document.addEventListener('dragstart', event => { if (picture(event)) event.preventDefault(); });
+document.addEventListener('dragstart', event => { if (image(event)) event.preventDefault(); });
 document.addEventListener('input', event => { if (event.target.closest('#truth')) forget(); });
 window.addEventListener('resize', forget);
 new MutationObserver(() => {
-  const img = document.querySelector('#picture img');
+  const img = document.querySelector('#image img');
   if ((img ? img.src : '') !== source) {
     source = img ? img.src : '';
     forget();

@@ -1,4 +1,4 @@
-"""A compact figure for a README: held-out pictures before and after training, with true and predicted boxes."""
+"""A compact figure for a README: held-out images before and after training, with true and predicted boxes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from PIL import Image, ImageDraw
 
 from vlm_r1.data.draw import PREDICTED_COLOR, TRUE_COLOR, draw_boxes, font
 from vlm_r1.errors import CheckpointError, DataError
-from vlm_r1.records import Picture
+from vlm_r1.records import SampleImage
 from vlm_r1.report.findings import MINUS
 from vlm_r1.report.held_out import HeldOutImages
 from vlm_r1.report.pairs import Pair, Row, read_pairs
 from vlm_r1.runtime.runlog import boxes_from_json, eval_path, write_atomically
 
 TILE, GAP, MARGIN = 240, 16, 76
-"""Pixels: side of a picture, space between two, space on the left for the words "before" and "after"."""
+"""Pixels: side of an image, space between two, space on the left for the words "before" and "after"."""
 
 _PAPER, _INK, _SOFT = "#ffffff", "#1a2027", "#5b6672"
 
@@ -71,10 +71,10 @@ def typical(pairs: Sequence[Pair], count: int) -> list[Pair]:
 
 
 def _tile(image: bytes, row: Row) -> Image.Image:
-    picture = Picture(data=image).open()
-    scale = TILE / max(picture.size)
+    opened = SampleImage(data=image).open()
+    scale = TILE / max(opened.size)
     true, predicted = boxes_from_json(row.get("true_boxes")), boxes_from_json(row.get("pred_boxes"))
-    return draw_boxes(picture, true, predicted, scale=scale)
+    return draw_boxes(opened, true, predicted, scale=scale)
 
 
 def _score(row: Row) -> str:
@@ -86,7 +86,7 @@ def _score(row: Row) -> str:
 
 
 def _words(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str) -> int:
-    """Write the question in at most two lines of a tile's width; returns where the picture begins."""
+    """Write the question in at most two lines of a tile's width; returns where the image begins."""
     face, lines = font(14), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

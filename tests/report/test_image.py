@@ -3,7 +3,7 @@ from PIL import Image, ImageColor
 
 from vlm_r1.data.draw import PREDICTED_COLOR, TRUE_COLOR
 from vlm_r1.errors import CheckpointError
-from vlm_r1.report.picture import TILE, before_after_png, typical
+from vlm_r1.report.image import TILE, before_after_png, typical
 
 GREEN, ORANGE = ImageColor.getrgb(TRUE_COLOR), ImageColor.getrgb(PREDICTED_COLOR)
 
@@ -12,7 +12,7 @@ def count(image, color):
     return sum(n for n, c in image.getcolors(maxcolors=1 << 24) if c == color)
 
 
-def test_before_after_picture_shows_questions_in_two_rows(run_dir, tmp_path):
+def test_before_after_image_shows_questions_in_two_rows(run_dir, tmp_path):
     out = before_after_png(run_dir, tmp_path / "new" / "figure.png", count=3)
     with Image.open(out) as figure:
         assert figure.format == "PNG" and figure.width > 3 * TILE and figure.height > 2 * TILE
@@ -20,7 +20,7 @@ def test_before_after_picture_shows_questions_in_two_rows(run_dir, tmp_path):
     assert out.stat().st_size < 1_500_000
 
 
-def test_before_after_picture_without_pictures_says_what_is_needed(tmp_path):
+def test_before_after_image_without_images_says_what_is_needed(tmp_path):
     with pytest.raises(CheckpointError, match=r"eval-before\.parquet"):
         before_after_png(tmp_path, tmp_path / "figure.png")
 

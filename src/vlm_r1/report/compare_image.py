@@ -1,4 +1,4 @@
-"""The comparison as a picture: one panel a split, one dot with its interval for each model and metric."""
+"""The comparison as an image: one panel a split, one dot with its interval for each model and metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of groups: boxes in the colour of their reward, answers in words."""
+"""Images of groups: boxes in the colour of their reward, answers in words."""
 
 from dataclasses import replace
 
@@ -7,23 +7,23 @@ from PIL import Image, ImageColor
 from support import sample
 
 from vlm_r1.data.draw import TRUE_COLOR
-from vlm_r1.records import Answer, LabelledBox, ParseFailure, Picture, Prompt, RolloutGroup, Score, Truth
+from vlm_r1.records import Answer, LabelledBox, ParseFailure, Prompt, RolloutGroup, SampleImage, Score, Truth
 from vlm_r1.rl.experience import Experience
-from vlm_r1.rl.pictures import HIGH, LOW, MIDDLE, UNSCORED, draw_group, reward_colors, rollout_pictures
+from vlm_r1.rl.images import HIGH, LOW, MIDDLE, UNSCORED, draw_group, reward_colors, rollout_images
 
 LINE, MARGIN = 20, 8
 BOX = (10.0, 10.0, 30.0, 30.0)
 
 
 def group(size=(100, 80), box=BOX, question="the red circle"):
-    pictures = [Picture(image=Image.new("RGB", size, "white"))] if size else []
+    images = [SampleImage(image=Image.new("RGB", size, "white"))] if size else []
     truth = Truth(boxes=(LabelledBox(box=box),)) if box else Truth(number=3.0)
     prompt = Prompt(
-        sample=sample(question, *pictures, truth=truth),
+        sample=sample(question, *images, truth=truth),
         token_ids=(),
         positions=None,
         next_position=0,
-        pictures=(),
+        images=(),
         box_map=None,
     )
     return RolloutGroup(prompt=prompt, rollouts=())
@@ -71,7 +71,7 @@ def test_of_many_answers_the_best_and_the_worst_are_shown():
     assert not {rgb(c) for c in shown[4:-4]} & colors(drawn)
 
 
-def test_large_pictures_shrink_and_small_captions_keep_their_width():
+def test_large_images_shrink_and_small_captions_keep_their_width():
     assert draw_group(group((1280, 320)), [boxed(1, 1, 9, 9)], scores(1.0)).size == (640, 160 + 3 * LINE + 2 * MARGIN)
     assert draw_group(group((10, 400)), [boxed(1, 1, 9, 9)], scores(1.0)).size == (320, 400 + 3 * LINE + 2 * MARGIN)
 
@@ -92,7 +92,7 @@ def test_colors_follow_the_place_in_the_group():
     )
 
 
-def test_the_first_groups_with_a_picture_are_drawn():
+def test_the_first_groups_with_a_image_are_drawn():
     groups = [group(None), *(group((100 + i, 80)) for i in range(6))]
     groups = [replace(g, prompt=replace(g.prompt, number=10 + n)) for n, g in enumerate(groups)]
     experience = Experience(
@@ -102,7 +102,7 @@ def test_the_first_groups_with_a_picture_are_drawn():
         rewards_PG=None,
         advantages_PG=None,
     )
-    assert [(number, drawn.width) for number, drawn in rollout_pictures(experience)] == [
+    assert [(number, drawn.width) for number, drawn in rollout_images(experience)] == [
         (11, 400),
         (12, 404),
         (13, 408),

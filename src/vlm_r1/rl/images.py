@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 MOST_GROUPS = 4
 LONGEST_SIDE, NARROWEST = 640, 320
-"""Pixels: larger pictures are shrunk, and a caption is never narrower."""
+"""Pixels: larger images are shrunk, and a caption is never narrower."""
 MOST_ANSWERS = 8
 """Answers that are shown of a group: of more, the best and the worst halves of these."""
 
@@ -27,8 +27,8 @@ LOW, MIDDLE, HIGH, UNSCORED = "#6a1fb0", "#f0563a", "#ffe14d", "#9aa3af"
 _LINE, _MARGIN = 20, 8
 
 
-def rollout_pictures(experience: Experience) -> list[tuple[int, Image.Image]]:
-    """The first `MOST_GROUPS` groups that have a picture, with their numbers, drawn; fewer where there are fewer."""
+def rollout_images(experience: Experience) -> list[tuple[int, Image.Image]]:
+    """The first `MOST_GROUPS` groups that have an image, with their numbers, drawn; fewer where there are fewer."""
     drawn: list[tuple[int, Image.Image]] = []
     for group, answers, scores in zip(experience.groups, experience.answers, experience.scores, strict=True):
         if group.prompt.sample.images and len(drawn) < MOST_GROUPS:
@@ -70,7 +70,7 @@ def _draw(
 
 
 def draw_group(group: RolloutGroup, answers: Sequence[Answer], scores: Sequence[Score]) -> Image.Image:
-    """The first picture of a prompt with its true boxes and those of its answers, and a caption below.
+    """The first image of a prompt with its true boxes and those of its answers, and a caption below.
 
     The caption holds the question, the truth and the answers from the highest to the lowest reward.
     """
@@ -79,13 +79,13 @@ def draw_group(group: RolloutGroup, answers: Sequence[Answer], scores: Sequence[
     ranked = sorted(zip(answers, scores, reward_colors(scores), strict=True), key=lambda row: -_total(row[1]))
     shown, more = _best_and_worst(ranked), len(ranked) - MOST_ANSWERS
     boxes = [(b, color) for a, _, color in reversed(shown) for b in (a.value if isinstance(a.value, tuple) else ())]
-    picture = _draw(image, sample.truth.boxes or (), [b for b, _ in boxes], colors=[color for _, color in boxes])
-    lines = [(line, "") for line in textwrap.wrap(sample.question, max(picture.width, NARROWEST) // 7)[:3]]
+    drawn = _draw(image, sample.truth.boxes or (), [b for b, _ in boxes], colors=[color for _, color in boxes])
+    lines = [(line, "") for line in textwrap.wrap(sample.question, max(drawn.width, NARROWEST) // 7)[:3]]
     lines += [(f"truth  {truth_text(sample.truth)}", TRUE_COLOR)]
     lines += [(_told(answer, score), color) for answer, score, color in shown]
     if more > 0:
         lines.insert(len(lines) - MOST_ANSWERS // 2, (f"... {more} more ...", ""))
-    return _with_caption(picture, lines)
+    return _with_caption(drawn, lines)
 
 
 def reward_colors(scores: Sequence[Score]) -> list[str]:
@@ -114,14 +114,14 @@ def _told(answer: Answer, score: Score) -> str:
     return f"{reward}  {failure}{' '.join(text.split())}"
 
 
-def _with_caption(picture: Image.Image, lines: Sequence[tuple[str, str]]) -> Image.Image:
-    """The picture above lines of text; a line with a colour has a swatch of it, a line that is too long is cut."""
-    width = max(picture.width, NARROWEST)
-    sheet = Image.new("RGB", (width, picture.height + _LINE * len(lines) + 2 * _MARGIN), "white")
-    sheet.paste(picture, (0, 0))
+def _with_caption(image: Image.Image, lines: Sequence[tuple[str, str]]) -> Image.Image:
+    """The image above lines of text; a line with a colour has a swatch of it, a line that is too long is cut."""
+    width = max(image.width, NARROWEST)
+    sheet = Image.new("RGB", (width, image.height + _LINE * len(lines) + 2 * _MARGIN), "white")
+    sheet.paste(image, (0, 0))
     pen, face = ImageDraw.Draw(sheet), font(13)
     for place, (text, color) in enumerate(lines):
-        y = picture.height + _MARGIN + place * _LINE
+        y = image.height + _MARGIN + place * _LINE
         x = _MARGIN + (_LINE if color else 0)
         while pen.textlength(text, font=face) > width - x - _MARGIN:
             text = text[: -max(2, len(text) // 8)] + "…"

@@ -1,4 +1,4 @@
-"""The pictures of the page: what was uploaded, generated scenes as examples, and those of one folder."""
+"""The images of the page: what was uploaded, generated scenes as examples, and those of one folder."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from PIL import Image
 
 from vlm_r1.config import ScenesSource
 from vlm_r1.data.draw import draw_boxes, fitting_scale
-from vlm_r1.data.images import PictureFinder
+from vlm_r1.data.images import ImageFinder
 from vlm_r1.data.scenes import load_scenes
 from vlm_r1.errors import DataError, RowError, UserError, shown
-from vlm_r1.records import MAX_PIXELS, LabelledBox, Picture, Sample
+from vlm_r1.records import MAX_PIXELS, LabelledBox, Sample, SampleImage
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-"""Pictures that a browser shows."""
+"""Images that a browser shows."""
 
 LISTED = 1000
-"""Pictures of a folder that are offered; the path of any other can be typed."""
+"""Images of a folder that are offered; the path of any other can be typed."""
 
 LONGEST_SIDE = 1024
-"""Pixels: larger pictures are shown at this size when boxes are drawn on them."""
+"""Pixels: larger images are shown at this size when boxes are drawn on them."""
 
 _EXAMPLES = (
     ("in_domain", "attribute", 0),
@@ -36,7 +36,7 @@ _EXAMPLES = (
     ("in_domain", "list", 4),
     ("in_domain", "count", 5),
 )
-"""Split, kind of question and number of the picture."""
+"""Split, kind of question and number of the image."""
 
 
 def example_scenes() -> list[Sample]:
@@ -48,24 +48,24 @@ def example_scenes() -> list[Sample]:
 
 
 @dataclass(slots=True)
-class Pictures:
-    """Pictures under one private folder, and a folder of the user's that none is taken from outside of.
+class Images:
+    """Images under one private folder, and a folder of the user's that none is taken from outside of.
 
-    Example: `Pictures(folder, image_root=Path("photos")).from_root("2024/beach.jpg")` is a copy under `folder`.
+    Example: `Images(folder, image_root=Path("photos")).from_root("2024/beach.jpg")` is a copy under `folder`.
     """
 
     folder: Path
     image_root: Path | None = None
-    _finder: PictureFinder | None = field(init=False, default=None)
+    _finder: ImageFinder | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.image_root is not None:
             if not self.image_root.is_dir():
-                raise UserError(f"--image-root {self.image_root}: is no folder; name one that holds pictures")
-            self._finder = PictureFinder(self.image_root)
+                raise UserError(f"--image-root {self.image_root}: is no folder; name one that holds images")
+            self._finder = ImageFinder(self.image_root)
 
     def listed(self) -> list[str]:
-        """The first `LISTED` pictures of the image root, relative to it; none that leads out of it."""
+        """The first `LISTED` images of the image root, relative to it; none that leads out of it."""
         if self.image_root is None:
             return []
         found: list[str] = []
@@ -84,20 +84,20 @@ class Pictures:
         return path.resolve().is_relative_to(root)
 
     def from_root(self, name: str) -> Path:
-        """A copy, under the private folder, of a picture of the image root.
+        """A copy, under the private folder, of an image of the image root.
 
-        Raises `DataError` for a path that leaves the root by any way, that does not exist, or that is no picture.
+        Raises `DataError` for a path that leaves the root by any way, that does not exist, or that is no image.
         """
         if self._finder is None:
-            raise DataError("There is no folder of pictures; start the playground with --image-root FOLDER")
+            raise DataError("There is no folder of images; start the playground with --image-root FOLDER")
         if name.startswith(("data:", "http:", "https:")):
             raise DataError("Name a file of the folder")
         try:
             path = self._finder.find(name).path
         except RowError as error:
             if any(fault.kind == "image_outside_root" for fault in error.faults):
-                raise DataError(f"{shown(name)} leads out of {self.image_root}: pick a picture inside it") from None
-            raise DataError(f"There is no picture {shown(name)} in {self.image_root}") from None
+                raise DataError(f"{shown(name)} leads out of {self.image_root}: pick an image inside it") from None
+            raise DataError(f"There is no image {shown(name)} in {self.image_root}") from None
         if path is None:
             raise DataError("Name a file of the folder")
         self.checked(path)
@@ -106,31 +106,31 @@ class Pictures:
         shutil.copyfile(path, copy)
         return copy
 
-    def uploaded(self, value: Mapping[str, Any] | None) -> tuple[Picture, Image.Image]:
-        """The picture that the page holds, also decoded.
+    def uploaded(self, value: Mapping[str, Any] | None) -> tuple[SampleImage, Image.Image]:
+        """The image that the page holds, also decoded.
 
         Raises `DataError` where there is none, it is not of the private folder, is broken or too large.
         """
         if not value or not value.get("path"):
-            raise DataError("There is no picture: upload one, or pick one of those below")
+            raise DataError("There is no image: upload one, or pick one of those below")
         path = Path(str(value["path"])).resolve()
         if not path.is_relative_to(self.folder) or not path.is_file():
-            raise DataError("This picture was not uploaded here; upload it again")
-        return Picture(path=path), self.checked(path, str(value.get("orig_name") or path.name))
+            raise DataError("This image was not uploaded here; upload it again")
+        return SampleImage(path=path), self.checked(path, str(value.get("orig_name") or path.name))
 
     def checked(self, path: Path, name: str | None = None) -> Image.Image:
-        """The decoded picture. Raises `DataError`, naming the file alone, for one that is broken or too large."""
+        """The decoded image. Raises `DataError`, naming the file alone, for one that is broken or too large."""
         try:
-            return Picture(path=path).open()
+            return SampleImage(path=path).open()
         except DataError as error:
             why = str(error).removeprefix(f'image "{path}" ').removeprefix(f"{path}: ")
             why = why.removesuffix("; replace the file or drop the row").replace(str(path), path.name)
             if isinstance(error.__context__, Image.DecompressionBombError):
                 why = f"over the limit of {MAX_PIXELS} pixels"
-            raise DataError(f'The picture "{name or path.name}" cannot be used: {why}. Take another one') from None
+            raise DataError(f'The image "{name or path.name}" cannot be used: {why}. Take another one') from None
 
     def draw(self, image: Image.Image, true: Sequence[LabelledBox], predicted: Sequence[LabelledBox]) -> Path:
-        """A picture file with boxes (pixels of `image`) drawn in: PNG for small pictures, else JPEG.
+        """An image file with boxes (pixels of `image`) drawn in: PNG for small images, else JPEG.
 
         Labels are written only where there are several boxes of a kind.
         """

@@ -13,19 +13,19 @@ from PIL import Image
 from vlm_r1.boxes import Box
 from vlm_r1.data.draw import free_place
 from vlm_r1.errors import DataError
-from vlm_r1.records import LabelledBox, Picture
+from vlm_r1.records import LabelledBox, SampleImage
 
 LONGEST_SIDE = 448
-"""Larger pictures are shrunk to this many pixels: a phone or a card shows no more."""
+"""Larger images are shrunk to this many pixels: a phone or a card shows no more."""
 
 MOST_BOXES = 60
-"""Boxes of a kind that are drawn over one picture."""
+"""Boxes of a kind that are drawn over one image."""
 
 MOST_LABELS = 16
-"""With more boxes than this in all, their labels would hide the picture."""
+"""With more boxes than this in all, their labels would hide the image."""
 
 KEPT_AS_THEY_ARE = 24_000
-"""Bytes up to which a small picture is embedded unchanged; a larger one becomes JPEG."""
+"""Bytes up to which a small image is embedded unchanged; a larger one becomes JPEG."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +67,14 @@ class View:
 
     @property
     def content(self) -> str:
-        """What is drawn over the picture, in words: "1 true box, 2 predicted"."""
+        """What is drawn over the image, in words: "1 true box, 2 predicted"."""
         true, predicted = self.boxes
         return f"{true or 'no'} true box{'es' * (true != 1)}, {predicted or 'none'} predicted"
 
 
 @dataclass(slots=True)
 class Album:
-    """Hands out views and keeps the page under `budget` bytes of pictures.
+    """Hands out views and keeps the page under `budget` bytes of images.
 
     Example: `Album().view(png_bytes, (96, 96), true=boxes).uri` begins with "data:image/png;base64,".
     """
@@ -90,7 +90,7 @@ class Album:
         true: Sequence[LabelledBox] = (),
         predicted: Sequence[LabelledBox] = (),
     ) -> View:
-        """A picture of `size` (width, height; original pixels) with its boxes, labelled where they are a few."""
+        """An image of `size` (width, height; original pixels) with its boxes, labelled where they are a few."""
         width, height = size[0] or 1, size[1] or 1
         named = max(len(true), len(predicted)) > 1 and len(true) + len(predicted) <= MOST_LABELS
         text = min(width / 14, height / 4)
@@ -117,13 +117,13 @@ class Album:
             self.left_out += 1
             return view
         self.budget -= len(uri)
-        anchor = self._seen.setdefault(image, f"picture-{len(self._seen)}")
+        anchor = self._seen.setdefault(image, f"image-{len(self._seen)}")
         return replace(view, anchor=anchor, uri=uri)
 
 
 def data_uri(image: bytes, longest_side: int = LONGEST_SIDE) -> str:
-    """An encoded picture as a data URI, shrunk where a side is above `longest_side` pixels. Raises `DataError`."""
-    opened = Picture(data=image).open()
+    """An encoded image as a data URI, shrunk where a side is above `longest_side` pixels. Raises `DataError`."""
+    opened = SampleImage(data=image).open()
     kind = "png" if image.startswith(b"\x89PNG") else "jpeg" if image.startswith(b"\xff\xd8") else ""
     if not kind or len(image) > KEPT_AS_THEY_ARE or max(opened.size) > longest_side:
         opened.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
@@ -134,7 +134,7 @@ def data_uri(image: bytes, longest_side: int = LONGEST_SIDE) -> str:
 
 
 def stroke(kind: str, item: LabelledBox, width: int, height: int, named: bool) -> Stroke | None:
-    """A box of a picture of `width` by `height` pixels, kept inside it; None where a side is not finite."""
+    """A box of an image of `width` by `height` pixels, kept inside it; None where a side is not finite."""
     if not all(math.isfinite(x) for x in item.box):
         return None
     xs = sorted(min(max(x, 0.0), float(width)) for x in (item.box[0], item.box[2]))
