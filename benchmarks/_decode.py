@@ -32,8 +32,8 @@ def open_model(setting: Setting) -> tuple[LoadedPolicy, list[Prompt]]:
     config = ModelConfig(path=str(setting.model_path), precision=setting.precision)
     loaded = load_policy(config, PromptConfig(template="plain"))
     policy = loaded.policy.to("cuda" if torch.cuda.is_available() else "cpu")
-    ends = torch.tensor(eos_token_ids(policy, loaded.tokenizer), device=policy.banned.device)
-    policy.banned = torch.cat([policy.banned, ends])
+    ends = torch.tensor(eos_token_ids(policy, loaded.tokenizer), device=policy.suppressed.device)
+    policy.suppressed = torch.cat([policy.suppressed, ends])
     return loaded, prompts_of(setting, loaded)
 
 
@@ -54,7 +54,7 @@ def transformers(
     setting: Setting, loaded: LoadedPolicy, prompts: list[Prompt], options: dict[str, Any]
 ) -> Callable[[], int]:
     """The same by `generate`, on a model of its own whose patch embedding is a matrix product."""
-    device, suppressed = loaded.policy.banned.device, loaded.policy.banned.tolist()
+    device, suppressed = loaded.policy.suppressed.device, loaded.policy.suppressed.tolist()
     repeated = [prompt for prompt in prompts for _ in range(setting.group)]
     ids = torch.tensor([prompt.token_ids for prompt in repeated], device=device)  # questions of one length: no padding
     tensors = merge_images([image for prompt in repeated for image in prompt.images])

@@ -98,12 +98,12 @@ def _measure(session: Session) -> dict[str, int]:
 def _measure_sft(session: Session) -> dict[str, int]:
     recipe = session.recipe
     images = ByImage(load_source(recipe.data.train[0], seed=recipe.run.seed))
-    with sft.tree_batches(session, _InOrder(images)) as batches:  # type: ignore[arg-type]
-        trees = [tree for _, made in batches.take(recipe.sft.images_per_step) for tree in made]
-    sft.sft_step(session, trees, 0)
+    with sft.group_batches(session, _InOrder(images)) as batches:  # type: ignore[arg-type]
+        prefix_groups = [group for _, made in batches.take(recipe.sft.images_per_step) for group in made]
+    sft.sft_step(session, prefix_groups, 0)
     forget(session)
     meter = Meter(session, None)
-    meter.run("update", lambda: sft.sft_step(session, trees, 1))
+    meter.run("update", lambda: sft.sft_step(session, prefix_groups, 1))
     return meter.peaks
 
 

@@ -1,7 +1,7 @@
 """Our side: `rl.loop.train` on a recipe, in a process of its own. Usage: _ours.py JOB.json RESULT.json
 
-Two things are added from outside: the end-of-text token is banned like an image placeholder, so that every answer has
-all its tokens, and the start of each step is noted. The seconds of the phases are the run's own metrics.
+Two things are added from outside: the end-of-text token is suppressed like an image placeholder, so that every answer
+has all its tokens, and the start of each step is noted. The seconds of the phases are the run's own metrics.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def recipe_of(setting: Setting, run_dir: Path, *, gradient_checkpointing: bool =
 def ban_end_of_text(session: Session) -> None:
     """Answers never end by themselves: both sides sample exactly as many tokens."""
     policy = session.loaded.policy
-    ends = torch.tensor(eos_token_ids(policy, session.loaded.tokenizer), device=policy.banned.device)
-    policy.banned = torch.cat([policy.banned, ends])
+    ends = torch.tensor(eos_token_ids(policy, session.loaded.tokenizer), device=policy.suppressed.device)
+    policy.suppressed = torch.cat([policy.suppressed, ends])
 
 
 def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:

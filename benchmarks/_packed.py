@@ -19,7 +19,7 @@ from _setting import Setting, prepare, read_job
 from vlm_r1.config import ModelConfig, PromptConfig, RLConfig
 from vlm_r1.models.load import load_policy
 from vlm_r1.models.packing import cut_by_budget, pack
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -32,8 +32,8 @@ def measure(setting: Setting) -> dict[str, Any]:
     )
     loaded = load_policy(config, PromptConfig(template="plain"))
     policy = loaded.policy.to(device).train()
-    trees = [group_tree(group) for group in made_up(setting, loaded)]
-    rows = [pack(piece).to(device) for piece in cut_by_budget(trees, RLConfig().token_budget)]
+    groups = [as_prefix_group(group) for group in made_up(setting, loaded)]
+    rows = [pack(piece).to(device) for piece in cut_by_budget(groups, RLConfig().token_budget)]
     total = sum(len(row.targets) for row in rows)
     steps = []
     for repetition in range(setting.warmup + setting.repetitions):
@@ -46,7 +46,7 @@ def measure(setting: Setting) -> dict[str, Any]:
             steps.append({"update_s": seconds, "answer_tokens": total})
     return {
         "steps": steps,
-        "prompt_tokens": len(trees[0].token_ids),
+        "prompt_tokens": len(groups[0].token_ids),
         "versions": versions(),
         "machine": machine(),
         **peak_memory(),

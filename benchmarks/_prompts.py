@@ -27,8 +27,8 @@ def prompts_of(setting: Setting, loaded: LoadedPolicy) -> list[Prompt]:
 def made_up(setting: Setting, loaded: LoadedPolicy) -> list[RolloutGroup]:
     """Answers of `setting.answer_tokens` random tokens to questions about the setting's images."""
     random = torch.Generator().manual_seed(setting.seed)
-    banned = set(loaded.policy.banned.tolist())
-    allowed = torch.tensor([i for i in range(len(loaded.tokenizer)) if i not in banned])
+    suppressed = set(loaded.policy.suppressed.tolist())
+    allowed = torch.tensor([i for i in range(len(loaded.tokenizer)) if i not in suppressed])
     groups = []
     for prompt in prompts_of(setting, loaded):
         rollouts = []

@@ -48,13 +48,13 @@ def data_of(setting: Setting) -> Dataset:
     return Dataset.from_list(columns).cast_column("image", Image())
 
 
-def config_of(setting: Setting, folder: str, banned: list[int], options: dict[str, Any]) -> GRPOConfig:
+def config_of(setting: Setting, folder: str, suppressed: list[int], options: dict[str, Any]) -> GRPOConfig:
     """The benchmark's step in TRL's terms. `options`: what may be tuned, and where (`grpo_step.py`, `gpu.py`)."""
     answers = setting.prompts * setting.group
     micro = options.get("micro_batch", answers)
-    full_length: dict[str, Any] = {"suppress_tokens": banned}
+    full_length: dict[str, Any] = {"suppress_tokens": suppressed}
     if options.get("vllm"):
-        full_length = {"ignore_eos": True, "logit_bias": dict.fromkeys(banned, -100.0)}
+        full_length = {"ignore_eos": True, "logit_bias": dict.fromkeys(suppressed, -100.0)}
     return GRPOConfig(
         output_dir=folder,
         max_steps=setting.steps,
@@ -118,12 +118,12 @@ def measure(setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
     torch.set_flush_denormal(True)
     processor = load_processor(setting.model_path)
     ids = json.loads(Path(setting.model_path, "config.json").read_text(encoding="utf-8"))
-    banned = [ids["image_token_id"], ids["video_token_id"], processor.tokenizer.eos_token_id]
+    suppressed = [ids["image_token_id"], ids["video_token_id"], processor.tokenizer.eos_token_id]
     clock = Clock()
     ends = StepEnds(clock)
     tokens: list[dict[str, int]] = []
     with tempfile.TemporaryDirectory() as folder:
-        config = config_of(setting, folder, banned, options)
+        config = config_of(setting, folder, suppressed, options)
         config.model_init_kwargs = model_options(setting, options)
         trainer = GRPOTrainer(
             model=str(setting.model_path),

@@ -48,8 +48,8 @@ class Case:
     """One comparison: `rl` are our settings, `trl` the ones of `GRPOConfig` that mean the same.
 
     With `iterations` 2 the loss of the second is compared: old log-probs are those of other weights. `token_budget`
-    cuts our batch into several rows; `banned` leaves image placeholders masked, which TRL does not. Unless `corrects`
-    is "off", the completions are those of another engine, whose tokens both sides weigh so.
+    cuts our batch into several rows; `suppressed` leaves image placeholders masked, which TRL does not. Unless
+    `corrects` is "off", the completions are those of another engine, whose tokens both sides weigh so.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Case:
     trl: dict[str, Any] = field(default_factory=dict)
     iterations: int = 2
     token_budget: int = 16384
-    banned: bool = False
+    suppressed: bool = False
     corrects: str = "off"
 
 
@@ -127,15 +127,15 @@ def open_case(model: Path, run_dir: Path, case: Case) -> Iterator[Session]:
 def ours(session: Session, groups: Sequence[RolloutGroup], case: Case) -> Outcome:
     """Our update's outcome.
 
-    Unless the case says otherwise the banned list is emptied: our distribution has the image placeholders masked,
+    Unless the case says otherwise the suppressed list is emptied: our distribution has the image placeholders masked,
     because that is what rollouts sample from, and TRL scores with the whole vocabulary. The two softmaxes differ by
     construction, so they are compared without the mask, on completions that hold no placeholder.
     """
     policy, algorithm = session.loaded.policy, ALGORITHMS[case.algorithm]
     reference, own = reference_of(session)
     for scorer in (policy, own):
-        if scorer is not None and not case.banned:
-            scorer.banned = scorer.banned[:0]
+        if scorer is not None and not case.suppressed:
+            scorer.suppressed = scorer.suppressed[:0]
     move(policy, FROM_REFERENCE)
     rewards_PG = torch.tensor([[float("nan") if r is None else r for r in row] for row in REWARDS])
     experience = Experience(groups=list(groups), rewards_PG=rewards_PG, advantages_PG=algorithm.advantage(rewards_PG))

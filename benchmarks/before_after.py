@@ -63,43 +63,48 @@ def measure(arguments: argparse.Namespace, base: Path, folder: Path) -> dict[str
         prepare(setting)
         found[name] = {side: [] for side in sides}
         for _ in range(1 if arguments.quick else arguments.rounds):
-            for side, (tree, options) in sides.items():
-                found[name][side].append(run_step(setting, tree, options, folder))
+            for side, (group, options) in sides.items():
+                found[name][side].append(run_step(setting, group, options, folder))
                 print(name, side, f"{statistics.median(s['step_s'] for s in found[name][side][-1]):.3f} s", flush=True)
     if not arguments.quick:
         found["demo"] = {side: [] for side in sides}
         for _ in range(arguments.rounds):
-            for side, (tree, options) in sides.items():
-                found["demo"][side].append(run_demo(tree, options, folder))
+            for side, (group, options) in sides.items():
+                found["demo"][side].append(run_demo(group, options, folder))
     return found
 
 
-def environment(tree: Path) -> dict[str, str]:
-    """This Python with the package of another tree."""
-    return {**os.environ, "PYTHONPATH": str(tree / "src"), "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+def environment(group: Path) -> dict[str, str]:
+    """This Python with the package of another prefix group."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(group / "src"),
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
-def run_step(setting: Setting, tree: Path, options: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The measured steps of one process of a tree's own `_ours.py`."""
+def run_step(setting: Setting, group: Path, options: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The measured steps of one process of a prefix group's own `_ours.py`."""
     job, result = folder / "job.json", folder / "result.json"
     setting.write(job, options=options)
     content = json.loads(job.read_text(encoding="utf-8"))
-    if tree != ROOT:  # its setting has other names
+    if group != ROOT:  # its setting has other names
         content["setting"].pop("precision", None)
         content["setting"]["dtype"] = "float32"
         job.write_text(json.dumps(content), encoding="utf-8")
-    script = str(tree / "benchmarks" / "_ours.py")
+    script = str(group / "benchmarks" / "_ours.py")
     done = subprocess.run(
-        [sys.executable, script, str(job), str(result)], capture_output=True, text=True, env=environment(tree)
+        [sys.executable, script, str(job), str(result)], capture_output=True, text=True, env=environment(group)
     )
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     return json.loads(result.read_text(encoding="utf-8"))["steps"]
 
 
-def run_demo(tree: Path, options: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+def run_demo(group: Path, options: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Steps of the demo's recipe, without its evaluations; the first ones are dropped."""
-    recipe = tree / "src" / "vlm_r1" / "assets" / "demo.yaml"
+    recipe = group / "src" / "vlm_r1" / "assets" / "demo.yaml"
     run_dir = Path(tempfile.mkdtemp(dir=folder))
     settings = [f"run.dir={run_dir}", f"run.steps={DEMO_STEPS}", "run.save_every=1000", "data.eval={}"]
     settings += [f"rl.{key}={str(value).lower()}" for key, value in options.items()]
@@ -108,7 +113,7 @@ def run_demo(tree: Path, options: dict[str, Any], folder: Path) -> list[dict[str
         [sys.executable, "-c", code, "train", str(recipe), *settings],
         capture_output=True,
         text=True,
-        env=environment(tree),
+        env=environment(group),
     )
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])

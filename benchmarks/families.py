@@ -126,14 +126,14 @@ def seconds_of(entry: Any, repetitions: int) -> dict[str, float]:
     from support import made_up, noise_image, sample
 
     from vlm_r1.models.packing import pack
-    from vlm_r1.rl.batch import group_tree
+    from vlm_r1.rl.batch import as_prefix_group
 
     with tempfile.TemporaryDirectory() as folder:
         entry.build(Path(folder))
         loaded, model = zoo.load(Path(folder)), zoo.plain(Path(folder), entry)
     samples = [sample("the red circle", noise_image(SIDE, SIDE, n), id=str(n)) for n in range(2)]
     groups = [made_up(loaded, loaded.family.encode(s), [TOKENS] * GROUP, n) for n, s in enumerate(samples)]
-    row = pack([group_tree(group) for group in groups])
+    row = pack([as_prefix_group(group) for group in groups])
     batches = []
     for group in groups:
         answers = torch.tensor([r.token_ids for r in group.rollouts])
@@ -146,7 +146,7 @@ def seconds_of(entry: Any, repetitions: int) -> dict[str, float]:
     def padded() -> None:
         for inputs, answers in batches:
             logits = model(**inputs, logits_to_keep=TOKENS + 1).logits[:, :-1].float()
-            logits = logits.index_fill(-1, loaded.policy.banned, -1e9)
+            logits = logits.index_fill(-1, loaded.policy.suppressed, -1e9)
             (-logits.log_softmax(-1).gather(-1, answers[..., None]).mean() / len(batches)).backward()
 
     sides = [(ours, loaded.policy), (padded, model)]

@@ -33,9 +33,9 @@ from transformers import AutoModelForImageTextToText
 from vlm_r1.config import ModelConfig, PromptConfig, TrainConfig
 from vlm_r1.models.freeze import freeze
 from vlm_r1.models.load import LoadedPolicy, load_policy
-from vlm_r1.models.packing import PackedRow, Tree, cut_by_budget, pack
+from vlm_r1.models.packing import PackedRow, PrefixGroup, cut_by_budget, pack
 from vlm_r1.models.vision_cache import VisionCache
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 16_384
@@ -115,8 +115,8 @@ class Ours:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, fused=True)
         self.calls = 0
         self.model.model.visual.register_forward_hook(self._count)
-        trees: list[Tree] = [group_tree(group) for group in self.groups]
-        self.rows: list[PackedRow] = [pack(piece) for piece in cut_by_budget(trees, BUDGET)]
+        prefix_groups: list[PrefixGroup] = [as_prefix_group(group) for group in self.groups]
+        self.rows: list[PackedRow] = [pack(piece) for piece in cut_by_budget(prefix_groups, BUDGET)]
 
     def _count(self, *_: Any) -> None:
         self.calls += 1
@@ -131,7 +131,7 @@ class Ours:
         total = sum(len(row.targets) for row in self.rows)
         for row in self.rows:
             logprobs, _ = self.loaded.policy(row)
-            (logprobs * (1 + row.branch_of_target % 3) / total).sum().backward()
+            (logprobs * (1 + row.completion_of_target % 3) / total).sum().backward()
 
 
 class Padded:
@@ -142,13 +142,13 @@ class Padded:
         self.model.model.visual.requires_grad_(False)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, fused=True)
-        self.banned = loaded.policy.banned
+        self.suppressed = loaded.policy.suppressed
         self.groups = made_up(setting, loaded)
 
     def backward(self) -> None:
         """The same gradient as `Ours.backward`."""
         total = sum(len(r.token_ids) for g in self.groups for r in g.rollouts)
-        branch = 0
+        completion = 0
         for group in self.groups:
             n, prompt = len(group.rollouts), group.prompt
             answers = torch.tensor([r.token_ids for r in group.rollouts])
@@ -159,11 +159,11 @@ class Padded:
             kinds = (ids == self.model.config.image_token_id).int()
             keep = answers.shape[1] + 1
             logits = self.model(input_ids=ids, mm_token_type_ids=kinds, logits_to_keep=keep, **tensors).logits[:, :-1]
-            logprobs = logits.float().index_fill(-1, self.banned, -1e9).log_softmax(-1)
+            logprobs = logits.float().index_fill(-1, self.suppressed, -1e9).log_softmax(-1)
             taken = logprobs.gather(-1, answers[..., None])[..., 0]
-            weights = 1 + (branch + torch.arange(n)) % 3
+            weights = 1 + (completion + torch.arange(n)) % 3
             (taken * weights[:, None] / total).sum().backward()
-            branch += n
+            completion += n
 
 
 def timed(side: Ours | Padded) -> float:

@@ -137,7 +137,7 @@ class Policy:
         self.images = Qwen2VLImageProcessorPil.from_pretrained(path)
         self.image = self.model.config.image_token_id
         # A placeholder in an answer would ask for an image that is not there: the policy gives it no probability.
-        self.banned = torch.tensor([self.image, self.model.config.video_token_id])
+        self.suppressed = torch.tensor([self.image, self.model.config.video_token_id])
 
     def prompts(self, scenes):
         """The chat turn of every scene: its image, one placeholder token for each merged patch, and the question."""
@@ -164,7 +164,7 @@ class Policy:
 
     def logprobs(self, hidden):
         """Log-probs (..., V) of the next token after hidden states (..., D): one formula for sampling and scoring."""
-        return F.log_softmax(self.model.lm_head(hidden).index_fill(-1, self.banned, -torch.inf), -1)
+        return F.log_softmax(self.model.lm_head(hidden).index_fill(-1, self.suppressed, -torch.inf), -1)
 
 
 def visible(owner_PN, Q):

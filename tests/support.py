@@ -28,7 +28,7 @@ from vlm_r1.models.load import LoadedPolicy, load_policy
 from vlm_r1.models.packing import PackedRow, pack
 from vlm_r1.records import LabelledBox, Prompt, Rollout, RolloutGroup, Sample, SampleImage, SamplingParams, Truth
 from vlm_r1.rl import reference
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 from vlm_r1.rollout.native import NativeEngine
 from vlm_r1.runtime.model_folder import save_model
 from vlm_r1.runtime.runlog import read_metrics
@@ -174,7 +174,7 @@ class Scripted:
 def made_up(loaded: LoadedPolicy, prompt: Prompt, lengths: Sequence[int], seed: int = 0) -> RolloutGroup:
     """A group of answers of these lengths, every allowed token being equally likely."""
     generator = torch.Generator().manual_seed(seed)
-    allowed = [i for i in range(len(loaded.tokenizer)) if i not in loaded.policy.banned.tolist()]
+    allowed = [i for i in range(len(loaded.tokenizer)) if i not in loaded.policy.suppressed.tolist()]
     rollouts = []
     for length in lengths:
         ids = [allowed[i] for i in torch.randint(len(allowed), (length,), generator=generator).tolist()]
@@ -190,7 +190,7 @@ def mixed_groups(loaded: LoadedPolicy) -> list[RolloutGroup]:
 
 def row_of(loaded: LoadedPolicy, groups: Sequence[RolloutGroup]) -> PackedRow:
     """The groups as one packed row on the policy's device."""
-    return pack([group_tree(group) for group in groups]).to(loaded.policy.banned.device)
+    return pack([as_prefix_group(group) for group in groups]).to(loaded.policy.suppressed.device)
 
 
 def bytes_tokenizer() -> PreTrainedTokenizerFast:
@@ -213,7 +213,7 @@ def plain_model(loaded: LoadedPolicy, dtype: torch.dtype | None = None):
         part._attn_implementation = "sdpa"
     model = AutoModelForImageTextToText.from_config(config)
     model.load_state_dict(loaded.policy.model.state_dict())
-    return placed(model, loaded.policy.banned.device, dtype or loaded.policy.compute_dtype).eval()
+    return placed(model, loaded.policy.suppressed.device, dtype or loaded.policy.compute_dtype).eval()
 
 
 def plain_inputs(model, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], pad: int) -> dict:
@@ -234,8 +234,8 @@ def plain_inputs(model, prompts: Sequence[Prompt], answers: Sequence[Sequence[in
     return {name: value.to(model.device) for name, value in inputs.items()}
 
 
-def plain_logprobs(model, groups: Sequence[RolloutGroup], banned: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Log-probs `(S,)` of all answers' tokens by the padded forward: banned logits at minus infinity, then softmax.
+def plain_logprobs(model, groups: Sequence[RolloutGroup], suppressed: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Log-probs `(S,)` of all answers' tokens by the padded forward: suppressed logits at minus infinity, then softmax.
 
     They are on the CPU, whatever the model's device.
     """
@@ -243,7 +243,7 @@ def plain_logprobs(model, groups: Sequence[RolloutGroup], banned: torch.Tensor, 
     left = max(len(prompt.token_ids) for prompt, _ in rows)
     logits = model(**plain_inputs(model, [p for p, _ in rows], [a for _, a in rows], pad=0)).logits
     logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-    logits[..., banned] = -torch.inf
+    logits[..., suppressed] = -torch.inf
     logprobs = torch.log_softmax(logits / temperature, -1).cpu()
     parts = []
     for row, (_, answer) in enumerate(rows):

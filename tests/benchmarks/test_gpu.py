@@ -119,7 +119,7 @@ def test_forward_arithmetic_equals_what_torch_counts(tmp_path):
     from vlm_r1.models.cpu_layers import HAS_ONEDNN
     from vlm_r1.models.load import load_policy
     from vlm_r1.models.packing import pack
-    from vlm_r1.rl.batch import group_tree
+    from vlm_r1.rl.batch import as_prefix_group
 
     setting = settings.Setting(
         folder=str(tmp_path), prompts=2, group=3, image_tokens=64, answer_tokens=24, repetitions=1
@@ -132,7 +132,7 @@ def test_forward_arithmetic_equals_what_torch_counts(tmp_path):
     if HAS_ONEDNN:
         onednn[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * x[0] * x[1] * weight[0]
     with FlopCounterMode(display=False, custom_mapping=onednn) as counted, torch.no_grad():
-        loaded.policy(pack([group_tree(group) for group in groups]))
+        loaded.policy(pack([as_prefix_group(group) for group in groups]))
     names = ("aten.mm", "aten.addmm", "mkldnn._linear_pointwise")
     linear = sum(n for op, n in counted.get_flop_counts()["Global"].items() if str(op).startswith(names))
     # Attended pairs, 4 x width each, of the tower (one layer whole images, three windows of 64), prompts and answers

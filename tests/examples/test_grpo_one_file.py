@@ -90,7 +90,7 @@ def test_packed_and_sampled_logprobs_equal_the_padded_forward(example, played):
     assert len({len(group.prompt.token_ids) for group in groups}) > 1, "some prompt is padded"
     with torch.no_grad():
         packed = example.packed_logprobs(policy, prompts, tokens, real)
-        padded = plain_logprobs(plain_model(loaded), groups, policy.banned, 1.0)
+        padded = plain_logprobs(plain_model(loaded), groups, policy.suppressed, 1.0)
     torch.testing.assert_close(packed[real], padded, atol=1e-5, rtol=0)
     torch.testing.assert_close(sampled[real], padded, atol=1e-5, rtol=0)
 
@@ -101,7 +101,7 @@ def test_packed_gradient_equals_the_padded_one(example, played):
     example.grpo_loss(example.packed_logprobs(policy, prompts, tokens, real), sampled, advantages, real).backward()
     ours = gradients(policy.model)
     model = plain_model(loaded)
-    padded = plain_logprobs(model, groups, policy.banned, 1.0)
+    padded = plain_logprobs(model, groups, policy.suppressed, 1.0)
     lengths = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
     means = torch.stack([part.mean() for part in padded.split(lengths)])
     (-(advantages.flatten() * means).mean()).backward()  # at ratio 1 the surrogate has the gradient of A log pi
@@ -111,8 +111,8 @@ def test_packed_gradient_equals_the_padded_one(example, played):
 def test_answers_never_hold_placeholders(example, played):
     policy, prompts = played[:2]
     logprobs = policy.logprobs(policy.hidden(prompts.ids_PL, prompts.owner_PL, prompts.positions_3PL, **prompts.images))
-    assert policy.tokenizer.convert_ids_to_tokens(policy.banned.tolist()) == ["<|image_pad|>", "<|video_pad|>"]
-    assert (logprobs[..., policy.banned] == -torch.inf).all()
+    assert policy.tokenizer.convert_ids_to_tokens(policy.suppressed.tolist()) == ["<|image_pad|>", "<|video_pad|>"]
+    assert (logprobs[..., policy.suppressed] == -torch.inf).all()
     torch.testing.assert_close(logprobs.exp().sum(-1), torch.ones(logprobs.shape[:-1]))
 
 

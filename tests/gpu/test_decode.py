@@ -37,9 +37,9 @@ def test_the_update_agrees_with_the_rollout_in_bfloat16(record_property, device,
     model = plain_model(loaded)
     with torch.no_grad():
         update = loaded.policy(row_of(loaded, groups), TEMPERATURE)[0].cpu()
-        plain = plain_logprobs(model, groups, loaded.policy.banned, TEMPERATURE)
+        plain = plain_logprobs(model, groups, loaded.policy.suppressed, TEMPERATURE)
         model.set_attn_implementation("eager")
-        other = plain_logprobs(model, groups, loaded.policy.banned, TEMPERATURE)
+        other = plain_logprobs(model, groups, loaded.policy.suppressed, TEMPERATURE)
     difference, orders = (update - recorded).abs(), (plain - other).abs()
     record_property("mean", f"{difference.mean():.1e} of {orders.mean():.1e}")
     record_property("highest", f"{difference.max():.1e} of {orders.max():.1e}")
@@ -56,7 +56,7 @@ def test_greedy_takes_the_plain_forwards_likeliest_in_bfloat16(record_property, 
     for attention in ("sdpa", "eager"):
         model = plain_model(loaded)
         model.set_attn_implementation(attention)
-        found[attention] = torch.cat([logits_of(model, group, loaded.policy.banned) for group in groups])
+        found[attention] = torch.cat([logits_of(model, group, loaded.policy.suppressed) for group in groups])
     taken = torch.tensor([i for group in groups for i in group.rollouts[0].token_ids])[:, None]
     below = found["sdpa"].amax(-1, keepdim=True) - found["sdpa"].gather(-1, taken)
     orders = (found["sdpa"] - found["eager"]).abs().max()
@@ -66,9 +66,9 @@ def test_greedy_takes_the_plain_forwards_likeliest_in_bfloat16(record_property, 
 
 
 @torch.no_grad()
-def logits_of(model, group: RolloutGroup, banned: torch.Tensor) -> torch.Tensor:
-    """Logits `(T, V)` of the plain forward that predict the first answer's tokens; banned tokens get the lowest."""
+def logits_of(model, group: RolloutGroup, suppressed: torch.Tensor) -> torch.Tensor:
+    """Logits `(T, V)` of the plain forward that predict the first answer's tokens; suppressed tokens get the lowest."""
     answer = group.rollouts[0].token_ids
     logits = model(**plain_inputs(model, [group.prompt], [answer], pad=0)).logits[0, -len(answer) - 1 : -1].float()
-    logits[:, banned] = logits.amin()
+    logits[:, suppressed] = logits.amin()
     return logits.cpu()

@@ -60,7 +60,9 @@ def two_orders(family: str, dtype: torch.dtype, device: torch.device) -> tuple[F
     model, found = plain_model(loaded), []
     for attention in ("sdpa", "eager"):
         model.set_attn_implementation(attention)
-        found.append(backward(plain_logprobs(model, mixed_groups(loaded), loaded.policy.banned, TEMPERATURE), model))
+        found.append(
+            backward(plain_logprobs(model, mixed_groups(loaded), loaded.policy.suppressed, TEMPERATURE), model)
+        )
     return found[0], found[1]
 
 

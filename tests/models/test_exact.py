@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from vlm_r1.models import logprobs as scoring
 from vlm_r1.models.packing import cut_by_budget, pack
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 
 TEMPERATURE = 0.8
 BUDGETS = [(100_000, {1}), (60, range(4, 12)), (1, {12})]
@@ -40,15 +40,15 @@ def reference(family: str):
     """Log-probs and gradients of a weighted sum of them, by the padded forward."""
     loaded = tiny(family)
     model = plain_model(loaded)
-    logprobs = plain_logprobs(model, mixed_groups(loaded), loaded.policy.banned, TEMPERATURE)
+    logprobs = plain_logprobs(model, mixed_groups(loaded), loaded.policy.suppressed, TEMPERATURE)
     (logprobs * weights(len(logprobs))).sum().backward()
     return logprobs.detach(), gradients(model)
 
 
 def packed(loaded, groups, budget: int):
     """The same by packed rows of at most `budget` tokens, one backward pass a row."""
-    parts, start, device = [], 0, loaded.policy.banned.device
-    rows = cut_by_budget([group_tree(g) for g in groups], budget)
+    parts, start, device = [], 0, loaded.policy.suppressed.device
+    rows = cut_by_budget([as_prefix_group(g) for g in groups], budget)
     total = sum(len(r.token_ids) for g in groups for r in g.rollouts)
     for row in rows:
         logprobs = loaded.policy(pack(row).to(device), TEMPERATURE)[0].cpu()
@@ -127,7 +127,7 @@ def test_answers_of_one_token_have_none_in_the_row(device, family, backend, leng
     for answered in [*([group] for group in groups), groups]:
         logprobs, _ = loaded.policy(row_of(loaded, answered), 1.0)
         logprobs = logprobs.cpu()
-        expected = plain_logprobs(model, answered, loaded.policy.banned, 1.0)
+        expected = plain_logprobs(model, answered, loaded.policy.suppressed, 1.0)
         torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
         (logprobs * weights(len(expected))).sum().backward()
         (expected * weights(len(expected))).sum().backward()
@@ -137,20 +137,20 @@ def test_answers_of_one_token_have_none_in_the_row(device, family, backend, leng
 def test_a_banned_token_has_no_probability_and_entropy_is_that_of_the_rest():
     loaded = tiny()
     groups = mixed_groups(loaded)[:1]
-    row = pack([group_tree(groups[0])])
+    row = pack([as_prefix_group(groups[0])])
     _, entropy = loaded.policy(row, TEMPERATURE)
     hidden = loaded.policy.hidden(row.token_ids, row.positions, loaded.policy.features(row.images), row.layout)
     logits = loaded.policy.model.lm_head(hidden[row.predictors]).double() / TEMPERATURE
-    allowed = [i for i in range(logits.shape[1]) if i not in loaded.policy.banned.tolist()]
+    allowed = [i for i in range(logits.shape[1]) if i not in loaded.policy.suppressed.tolist()]
     probs = logits[:, allowed].softmax(-1)
     torch.testing.assert_close(entropy.double(), -(probs * probs.log()).sum(-1), atol=1e-4, rtol=0)
-    logprobs = scoring.masked_logprobs(logits, loaded.policy.banned, 1.0)
-    assert (logprobs[:, loaded.policy.banned].exp() == 0).all()
+    logprobs = scoring.masked_logprobs(logits, loaded.policy.suppressed, 1.0)
+    assert (logprobs[:, loaded.policy.suppressed].exp() == 0).all()
 
 
 def test_an_ordinary_call_of_the_model_is_unchanged(device):
     loaded = tiny(device=device)
     groups = mixed_groups(loaded)
-    ours = plain_logprobs(loaded.policy.model.eval(), groups, loaded.policy.banned, 1.0)
-    theirs = plain_logprobs(plain_model(loaded), groups, loaded.policy.banned, 1.0)
+    ours = plain_logprobs(loaded.policy.model.eval(), groups, loaded.policy.suppressed, 1.0)
+    theirs = plain_logprobs(plain_model(loaded), groups, loaded.policy.suppressed, 1.0)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)

@@ -138,7 +138,7 @@ def test_limits_change_what_the_model_is_shown():
 def test_placeholders_are_banned_by_both_families():
     for name in FAMILIES:
         loaded = tiny(name)
-        words = [loaded.tokenizer.convert_ids_to_tokens(i) for i in loaded.policy.banned.tolist()]
+        words = [loaded.tokenizer.convert_ids_to_tokens(i) for i in loaded.policy.suppressed.tolist()]
         assert words == ["<|image_pad|>", "<|video_pad|>"]
 
 

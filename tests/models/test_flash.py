@@ -71,10 +71,12 @@ def test_gradients_are_those_of_attention_written_out(causal):
         torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("branches", [[4, 1, 6], [0, 3, 2], [0, 0, 0], []], ids=["ragged", "one-empty", "empty", "no"])
-def test_a_row_passes_the_gradient_check_in_float64(branches):
-    layout = make_layout([5, 3], branches, [0, 0, 1][: len(branches)])
-    N = 8 + sum(branches)
+@pytest.mark.parametrize(
+    "completions", [[4, 1, 6], [0, 3, 2], [0, 0, 0], []], ids=["ragged", "one-empty", "empty", "no"]
+)
+def test_a_row_passes_the_gradient_check_in_float64(completions):
+    layout = make_layout([5, 3], completions, [0, 0, 1][: len(completions)])
+    N = 8 + sum(completions)
     q, k, v = (x.requires_grad_() for x in tensors((1, 2, N, 4), (1, 1, N, 4), (1, 1, N, 4)))
 
     def row(*given):

@@ -12,7 +12,7 @@ from vlm_r1.config import Recipe
 from vlm_r1.models import cpu_layers, logprobs
 from vlm_r1.models.flops import Arithmetic, Work, causal_pairs
 from vlm_r1.models.packing import pack
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 from vlm_r1.runtime.session import choose_trained
 
 PRODUCTS = ("mm", "addmm", "convolution", "convolution_backward")
@@ -44,7 +44,7 @@ def counted(call) -> dict[str, int]:
 
 def forward_and_backward(loaded, group) -> tuple[int, int]:
     """FLOPs of the products in a packed row of one group, whose attention torch's counter does not see."""
-    row, scored = pack([group_tree(group)]), []
+    row, scored = pack([as_prefix_group(group)]), []
     forward = counted(lambda: scored.append(loaded.policy(row)[0]))
     return forward["products"], counted(lambda: scored[0].sum().backward())["products"]
 

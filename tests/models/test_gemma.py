@@ -11,7 +11,7 @@ from vlm_r1.models.layout import WHOLE
 from vlm_r1.models.load import load_policy
 from vlm_r1.prompts.parse import read_answer
 from vlm_r1.records import LabelledBox, Truth
-from vlm_r1.sft.batch import make_trees
+from vlm_r1.sft.batch import make_prefix_groups
 from vlm_r1.sft.targets import target_ids
 
 CAT = LabelledBox(box=(25.0, 30.0, 75.0, 60.0), label="cat")
@@ -92,12 +92,12 @@ def test_a_recipe_may_ask_paligemma_for_json(folders):
 def test_questions_to_paligemma_do_not_share_a_image(folders, paligemma):
     shown = noise_image(48, 32)
     asked = [sample("the cat", shown), sample("the dog", shown)]
-    trees = make_trees(asked, paligemma.family)
-    assert [tree.token_ids.tolist() for tree in trees] == [
+    groups = make_prefix_groups(asked, paligemma.family)
+    assert [group.token_ids.tolist() for group in groups] == [
         list(paligemma.family.encode(one).token_ids) for one in asked
     ]
-    assert [branch.context for tree in trees for branch in tree.branches] == [0, 0]
-    assert len(make_trees(asked, zoo.load(folders / "gemma3").family)) == 1
+    assert [completion.context for group in groups for completion in group.completions] == [0, 0]
+    assert len(make_prefix_groups(asked, zoo.load(folders / "gemma3").family)) == 1
 
 
 def test_gemma_3_is_taught_to_end_its_turn_as_its_template_does(folders):

@@ -9,7 +9,7 @@ from vlm_r1.config import ModelConfig
 from vlm_r1.models.load import load_policy
 from vlm_r1.models.packing import pack
 from vlm_r1.prompts.parse import read_answer
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_a_marked_box_is_read_as_thousandths_of_the_image(folder):
 
 def test_placeholders_are_never_written(folder):
     loaded = zoo.load(folder)
-    assert loaded.tokenizer.convert_ids_to_tokens(loaded.policy.banned) == ["<|image|>", "<|video|>"]
+    assert loaded.tokenizer.convert_ids_to_tokens(loaded.policy.suppressed) == ["<|image|>", "<|video|>"]
 
 
 def test_the_convolution_after_the_tower_belongs_to_the_connector(folder):
@@ -59,7 +59,7 @@ def test_the_router_sends_each_token_of_a_packed_row_where_the_plain_forward_doe
     with torch.no_grad():
         answered = zoo.groups(loaded, entry)[:1]
         zoo.plain_logprobs(model, loaded, answered)
-        loaded.policy(pack([group_tree(answered[0])]))
+        loaded.policy(pack([as_prefix_group(answered[0])]))
     length = len(answered[0].prompt.token_ids)
     expected = torch.cat([chosen["plain"][0][:length], *(rows[length:-1] for rows in chosen["plain"])])
     assert torch.equal(chosen["packed"][0], expected)

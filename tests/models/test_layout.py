@@ -41,9 +41,9 @@ def test_plain_causal_needs_no_mask():
 
 def test_branches_see_the_end_of_their_prefix_through_a_window():
     layout = make_layout([4, 2], [3, 1], [0, 1], [torch.full((4,), WHOLE), None])
-    first, second = layout.branch_mask(None)[:, 0]
+    first, second = layout.completion_mask(None)[:, 0]
     assert rows(first) == ["xxxx" + own for own in ("x..", "xx.", "xxx")]
     assert rows(second)[0] == "xx.." + "x.."
-    first, second = layout.branch_mask(3)[:, 0]
+    first, second = layout.completion_mask(3)[:, 0]
     assert rows(first) == ["..xxx..", "...xxx.", "....xxx"]
     assert rows(second)[0] == "xx..x.."

@@ -34,7 +34,7 @@ def test_a_saved_model_comes_back_with_its_family(tmp_path, name):
         assert a.token_ids == b.token_ids and torch.equal(a.positions, b.positions)
         ours, theirs = merge_images(a.images), merge_images(b.images)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert loaded.policy.banned.tolist() == expected.policy.banned.tolist()
+    assert loaded.policy.suppressed.tolist() == expected.policy.suppressed.tolist()
 
 
 def test_the_family_is_chosen_by_the_model_and_not_by_its_path(tmp_path):

@@ -35,7 +35,7 @@ def made(kind=nn.Linear, bias=False, dtype=torch.float32):
 
 
 def expected(hidden, head, targets, weights, temperature, softcap):
-    """The same in float64 by autograd, banned logits at minus infinity."""
+    """The same in float64 by autograd, suppressed logits at minus infinity."""
     h = hidden.detach().double().requires_grad_()
     w = {name: p.detach().double().requires_grad_() for name, p in head.named_parameters()}
     logits = h @ w["weight"].t() + w.get("bias", 0)
@@ -91,12 +91,12 @@ def liger():
 
 @pytest.mark.usefixtures("liger")
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("banned", [[], BANNED.tolist()], ids=["all", "banned"])
-def test_liger_gives_the_values_and_gradients_of_the_same_distribution(banned, temperature):
+@pytest.mark.parametrize("suppressed", [[], BANNED.tolist()], ids=["all", "suppressed"])
+def test_liger_gives_the_values_and_gradients_of_the_same_distribution(suppressed, temperature):
     hidden, head, targets, weights = made()
     found = {}
     for kernel in ("torch", "liger"):
-        scores = token_logprobs(hidden, head, targets, torch.tensor(banned).long(), temperature, kernel=kernel)
+        scores = token_logprobs(hidden, head, targets, torch.tensor(suppressed).long(), temperature, kernel=kernel)
         gradients = torch.autograd.grad((scores[0] * weights).sum(), [hidden, head.weight])
         found[kernel] = scores[0].detach(), scores[1], *gradients
         assert not scores[1].requires_grad

@@ -5,9 +5,9 @@ import torch
 import zoo
 from support import assert_same_gradients, gradients, plain_inputs
 
-from vlm_r1.models.packing import Branch, Tree, pack
+from vlm_r1.models.packing import Completion, PrefixGroup, pack
 from vlm_r1.models.recurrent import State
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 
 ENTRY = zoo.zoo()["qwen3_5"]
 
@@ -23,16 +23,16 @@ def recurrent_layers(model) -> list[torch.nn.Module]:
     return [layer.linear_attn for layer in model.model.language_model.layers if hasattr(layer, "linear_attn")]
 
 
-def tree(generator, prefix: int, *answers: int) -> Tree:
+def prefix_group(generator, prefix: int, *answers: int) -> PrefixGroup:
     """A text prompt of `prefix` tokens and answers of these lengths."""
 
     def tokens(count, start):
         ids = torch.randint(20, 400, (count,), generator=generator)
         return ids, torch.arange(start, start + count).expand(3, -1)
 
-    branches = [Branch(token_ids=i, positions=p) for i, p in (tokens(n, prefix) for n in answers)]
+    completions = [Completion(token_ids=i, positions=p) for i, p in (tokens(n, prefix) for n in answers)]
     ids, positions = tokens(prefix, 0)
-    return Tree(token_ids=ids, positions=positions, images=(), branches=tuple(branches))
+    return PrefixGroup(token_ids=ids, positions=positions, images=(), completions=tuple(completions))
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,15 @@ def tree(generator, prefix: int, *answers: int) -> Tree:
 def test_any_length_of_prompt_and_answer_is_exact(folder, lengths):
     loaded, model = zoo.load(folder), zoo.plain(folder, ENTRY)
     generator = torch.Generator().manual_seed(4)
-    trees = [tree(generator, *counts) for counts in lengths]
-    logprobs, _ = loaded.policy(pack(trees), 1.0)
+    prefix_groups = [prefix_group(generator, *counts) for counts in lengths]
+    logprobs, _ = loaded.policy(pack(prefix_groups), 1.0)
     expected = []
-    for one in trees:
-        for branch in one.branches:
-            count = len(branch.token_ids)
-            logits = model(input_ids=torch.cat([one.token_ids, branch.token_ids])[None]).logits[0, -count - 1 : -1]
-            logits = logits.index_fill(-1, loaded.policy.banned, -torch.inf)
-            expected.append(torch.log_softmax(logits, -1).gather(-1, branch.token_ids[:, None])[:, 0])
+    for one in prefix_groups:
+        for completion in one.completions:
+            count = len(completion.token_ids)
+            logits = model(input_ids=torch.cat([one.token_ids, completion.token_ids])[None]).logits[0, -count - 1 : -1]
+            logits = logits.index_fill(-1, loaded.policy.suppressed, -torch.inf)
+            expected.append(torch.log_softmax(logits, -1).gather(-1, completion.token_ids[:, None])[:, 0])
     torch.testing.assert_close(logprobs, torch.cat(expected), atol=2e-5, rtol=0)
     weights = torch.randn(len(logprobs), generator=generator)
     (logprobs * weights).sum().backward()
@@ -68,7 +68,7 @@ def test_gradient_checkpointing_is_exact(tmp_path, name):
     runs = []
     recurrent_layers(loaded.policy.model)[0].out_proj.register_forward_hook(lambda *_: runs.append(1))
     answered = zoo.groups(loaded, entry)
-    logprobs, _ = loaded.policy(pack([group_tree(g) for g in answered]), 1.0)
+    logprobs, _ = loaded.policy(pack([as_prefix_group(g) for g in answered]), 1.0)
     expected = zoo.plain_logprobs(model, loaded, answered)
     weights = torch.randn(len(expected), generator=torch.Generator().manual_seed(5))
     (logprobs * weights).sum().backward()
@@ -86,7 +86,7 @@ def test_each_layer_runs_a_prompt_once_for_all_its_answers(folder):
     for number, layer in enumerate(layers):
         kept = shapes.setdefault(number, [])
         layer.in_proj_qkv.register_forward_hook(lambda _, args, out, kept=kept: kept.append(tuple(out.shape[:2])))
-    loaded.policy(pack([group_tree(group)]))
+    loaded.policy(pack([as_prefix_group(group)]))
     behind = [len(r.token_ids) - 1 for r in group.rollouts if len(r.token_ids) > 1]
     answers = len(behind), max(behind)
     assert len(layers) == 3

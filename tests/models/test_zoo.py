@@ -12,9 +12,9 @@ from vlm_r1.models.packing import cut_by_budget, pack
 from vlm_r1.models.policy import merge_images
 from vlm_r1.models.vision_cache import VisionCache, _tensors
 from vlm_r1.records import Rollout, RolloutGroup
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 from vlm_r1.runtime.model_folder import save_model
-from vlm_r1.sft.batch import make_trees
+from vlm_r1.sft.batch import make_prefix_groups
 from vlm_r1.sft.targets import target_ids
 
 ZOO = zoo.zoo()
@@ -61,8 +61,8 @@ def test_the_packed_update_equals_the_plain_one(record_property, device, folder,
     expected = zoo.plain_logprobs(model, loaded, groups, TEMPERATURE)
     (expected * weights(len(expected))).sum().backward()
     parts, start = [], 0
-    for trees in cut_by_budget([group_tree(g) for g in groups], budget):
-        logprobs = loaded.policy(pack(trees).to(device), TEMPERATURE)[0].cpu()
+    for prefix_groups in cut_by_budget([as_prefix_group(g) for g in groups], budget):
+        logprobs = loaded.policy(pack(prefix_groups).to(device), TEMPERATURE)[0].cpu()
         (logprobs * weights(len(expected))[start : start + len(logprobs)]).sum().backward()
         start += len(logprobs)
         parts.append(logprobs.detach())
@@ -74,7 +74,7 @@ def test_questions_about_a_image_train_as_each_would_alone(folder, entry):
     loaded, model = zoo.load(folder), zoo.plain(folder, entry)
     shown = noise_image(48, 32)
     asked = [sample("the red circle", shown), sample("the blue square left of it", shown, think="there")]
-    logprobs, _ = loaded.policy(pack(make_trees(asked, loaded.family)))
+    logprobs, _ = loaded.policy(pack(make_prefix_groups(asked, loaded.family)))
     alone = [RolloutGroup(prompt=p, rollouts=(taught(loaded, p),)) for p in map(loaded.family.encode, asked)]
     expected = zoo.plain_logprobs(model, loaded, alone)
     torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=0)
@@ -96,15 +96,15 @@ def test_rollouts_record_the_log_probs_of_the_plain_forward(device, folder, entr
     with torch.no_grad():
         expected = zoo.plain_logprobs(zoo.plain(folder, entry, device), loaded, groups, TEMPERATURE)
     torch.testing.assert_close(recorded, expected, atol=2e-5, rtol=0)
-    banned = set(loaded.policy.banned.tolist())
-    assert not any(banned & set(r.token_ids) for g in groups for r in g.rollouts)
+    suppressed = set(loaded.policy.suppressed.tolist())
+    assert not any(suppressed & set(r.token_ids) for g in groups for r in g.rollouts)
 
 
 def test_a_saved_model_comes_back(tmp_path, folder, entry):
     loaded = zoo.load(folder)
     save_model(tmp_path, loaded.policy.model, loaded.processor, loaded.family.settings)
     again = zoo.load(tmp_path)
-    row = pack([group_tree(g) for g in zoo.groups(loaded, entry)])
+    row = pack([as_prefix_group(g) for g in zoo.groups(loaded, entry)])
     with torch.no_grad():
         assert torch.equal(loaded.policy(row)[0], again.policy(row)[0])
     one = zoo.samples(entry)[0]
@@ -150,7 +150,7 @@ def test_features_of_a_frozen_tower_are_made_once(kept, folder, entry):
     loaded = zoo.load(folder)
     calls = kept(loaded, "frozen")
     groups = zoo.groups(loaded, entry)
-    row = pack([group_tree(g) for g in groups])
+    row = pack([as_prefix_group(g) for g in groups])
     with torch.no_grad():
         expected = zoo.plain_logprobs(zoo.plain(folder, entry), loaded, groups, TEMPERATURE)
         for _ in range(2):
@@ -188,7 +188,7 @@ def test_under_a_trained_connector_the_towers_output_is_kept(kept, folder, entry
         return
     blocks = []
     blocks_of(loaded.family, "vision")[0].register_forward_hook(lambda module, args, out: blocks.append(module.forward))
-    row = pack([group_tree(g) for g in zoo.groups(loaded, entry)])
+    row = pack([as_prefix_group(g) for g in zoo.groups(loaded, entry)])
     expected = plain.policy(row, TEMPERATURE)[0]
     (expected * weights(len(expected))).sum().backward()
     wanted = gradients(plain.policy)

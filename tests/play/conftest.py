@@ -40,7 +40,7 @@ def slowly(monkeypatch):
         return generate(*args, watch=wait, **settings)
 
     monkeypatch.setattr(NativeEngine, "generate", slow)
-    monkeypatch.setattr(answers, "SHORTEST_PAUSE", 0.0)
+    monkeypatch.setattr(answers, "MIN_PAUSE", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def sample(tmp_path):
 
 
 def test_the_greedy_answer_is_that_of_predict_and_every_text_a_beginning_of_it(speaker, sample, pool, monkeypatch):
-    monkeypatch.setattr(answers, "SHORTEST_PAUSE", 0.0)
+    monkeypatch.setattr(answers, "MIN_PAUSE", 0.0)
     seen = list(stream(speaker, Asked(sample=sample), threading.Event(), pool))
     _, expected = ask("tiny", sample.images[0].path, sample.question)
     assert seen[-1].answers == (expected,) and not seen[-1].stopped

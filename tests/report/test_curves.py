@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_r1.report.curves import (
-    MOST_POINTS,
+    MAX_POINTS,
     Line,
     band,
     binned,
@@ -30,8 +30,8 @@ def test_moving_average_shrinks_at_the_ends():
 
 
 def test_long_curves_are_averaged_in_bins():
-    x, y = binned(np.arange(10 * MOST_POINTS), np.arange(10 * MOST_POINTS) * 2.0)
-    assert len(x) == MOST_POINTS and (x[0], y[0], y[-1]) == (4.5, 9.0, 2 * (10 * MOST_POINTS - 5.5))
+    x, y = binned(np.arange(10 * MAX_POINTS), np.arange(10 * MAX_POINTS) * 2.0)
+    assert len(x) == MAX_POINTS and (x[0], y[0], y[-1]) == (4.5, 9.0, 2 * (10 * MAX_POINTS - 5.5))
 
 
 def test_missing_values_are_skipped():

@@ -11,7 +11,7 @@ from vlm_r1.errors import CheckpointError
 from vlm_r1.records import LabelledBox
 from vlm_r1.report.gallery import each_of, step_cards
 from vlm_r1.report.html import training_facts, write_report
-from vlm_r1.report.images import LONGEST_SIDE, Album
+from vlm_r1.report.images import MAX_SIDE, Album
 from vlm_r1.runtime.runlog import RunLog, read_eval
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -214,8 +214,8 @@ def test_album_embeds_once_shrinks_and_keeps_to_its_budget():
     assert first.uri.startswith("data:image/png") and again.uri == "" and again.anchor == first.anchor
     (stroke,) = again.strokes
     assert (stroke.x, stroke.y, stroke.width, stroke.height, stroke.kind) == (1, 2, 4, 6, "true")
-    large = album.view(noise(2 * LONGEST_SIDE), (2 * LONGEST_SIDE,) * 2)
-    assert large.uri.startswith("data:image/jpeg") and len(large.uri) < 400_000 and large.width == 2 * LONGEST_SIDE
+    large = album.view(noise(2 * MAX_SIDE), (2 * MAX_SIDE,) * 2)
+    assert large.uri.startswith("data:image/jpeg") and len(large.uri) < 400_000 and large.width == 2 * MAX_SIDE
     for _ in range(9):
         album.view(noise(400), (400, 400))
     assert album.left_out > 0 and album.budget >= 0

@@ -125,7 +125,7 @@ def test_the_answers_are_those_that_the_older_weights_write(model_folder, tmp_pa
         if step:
             trained = load_policy(ModelConfig(path=str(model_folder)), PLAIN)
             read_weights_of(tmp_path / "run" / f"checkpoint-{step}", trained.policy)
-            old_S = plain_logprobs(plain_model(trained), groups, trained.policy.banned, 1.0).detach()
+            old_S = plain_logprobs(plain_model(trained), groups, trained.policy.suppressed, 1.0).detach()
             sampler_S = torch.tensor([p for group in groups for rollout in group.rollouts for p in rollout.logprobs])
             weights_S = (old_S - sampler_S).exp().clamp(max=3.0)
             name = "sampling/importance_sampling_ratio"

@@ -143,12 +143,12 @@ def test_token_weights_count_the_answers_of_all_groups_and_processes(world, answ
     for name, weights in expected.items():
         batch = batch_of(experience(), ALGORITHMS[name], world, 12, keep_all=keep_all)
         torch.testing.assert_close(batch.weights_B, weights)
-        assert len(batch.trees) == len(rows) and [len(x) for x in batch.sampler_B] == lengths.tolist()
+        assert len(batch.prefix_groups) == len(rows) and [len(x) for x in batch.sampler_B] == lengths.tolist()
 
 
 def test_a_process_without_a_prompt_has_an_empty_batch_and_takes_part():
     world = OneOf(size=2, elsewhere=(6.0, 25.0))
     batch = batch_of(Experience.empty(3), ALGORITHMS["grpo"], world, 12, keep_all=True)
-    assert batch.trees == () and batch.n_answer_tokens == 0 and batch.cut(100) == []
+    assert batch.prefix_groups == () and batch.n_answer_tokens == 0 and batch.cut(100) == []
     empty = judge([], [], RUBRIC, ALGORITHMS["dapo"], 3)
     assert empty.rewards_PG.shape == empty.advantages_PG.shape == (0, 3) and empty.groups == []

@@ -6,12 +6,12 @@ from support import mixed_groups, reference_of
 
 from vlm_r1.distributed.sharding import shards_of
 from vlm_r1.models.packing import pack
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 
 
 def scored(policy, loaded):
     with torch.no_grad():
-        return policy(pack([group_tree(g) for g in mixed_groups(loaded)]), 1.0)[0]
+        return policy(pack([as_prefix_group(g) for g in mixed_groups(loaded)]), 1.0)[0]
 
 
 FROZEN = {"vision": "frozen", "connector": "frozen"}

@@ -95,7 +95,7 @@ def hand_loss(algorithm: str, new, old, groups, ref=None, beta: float = 0.0, wei
 
 
 def exact(loaded, groups, model):
-    return plain_logprobs(model, groups, loaded.policy.banned, TEMPERATURE)
+    return plain_logprobs(model, groups, loaded.policy.suppressed, TEMPERATURE)
 
 
 def options(algorithm: str, **rl) -> dict:
@@ -185,7 +185,9 @@ def test_kl_keeps_the_groups_whose_advantages_are_zero():
     lengths = [[len(r.token_ids) for r in g.rollouts] for g in groups]
     for keep_all, kept in ((False, (0, 2, 3)), (True, (0, 1, 2, 3))):
         batch = prepared("grpo", groups, keep_all=keep_all)
-        assert [tree.token_ids.tolist() for tree in batch.trees] == [list(groups[n].prompt.token_ids) for n in kept]
+        assert [group.token_ids.tolist() for group in batch.prefix_groups] == [
+            list(groups[n].prompt.token_ids) for n in kept
+        ]
         assert [len(row) for row in batch.sampler_B] == [n for g in kept for n in lengths[g]]
         assert len(batch.advantages_B) == len(batch.weights_B) == 3 * len(kept)
 
@@ -221,7 +223,7 @@ def test_a_step_without_anything_to_learn_gives_zero_gradients(session):
     groups = mixed_groups(session.loaded)[1:2]
     session.optimizer = recorder = Recorder(session.loaded.policy)
     batch = make_batch(groups, torch.zeros(1, 3), torch.ones(1, 3), keep_all=False)
-    assert batch.trees == () and batch.n_prompt_tokens == batch.n_answer_tokens == 0
+    assert batch.prefix_groups == () and batch.n_prompt_tokens == batch.n_answer_tokens == 0
     metrics = Trainer(session, ALGORITHMS["grpo"], None).step(batch, 0).values()
     assert "entropy" not in metrics  # a mean of nothing
     assert metrics["grad_norm"] == 0 and metrics["loss"] == 0

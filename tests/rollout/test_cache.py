@@ -62,7 +62,9 @@ def test_they_record_the_log_probs_of_the_plain_forward(seen, family, backend, s
     if seed is not None:
         assert any(0 in counts for counts in left)  # all answers to some prompt ended before others
     with torch.no_grad():
-        expected = plain_logprobs(plain_model(loaded), groups, loaded.policy.banned, 0.9 if seed is not None else 1.0)
+        expected = plain_logprobs(
+            plain_model(loaded), groups, loaded.policy.suppressed, 0.9 if seed is not None else 1.0
+        )
     torch.testing.assert_close(recorded(groups), expected, atol=1e-5, rtol=0)
 
 

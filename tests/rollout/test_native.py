@@ -21,7 +21,7 @@ from support import (
 from vlm_r1.config import ModelConfig, PromptConfig, ScenesSource
 from vlm_r1.data.scenes import load_scenes
 from vlm_r1.models.load import load_policy
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 from vlm_r1.rollout import native
 
 
@@ -49,7 +49,7 @@ def test_recorded_logprobs_equal_the_updates_and_the_padded_forwards(device, fam
     update, _ = loaded.policy(row_of(loaded, groups), 0.9)
     torch.testing.assert_close(recorded, update.detach().cpu(), atol=1e-5, rtol=0)
     with torch.no_grad():
-        plain = plain_logprobs(plain_model(loaded), groups, loaded.policy.banned, 0.9)
+        plain = plain_logprobs(plain_model(loaded), groups, loaded.policy.suppressed, 0.9)
     torch.testing.assert_close(recorded, plain, atol=1e-5, rtol=0)
 
 
@@ -62,8 +62,8 @@ def test_greedy_equals_transformers_own_generation(device, family):
     model, eos = plain_model(loaded), [*STOPS, loaded.tokenizer.eos_token_id]
     for prompt, answer in zip(prompts, ours, strict=True):
         inputs = plain_inputs(model, [prompt], [()], pad=0)
-        banned = loaded.policy.banned.tolist()
-        out = model.generate(**inputs, do_sample=False, max_new_tokens=12, suppress_tokens=banned, eos_token_id=eos)
+        suppressed = loaded.policy.suppressed.tolist()
+        out = model.generate(**inputs, do_sample=False, max_new_tokens=12, suppress_tokens=suppressed, eos_token_id=eos)
         assert tuple(out[0, len(prompt.token_ids) :].tolist()) == answer
 
 
@@ -75,7 +75,7 @@ def test_the_end_of_turn_token_is_sampled_and_trained_unless_the_answer_ends_bef
     groups = answered(loaded, prompts, 1, seed=None, max_new_tokens=64, stop_at_answer=stop_at_answer)
     for group in groups:
         [rollout] = group.rollouts
-        trained = group_tree(group).branches[0].token_ids
+        trained = as_prefix_group(group).completions[0].token_ids
         assert rollout.finish == "stop" and rollout.text.endswith("</answer>")
         assert len(rollout.logprobs) == len(rollout.token_ids) == len(trained)
         ends = [token == loaded.family.end_token_id for token in trained.tolist()]
@@ -104,10 +104,10 @@ def test_banned_tokens_are_never_written_even_with_huge_logits(seed):
     loaded = tiny()
     with torch.no_grad():
         head = loaded.policy.model.lm_head
-        head.weight[loaded.policy.banned] *= 1000
+        head.weight[loaded.policy.suppressed] *= 1000
     groups = answered(loaded, mixed_prompts(loaded), 4, seed=seed, max_new_tokens=10)
     written = {i for ids in tokens(groups) for i in ids}
-    assert written and not written & set(loaded.policy.banned.tolist())
+    assert written and not written & set(loaded.policy.suppressed.tolist())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 2.0])

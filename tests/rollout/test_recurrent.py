@@ -7,7 +7,7 @@ from support import answered
 
 from vlm_r1.models.packing import pack
 from vlm_r1.records import RolloutGroup, SamplingParams
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 from vlm_r1.rollout import native
 from vlm_r1.rollout.cache import DecodeCache, Prefill
 from vlm_r1.rollout.concurrency import Piece
@@ -67,7 +67,7 @@ def test_decoding_leaves_the_prompts_states_as_they_were_and_the_update_agrees(e
     for layer, (conv, memory) in before.items():
         assert torch.equal(prefill.states[layer].conv, conv) and torch.equal(prefill.states[layer].memory, memory)
     groups = [RolloutGroup(prompt=p, rollouts=tuple(rollouts[3 * i : 3 * i + 3])) for i, p in enumerate(encoded)]
-    logprobs, _ = loaded.policy(pack([group_tree(g) for g in groups]), 1.0)
+    logprobs, _ = loaded.policy(pack([as_prefix_group(g) for g in groups]), 1.0)
     recorded = torch.tensor([lp for r in rollouts for lp in r.logprobs])
     torch.testing.assert_close(logprobs.detach(), recorded, atol=2e-5, rtol=0)
 

@@ -96,8 +96,8 @@ FILTERS = [{"seed": None}, {"seed": (1,)}, {"seed": (1,), "top_k": 9, "top_p": 0
 @pytest.mark.parametrize("sampling", FILTERS, ids=["greedy", "sampled", "filtered"])
 def test_the_host_looks_once_in_eight_tokens(monkeypatch, family, sampling):
     loaded = attending(tiny(family), "flash")
-    loaded.policy.model.generation_config.eos_token_id = loaded.policy.banned.tolist()  # never written: nobody ends
-    monkeypatch.setattr(type(loaded.tokenizer), "eos_token_id", loaded.policy.banned.tolist()[0], raising=False)
+    loaded.policy.model.generation_config.eos_token_id = loaded.policy.suppressed.tolist()  # never written: nobody ends
+    monkeypatch.setattr(type(loaded.tokenizer), "eos_token_id", loaded.policy.suppressed.tolist()[0], raising=False)
     found, rollouts = waits_of_decoding(loaded, monkeypatch, 21, **sampling)
     assert {len(r.token_ids) for r in rollouts} == {21}
     assert found == ["_local_scalar_dense.default"] * (21 // 8)

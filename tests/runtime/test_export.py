@@ -14,7 +14,7 @@ from vlm_r1.config import ModelConfig
 from vlm_r1.errors import UserError
 from vlm_r1.models.load import load_policy
 from vlm_r1.models.packing import pack
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 from vlm_r1.runtime.export import export
 from vlm_r1.sft import train as sft
 
@@ -36,7 +36,7 @@ def run(tmp_path_factory, model_folder):
 def logprobs(folder, **model):
     loaded = load_policy(ModelConfig(path=str(folder), **model), PLAIN)
     with torch.no_grad():
-        return loaded.policy(pack([group_tree(g) for g in mixed_groups(loaded)]))[0]
+        return loaded.policy(pack([as_prefix_group(g) for g in mixed_groups(loaded)]))[0]
 
 
 def call(*arguments) -> int:

@@ -16,7 +16,7 @@ from vlm_r1.errors import CheckpointError, ConfigError
 from vlm_r1.models import load
 from vlm_r1.models.packing import pack
 from vlm_r1.rl import loop, reference
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 from vlm_r1.runtime.export import export
 from vlm_r1.runtime.session import open_session
 from vlm_r1.sft import train as sft
@@ -107,7 +107,7 @@ def test_the_base_is_not_touched_and_not_saved(model_folder, tmp_path):
 
 
 def logprobs(policy, loaded):
-    row = pack([group_tree(g) for g in mixed_groups(loaded)])
+    row = pack([as_prefix_group(g) for g in mixed_groups(loaded)])
     with torch.no_grad():
         return policy(row, 1.0)[0]
 

@@ -7,7 +7,7 @@ from support import made_up, mixed_prompts, recipe, save_tiny, tiny
 from vlm_r1.distributed.processes import ALONE, World
 from vlm_r1.models.flops import Arithmetic, Work
 from vlm_r1.rl import loop
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 from vlm_r1.runtime import throughput
 from vlm_r1.runtime.runlog import read_metrics
 from vlm_r1.runtime.tally import Tally
@@ -93,8 +93,8 @@ def test_what_is_counted_of_a_step(monkeypatch, hits, forward):
     loaded, tally = tiny(), Tally()
     if hits is not None:
         tally.mean("vision_cache/hit_rate", *hits)
-    trees = [group_tree(made_up(loaded, prompt, (2, 5, 3))) for prompt in mixed_prompts(loaded)[:2]]
-    shapes = [Shape.of(tree) for tree in trees]
+    groups = [as_prefix_group(made_up(loaded, prompt, (2, 5, 3))) for prompt in mixed_prompts(loaded)[:2]]
+    shapes = [Shape.of(group) for group in groups]
     Throughput(loaded, ALONE).count(tally, shapes, shapes[:1], rollout=True, steps=2, forwards=1)
     assert tally.totals == {
         "flops/rollout": 2 * forward,

@@ -1,4 +1,4 @@
-"""An image with many questions as one tree equals each question in its own padded row."""
+"""An image with many questions as one prefix group equals each question in its own padded row."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from vlm_r1.config import ScenesSource
 from vlm_r1.data.scenes import load_scenes
 from vlm_r1.models.packing import cut_by_budget, pack
 from vlm_r1.records import Rollout, RolloutGroup, Truth
-from vlm_r1.sft.batch import ByImage, image_tree
+from vlm_r1.sft.batch import ByImage, image_group
 from vlm_r1.sft.targets import target_ids
 
 KINDS = {"attribute": 1.0, "list": 1.0, "count": 1.0}
@@ -46,14 +46,14 @@ def per_question(loaded) -> list[RolloutGroup]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradient_equal_the_padded_ones_of_each_question(family, budget):
     loaded = tiny(family)
-    trees = [image_tree(shown, loaded.family) for shown in images()]
+    prefix_groups = [image_group(shown, loaded.family) for shown in images()]
     ours = []
-    for row in cut_by_budget(trees, budget):
+    for row in cut_by_budget(prefix_groups, budget):
         logprobs, _ = loaded.policy(pack(row))
         (-logprobs.sum()).backward()
         ours.append(logprobs.detach())
     model = plain_model(loaded)
-    expected = plain_logprobs(model, per_question(loaded), loaded.policy.banned, 1.0)
+    expected = plain_logprobs(model, per_question(loaded), loaded.policy.suppressed, 1.0)
     (-expected.sum()).backward()
     torch.testing.assert_close(torch.cat(ours), expected.detach(), atol=2e-5, rtol=0)
     assert_same_gradients(gradients(loaded.policy), gradients(model))
@@ -62,24 +62,24 @@ def test_loss_and_gradient_equal_the_padded_ones_of_each_question(family, budget
 def test_a_tree_holds_the_image_once_and_scores_answers_alone():
     loaded = tiny()
     shown = images()[0]
-    tree = image_tree(shown, loaded.family)
+    prefix_group = image_group(shown, loaded.family)
     prompts = [loaded.family.encode(one) for one in shown]
     image = loaded.policy.model.config.image_token_id
-    assert tree.token_ids.tolist().count(image) == 6 == prompts[0].token_ids.count(image)
-    assert [p.tensors["image_grid_thw"].shape for p in tree.images] == [(1, 3)]
-    for branch, prompt in zip(tree.branches, prompts, strict=True):
-        ids = [*tree.token_ids.tolist(), *branch.token_ids.tolist()]
-        scored = branch.token_ids[branch.context :].tolist()
+    assert prefix_group.token_ids.tolist().count(image) == 6 == prompts[0].token_ids.count(image)
+    assert [p.tensors["image_grid_thw"].shape for p in prefix_group.images] == [(1, 3)]
+    for completion, prompt in zip(prefix_group.completions, prompts, strict=True):
+        ids = [*prefix_group.token_ids.tolist(), *completion.token_ids.tolist()]
+        scored = completion.token_ids[completion.context :].tolist()
         assert ids == [*prompt.token_ids, *target_ids(prompt, loaded.family)]
-        assert scored == target_ids(prompt, loaded.family) and branch.context >= 1
-        assert branch.positions.shape == (3, len(branch.token_ids))
+        assert scored == target_ids(prompt, loaded.family) and completion.context >= 1
+        assert completion.positions.shape == (3, len(completion.token_ids))
 
 
 def test_equal_questions_leave_each_branch_a_token_of_its_own():
     loaded = tiny()
     shown = noise_image(48, 32)
-    tree = image_tree([sample("the circle", shown), sample("the circle", shown)], loaded.family)
-    assert [branch.context for branch in tree.branches] == [1, 1]
+    prefix_group = image_group([sample("the circle", shown), sample("the circle", shown)], loaded.family)
+    assert [completion.context for completion in prefix_group.completions] == [1, 1]
 
 
 def ids(groups) -> list[list[str]]:

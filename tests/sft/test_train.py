@@ -14,7 +14,7 @@ from vlm_r1.records import Rollout, RolloutGroup
 from vlm_r1.runtime.optim import learning_rate
 from vlm_r1.runtime.runlog import read_eval, read_eval_samples, read_metrics, read_samples
 from vlm_r1.runtime.session import open_session
-from vlm_r1.sft.batch import ByImage, image_tree
+from vlm_r1.sft.batch import ByImage, image_group
 from vlm_r1.sft.targets import target_ids
 from vlm_r1.sft.train import sft_step, train
 
@@ -42,9 +42,9 @@ def test_a_steps_loss_is_the_mean_over_answer_tokens_whatever_the_budget(model_f
                 for prompt in (loaded.family.encode(one) for shown in images for one in shown)
             ]
             with torch.no_grad():
-                expected = -plain_logprobs(plain_model(loaded), groups, loaded.policy.banned, 1.0)
-            trees = [image_tree(shown, loaded.family) for shown in images]
-            metrics = sft_step(session, trees, 0).values()
+                expected = -plain_logprobs(plain_model(loaded), groups, loaded.policy.suppressed, 1.0)
+            prefix_groups = [image_group(shown, loaded.family) for shown in images]
+            metrics = sft_step(session, prefix_groups, 0).values()
         assert metrics["loss"] == pytest.approx(float(expected.mean()), rel=1e-5)
         assert metrics["tokens/answer"] == len(expected)
         norms.append(metrics["grad_norm"])

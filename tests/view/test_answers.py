@@ -15,7 +15,7 @@ from vlm_r1.runtime.runlog import RunLog
 from vlm_r1.view import groups, samples
 from vlm_r1.view.cards import LARGE, cards, colour, drawing, score_of, span
 from vlm_r1.view.folder import RunFolder
-from vlm_r1.view.history import MOST_STEPS, Index, moments, scores, search
+from vlm_r1.view.history import MAX_STEPS, Index, moments, scores, search
 from vlm_r1.view.samples import Chosen, choices, pairs_of, table
 
 
@@ -155,8 +155,8 @@ def test_questions_are_found_by_words_or_sample_id(run):
 
 def test_a_question_of_very_many_steps_is_shown_at_some(run):
     index = Index(run)
-    index._steps[("train-1", "the blue square")] = [1] * (MOST_STEPS * 3)
-    assert len(moments([index], ("train-1", "the blue square"))) == MOST_STEPS
+    index._steps[("train-1", "the blue square")] = [1] * (MAX_STEPS * 3)
+    assert len(moments([index], ("train-1", "the blue square"))) == MAX_STEPS
 
 
 def test_held_out_questions_are_filtered_by_score_and_change(run):

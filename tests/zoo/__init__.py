@@ -116,13 +116,13 @@ def plain_logprobs(
 ) -> torch.Tensor:
     """Log-probs `(S,)` of all answers' tokens, on the CPU: each answer behind its prompt in a forward of its own."""
     parts = []
-    banned = loaded.policy.banned.cpu()
+    suppressed = loaded.policy.suppressed.cpu()
     for group in answered:
         inputs = processor_inputs(loaded, group.prompt.sample)
         for rollout in group.rollouts:
             answer = torch.tensor([rollout.token_ids])
             row = {name: _as_input(model, value) for name, value in behind(model, inputs, answer).items()}
             logits = model(**row).logits[0, -answer.shape[1] - 1 : -1].float().cpu()
-            logits = logits.index_fill(-1, banned, -torch.inf)
+            logits = logits.index_fill(-1, suppressed, -torch.inf)
             parts.append(torch.log_softmax(logits / temperature, -1).gather(-1, answer[0][:, None])[:, 0])
     return torch.cat(parts)

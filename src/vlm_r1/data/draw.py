@@ -15,7 +15,7 @@ from vlm_r1.records import LabelledBox
 
 TRUE_COLOR = "#12b76a"
 PREDICTED_COLOR = "#ff7a1a"
-SMALLEST_SIDE = 320
+MIN_SIDE = 320
 """An image whose longer side is below this is enlarged by a whole factor until it is not."""
 
 _HALO = "#101418"
@@ -32,7 +32,7 @@ def draw_boxes(
     """A new RGB image with the true boxes in solid green and the predicted ones dashed, orange or in `colors`.
 
     Boxes are in pixels of `image`; what lies outside the image is drawn at its edge, and a box with a side that is
-    not finite is left out. `scale` enlarges the image; by default small images grow to at least `SMALLEST_SIDE`.
+    not finite is left out. `scale` enlarges the image; by default small images grow to at least `MIN_SIDE`.
     """
     scale = scale if scale is not None else fitting_scale(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -54,8 +54,8 @@ def draw_boxes(
 
 
 def fitting_scale(size: tuple[int, int]) -> int:
-    """The whole factor that brings the longer side of `size` to at least `SMALLEST_SIDE`; 1 for large images."""
-    return max(1, math.ceil(SMALLEST_SIDE / max(1, *size)))
+    """The whole factor that brings the longer side of `size` to at least `MIN_SIDE`; 1 for large images."""
+    return max(1, math.ceil(MIN_SIDE / max(1, *size)))
 
 
 @lru_cache(maxsize=16)

@@ -180,7 +180,7 @@ def _adopt(policy: Any, source: nn.Module, whole: set[int], device: torch.device
         if mine.device.type == "meta":
             owner, _, own = name.rpartition(".")
             policy.get_submodule(owner)._buffers[own] = take(name).to(device)
-    policy.banned = policy.banned.to(device)
+    policy.suppressed = policy.suppressed.to(device)
 
 
 def _finish_dora(model: nn.Module) -> None:

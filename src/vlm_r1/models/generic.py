@@ -25,7 +25,7 @@ from vlm_r1.models.families import FAMILIES
 from vlm_r1.models.family import Family
 from vlm_r1.models.layout import Layout, Rule
 from vlm_r1.models.logprobs import masked_logprobs
-from vlm_r1.models.packing import make_tree, pack
+from vlm_r1.models.packing import make_prefix_group, pack
 from vlm_r1.models.policy import Policy
 from vlm_r1.prompts.templates import chat_messages
 from vlm_r1.records import Prompt, Sample, SampleImage, Truth
@@ -96,7 +96,7 @@ def check_forward(policy: Policy, family: Family) -> None:
     Prints what is assumed and how large the difference is. Raises `ModelError` where it is more than rounding.
     """
     model = policy.model
-    policy.banned = policy.banned.to(model.device)  # quantised weights are on their device from the start
+    policy.suppressed = policy.suppressed.to(model.device)  # quantised weights are on their device from the start
     try:
         prompts = [family.encode(_sample(*size)) for size in SIZES]
         answers = [family.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ANSWERS]
@@ -145,7 +145,7 @@ class _Watch:
 @torch.no_grad()
 def _packed(policy: Policy, prompts: list[Prompt], answers: list[list[int]]) -> Tensor:
     """Log-probs `(S,)` of the answers' tokens in one packed row."""
-    row = pack([make_tree([prompt] * len(answers), answers) for prompt in prompts]).to(policy.banned.device)
+    row = pack([make_prefix_group([prompt] * len(answers), answers) for prompt in prompts]).to(policy.suppressed.device)
     watch = _Watch(row.layout)
     logprobs, _ = policy(replace(row, layout=watch))  # type: ignore[arg-type]
     text = policy.model.config.get_text_config()
@@ -161,7 +161,7 @@ def _packed(policy: Policy, prompts: list[Prompt], answers: list[list[int]]) -> 
 @torch.no_grad()
 def _plain(policy: Policy, family: Family, prompts: list[Prompt], answers: list[list[int]]) -> Tensor:
     """The same log-probs by the model's own forward: its own attention, the processor's inputs, one answer a row."""
-    model, device = policy.model, policy.banned.device
+    model, device = policy.model, policy.suppressed.device
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)  # which SDPA leaves out
     ours = model.config.get_text_config()._attn_implementation
     own = "sdpa" if model.model.get_decoder()._supports_sdpa and not capped else "eager"
@@ -183,6 +183,6 @@ def _plain(policy: Policy, family: Family, prompts: list[Prompt], answers: list[
                 fill = torch.full_like(answer, int(name == "attention_mask"))
                 row[name] = torch.cat([value, fill.to(value.dtype)], 1)
             logits = model(**row, use_cache=False).logits[0, -len(ids) - 1 : -1]
-            parts.append(masked_logprobs(logits, policy.banned, 1.0).gather(-1, answer[0][:, None])[:, 0])
+            parts.append(masked_logprobs(logits, policy.suppressed, 1.0).gather(-1, answer[0][:, None])[:, 0])
     model.set_attn_implementation({"text_config": ours})
     return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""Where prefixes and branches lie in a packed row, and which tokens may look at which."""
+"""Where prefixes and completions lie in a packed row, and which tokens may look at which."""
 
 from __future__ import annotations
 
@@ -30,31 +30,32 @@ class Rule:
 
     def plain(self, layout: Layout) -> bool:
         """Whether tokens of a row see all that lies before them, with scores as they are."""
-        width = layout.prefixes.longest + layout.branches.longest
+        width = layout.prefixes.longest + layout.completions.longest
         return layout.blocks is None and self.softcap is None and (self.window is None or self.window >= width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """P prefixes and B branches of a row, as attention needs them.
+    """P prefixes and B completions of a row, as attention needs them.
 
-    `prefix_index` `(P, L)` and `branch_index` `(B, T)` point into the row (padding points at the entry's last token);
-    `prefix_unpad` and `branch_unpad` take the flattened padded tensors back to row order; `tree_of_branch` `(B,)`;
-    `prefix_lengths` `(P,)`. `blocks` `(P, L)`, where a family has them, numbers groups of prefix tokens that see each
-    other both ways: from 0 up within a layer's window, `WHOLE` whatever the window; `CAUSAL` tokens do not.
-    `prefixes`, `branches` and `per_tree` (the tokens of all branches of each tree) are the row's runs.
+    `prefix_index` `(P, L)` and `completion_index` `(B, T)` point into the row (padding points at the entry's last
+    token); `prefix_unpad` and `completion_unpad` take the flattened padded tensors back to row order;
+    `group_of_completion` `(B,)`; `prefix_lengths` `(P,)`. `blocks` `(P, L)`, where a family has them, numbers groups of
+    prefix tokens that see each other both ways: from 0 up within a layer's window, `WHOLE` whatever the window;
+    `CAUSAL` tokens do not. `prefixes`, `completions` and `per_group` (the tokens of all completions of each
+    prefix group) are the row's runs.
     """
 
     n_prefix: int
     prefix_index: Tensor
     prefix_unpad: Tensor
-    branch_index: Tensor
-    branch_unpad: Tensor
-    tree_of_branch: Tensor
+    completion_index: Tensor
+    completion_unpad: Tensor
+    group_of_completion: Tensor
     prefix_lengths: Tensor
     prefixes: Runs
-    branches: Runs
-    per_tree: Runs
+    completions: Runs
+    per_group: Runs
     blocks: Tensor | None = None
     _masks: dict[tuple[str, int | None], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
@@ -72,11 +73,11 @@ class Layout:
             return None
         return self._cached("prefix", window, self._make_prefix_mask)
 
-    def branch_mask(self, window: int | None) -> Tensor:
-        """`(B, 1, T, L + T)`: a branch token sees its whole prefix and its own branch up to itself."""
-        width = self.prefix_index.shape[1] + self.branch_index.shape[1]
+    def completion_mask(self, window: int | None) -> Tensor:
+        """`(B, 1, T, L + T)`: a completion token sees its whole prefix and its own completion up to itself."""
+        width = self.prefix_index.shape[1] + self.completion_index.shape[1]
         window = None if window is None or window >= width else window
-        return self._cached("branch", window, self._make_branch_mask)
+        return self._cached("completion", window, self._make_completion_mask)
 
     def _cached(self, kind: str, window: int | None, make: object) -> Tensor:
         if (kind, window) not in self._masks:
@@ -99,10 +100,10 @@ class Layout:
         assert self.blocks is not None
         return (self.blocks[:, :, None] == self.blocks[:, None]) & counts[:, None]
 
-    def _make_branch_mask(self, window: int | None) -> Tensor:
+    def _make_completion_mask(self, window: int | None) -> Tensor:
         device = self.prefix_index.device
-        L, T = self.prefix_index.shape[1], self.branch_index.shape[1]
-        lengths_B = self.prefix_lengths[self.tree_of_branch][:, None, None]
+        L, T = self.prefix_index.shape[1], self.completion_index.shape[1]
+        lengths_B = self.prefix_lengths[self.group_of_completion][:, None, None]
         at_T, at_L = torch.arange(T, device=device), torch.arange(L, device=device)
         prefix = (at_L < lengths_B).expand(-1, T, L)
         own = (at_T[:, None] >= at_T[None])[None].expand(len(lengths_B), T, T)
@@ -129,32 +130,33 @@ def pad_index(lengths: Sequence[int], offset: int = 0) -> tuple[Tensor, Tensor]:
 
 def make_layout(
     prefix_lengths: Sequence[int],
-    branch_lengths: Sequence[int],
-    tree_of_branch: Sequence[int],
+    completion_lengths: Sequence[int],
+    group_of_completion: Sequence[int],
     blocks: Sequence[Tensor | None] = (),
 ) -> Layout:
-    """The layout of prefixes of these lengths followed by branches of these lengths, branch b hanging on its tree.
+    """The layout of prefixes of these lengths followed by completions of these lengths, completion b hanging on its
+    prefix group.
 
-    Branches are in the order of their trees. `blocks` holds each prefix's block numbers `(L,)`, or None for a plain
-    causal one.
+    Branches are in the order of their prefix groups. `blocks` holds each prefix's block numbers `(L,)`, or None for a
+    plain causal one.
     """
     n_prefix = sum(prefix_lengths)
     prefix_index, prefix_unpad = pad_index(prefix_lengths)
-    branch_index, branch_unpad = pad_index(branch_lengths, n_prefix)
-    per_tree = [0] * len(prefix_lengths)
-    for tree, length in zip(tree_of_branch, branch_lengths, strict=True):
-        per_tree[tree] += length
+    completion_index, completion_unpad = pad_index(completion_lengths, n_prefix)
+    per_group = [0] * len(prefix_lengths)
+    for group, length in zip(group_of_completion, completion_lengths, strict=True):
+        per_group[group] += length
     return Layout(
         n_prefix=n_prefix,
         prefix_index=prefix_index,
         prefix_unpad=prefix_unpad,
-        branch_index=branch_index,
-        branch_unpad=branch_unpad,
-        tree_of_branch=torch.tensor(tree_of_branch, dtype=torch.long),
+        completion_index=completion_index,
+        completion_unpad=completion_unpad,
+        group_of_completion=torch.tensor(group_of_completion, dtype=torch.long),
         prefix_lengths=torch.tensor(prefix_lengths, dtype=torch.long),
         prefixes=Runs.of(prefix_lengths),
-        branches=Runs.of(branch_lengths),
-        per_tree=Runs.of(per_tree),
+        completions=Runs.of(completion_lengths),
+        per_group=Runs.of(per_group),
         blocks=_padded_blocks(blocks, prefix_index.shape),
     )
 

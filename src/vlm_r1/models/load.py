@@ -107,13 +107,13 @@ def make_policy(model: Any, processor: Any, config: ModelConfig, prompt: PromptC
         model.gradient_checkpointing_enable({"use_reentrant": False})
     prompt = prompt or PromptConfig()
     family = chosen(model, processor, prompt, config.min_pixels, config.max_pixels)
-    banned = torch.tensor(family.banned_token_ids())
+    suppressed = torch.tensor(family.banned_token_ids())
     if config.compile:
         for block in (*blocks_of(family, "vision"), *blocks_of(family, "language")):
             block.compile(dynamic=True)
     policy = Policy(
         model,
-        banned,
+        suppressed,
         mrope=family.mrope,
         compute_dtype=compute_dtype(config),
         logprob_kernel=config.logprob_kernel,

@@ -27,23 +27,23 @@ LOGIT_CHUNK_GPU = 1 << 28
 BYTES_A_LOGIT, SHARE = 14, 0.25
 """What a logit takes on its way (bfloat16, and three times float32), and the share of a GPU's free memory for them."""
 MASKED = -1e9
-"""Logit of a banned token."""
+"""Logit of a suppressed token."""
 
 
 def token_logprobs(
     hidden: Tensor,
     head: Any,
     targets: Tensor,
-    banned: Tensor,
+    suppressed: Tensor,
     temperature: float,
     softcap: float | None = None,
     kernel: str = "torch",
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of `targets` `(S,)` and the entropy at each place, in float32, from hidden states `(S, D)`.
 
-    The distribution is `softmax(logits / temperature)` with banned tokens masked: the one that rollouts sample from.
-    `softcap` c bounds logits by `c * tanh(logit / c)`. Entropies have no gradient. Raises `ModelError` for a head that
-    `kernel` "liger" does not take.
+    The distribution is `softmax(logits / temperature)` with suppressed tokens masked: the one that rollouts sample
+    from. `softcap` c bounds logits by `c * tanh(logit / c)`. Entropies have no gradient. Raises `ModelError` for a head
+    that `kernel` "liger" does not take.
     """
     if kernel == "liger" and len(targets):
         if not is_plain(head) or head.bias is not None or softcap is not None:
@@ -51,29 +51,29 @@ def token_logprobs(
                 "model.logprob_kernel: liger takes an output head that is a plain matrix, without bias, soft cap or "
                 "adapter; use torch"
             )
-        return _liger(hidden, head.weight, targets, banned, temperature)
+        return _liger(hidden, head.weight, targets, suppressed, temperature)
     rows = max(1, logits_at_once(hidden.device) // head.weight.shape[0])
     if is_plain(head):
-        return _LinearHead.apply(hidden, head.weight, head.bias, targets, banned, head, temperature, softcap, rows)  # type: ignore
+        return _LinearHead.apply(hidden, head.weight, head.bias, targets, suppressed, head, temperature, softcap, rows)  # type: ignore
     logits = capped(head, softcap)
     if len(targets) <= rows:
-        return _score(hidden, targets, logits, banned, temperature)
+        return _score(hidden, targets, logits, suppressed, temperature)
     parts = [
-        checkpoint(_score, h, t, logits, banned, temperature, use_reentrant=False)
+        checkpoint(_score, h, t, logits, suppressed, temperature, use_reentrant=False)
         for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
     ]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
 def _liger(
-    hidden: Tensor, weight: Tensor, targets: Tensor, banned: Tensor, temperature: float
+    hidden: Tensor, weight: Tensor, targets: Tensor, suppressed: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """By liger-kernel, whose distribution has all tokens: what it gives the banned ones is taken out of it here.
+    """By liger-kernel, whose distribution has all tokens: what it gives the suppressed ones is taken out of it here.
 
     With q their share, a log-prob rises by `-log(1 - q)`, and the entropy is that of the rest over `1 - q`.
     """
     nll, entropy, logprobs = liger_kernel()(
-        hidden, weight, targets, temperature, return_entropy=True, selected_token_ids=banned
+        hidden, weight, targets, temperature, return_entropy=True, selected_token_ids=suppressed
     )
     left = torch.log1p(-logprobs.exp().sum(-1))
     with torch.no_grad():
@@ -105,15 +105,15 @@ def capped(head: Callable[[Tensor], Tensor], softcap: float | None) -> Callable[
     return head if softcap is None else lambda hidden: torch.tanh(head(hidden) / softcap) * softcap
 
 
-def masked_logprobs(logits: Tensor, banned: Tensor, temperature: float) -> Tensor:
-    """`log_softmax(logits / temperature)` in float32 with banned tokens masked; any leading shape."""
-    return F.log_softmax(logits.float().index_fill(-1, banned, MASKED) / temperature, -1)
+def masked_logprobs(logits: Tensor, suppressed: Tensor, temperature: float) -> Tensor:
+    """`log_softmax(logits / temperature)` in float32 with suppressed tokens masked; any leading shape."""
+    return F.log_softmax(logits.float().index_fill(-1, suppressed, MASKED) / temperature, -1)
 
 
 def _score(
-    hidden: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], banned: Tensor, temperature: float
+    hidden: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], suppressed: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    logprobs = masked_logprobs(logits(hidden), banned, temperature)
+    logprobs = masked_logprobs(logits(hidden), suppressed, temperature)
     with torch.no_grad():
         entropy = _entropy(logprobs)
     return logprobs.gather(-1, targets[:, None]).sum(-1), entropy  # no view: sharding hooks into the output
@@ -137,7 +137,7 @@ class _LinearHead(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        banned: Tensor,
+        suppressed: Tensor,
         head: nn.Linear,
         temperature: float,
         softcap: float | None,
@@ -148,12 +148,12 @@ class _LinearHead(torch.autograd.Function):
         kept: tuple[Tensor, ...] = ()
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
-            logprobs, slope = _logprobs(head(hidden[part]), banned, temperature, softcap)
+            logprobs, slope = _logprobs(head(hidden[part]), suppressed, temperature, softcap)
             chosen[part] = logprobs.gather(-1, targets[part, None])[:, 0]
             entropy[part] = _entropy(logprobs)
             if len(targets) <= rows:
                 kept = (logprobs,) if slope is None else (logprobs, slope)
-        ctx.save_for_backward(hidden, weight, bias, targets, banned, *kept)
+        ctx.save_for_backward(hidden, weight, bias, targets, suppressed, *kept)
         ctx.temperature, ctx.softcap, ctx.rows = temperature, softcap, rows
         ctx.mark_non_differentiable(entropy)
         return chosen, entropy
@@ -161,7 +161,7 @@ class _LinearHead(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, banned, *kept = ctx.saved_tensors
+        hidden, weight, bias, targets, suppressed, *kept = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
@@ -172,8 +172,8 @@ class _LinearHead(torch.autograd.Function):
                 logprobs, slope = kept[0], kept[1] if ctx.softcap else None
             else:
                 logits = F.linear(hidden[part], weight, bias)
-                logprobs, slope = _logprobs(logits, banned, ctx.temperature, ctx.softcap)
-            grad = _logit_gradient(logprobs, slope, grads[0][part], targets[part], banned, ctx.temperature)
+                logprobs, slope = _logprobs(logits, suppressed, ctx.temperature, ctx.softcap)
+            grad = _logit_gradient(logprobs, slope, grads[0][part], targets[part], suppressed, ctx.temperature)
             grad = grad.to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = grad @ weight
@@ -185,7 +185,7 @@ class _LinearHead(torch.autograd.Function):
 
 
 def _logprobs(
-    logits: Tensor, banned: Tensor, temperature: float, softcap: float | None
+    logits: Tensor, suppressed: Tensor, temperature: float, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """What `masked_logprobs` makes of soft-capped logits, written over them, and the slope of the cap."""
     logits, slope = logits.float(), None
@@ -193,13 +193,13 @@ def _logprobs(
         bounded = logits.div_(softcap).tanh_()
         slope = 1 - bounded.square()
         logits = bounded.mul_(softcap)
-    return F.log_softmax(logits.index_fill_(-1, banned, MASKED).div_(temperature), -1), slope
+    return F.log_softmax(logits.index_fill_(-1, suppressed, MASKED).div_(temperature), -1), slope
 
 
 def _logit_gradient(
-    logprobs: Tensor, slope: Tensor | None, grad: Tensor, targets: Tensor, banned: Tensor, temperature: float
+    logprobs: Tensor, slope: Tensor | None, grad: Tensor, targets: Tensor, suppressed: Tensor, temperature: float
 ) -> Tensor:
     """`grad * (1[target] - p) / temperature`: the gradient in the logits for one of `(S,)` in the log-probs."""
     scaled = (grad / temperature)[:, None]
-    found = logprobs.exp().mul_(-scaled).scatter_add_(-1, targets[:, None], scaled).index_fill_(-1, banned, 0.0)
+    found = logprobs.exp().mul_(-scaled).scatter_add_(-1, targets[:, None], scaled).index_fill_(-1, suppressed, 0.0)
     return found if slope is None else found.mul_(slope)

@@ -10,30 +10,30 @@ import torch
 from torch import Tensor, nn
 
 from vlm_r1.models.logprobs import capped, liger_kernel, token_logprobs
-from vlm_r1.models.packing import PackedRow, Tree
+from vlm_r1.models.packing import PackedRow, PrefixGroup
 from vlm_r1.models.shared_prefix import packed
 from vlm_r1.models.tower_output import TowerOutput
 from vlm_r1.models.vision_cache import VisionCache, WeightsVersion
 from vlm_r1.records import Prompt, VisionInput
 
-Staged = TypeVar("Staged", Prompt, Tree)
+Staged = TypeVar("Staged", Prompt, PrefixGroup)
 """What holds the images of a prompt."""
 
 
 class Policy(nn.Module):
     """A vision-language model that scores packed rows; what optimisers hold and FSDP shards.
 
-    `model` is the transformers model; `banned` `(K,)` are the token ids it may not write (image placeholders);
+    `model` is the transformers model; `suppressed` `(K,)` are the token ids it may not write (image placeholders);
     `mrope` says that it takes positions per axis (time, row, column). `compute_dtype` is the precision of its forward
     pass, whatever that of its weights. `logprob_kernel` computes log-probs: "torch" or "liger".
     """
 
-    banned: Tensor
+    suppressed: Tensor
 
     def __init__(
         self,
         model: Any,
-        banned: Tensor,
+        suppressed: Tensor,
         *,
         mrope: bool,
         compute_dtype: torch.dtype = torch.float32,
@@ -49,7 +49,7 @@ class Policy(nn.Module):
         self._weights_version = WeightsVersion()
         self.tower_output: TowerOutput | None = None
         self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        self.register_buffer("banned", banned, persistent=False)
+        self.register_buffer("suppressed", suppressed, persistent=False)
 
     def features(self, images: Sequence[VisionInput]) -> dict[str, Any]:
         """The vision tower's output for the images, in the form `hidden` takes; empty without images.
@@ -69,7 +69,7 @@ class Policy(nn.Module):
         """What the cache keeps of images, and the tower makes of those that it does not hold."""
         assert self.vision_cache is not None
         weights = self._weights_version(self.model.get_parameter(name) for name in self._frozen)
-        return self.vision_cache.lookup(images, weights, self._encode_frozen, self.banned.device)
+        return self.vision_cache.lookup(images, weights, self._encode_frozen, self.suppressed.device)
 
     def cache_features(
         self, cache: VisionCache, frozen: Iterable[str], tower_output: TowerOutput | None = None
@@ -94,7 +94,7 @@ class Policy(nn.Module):
 
     def encode_images(self, images: Sequence[VisionInput]) -> Any:
         """The model's own `get_image_features` on these images."""
-        tensors = merge_images([self._moved(image, self.banned.device) for image in images])
+        tensors = merge_images([self._moved(image, self.suppressed.device) for image in images])
         return self.model.model.get_image_features(**tensors, return_dict=True)
 
     def stage(self, made: Staged) -> Staged:
@@ -103,7 +103,7 @@ class Policy(nn.Module):
         They stay in host memory: pinned where the model is on a GPU, which then copies them while the host goes on.
         """
         staged = [self._moved(image, torch.device("cpu")) for image in made.images]
-        if self.banned.is_cuda:
+        if self.suppressed.is_cuda:
             staged = [replace(p, tensors={n: t.pin_memory() for n, t in p.tensors.items()}) for p in staged]
         return replace(made, images=tuple(staged))
 
@@ -137,7 +137,7 @@ class Policy(nn.Module):
     def score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy `(S,)` of the tokens `(S,)` that hidden states `(S, D)` predict."""
         head = self.model.get_output_embeddings()
-        return token_logprobs(hidden, head, targets, self.banned, temperature, self.softcap, self.logprob_kernel)
+        return token_logprobs(hidden, head, targets, self.suppressed, temperature, self.softcap, self.logprob_kernel)
 
 
 def merge_images(images: Sequence[VisionInput]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Recurrent layers over packed rows: the prompt's state is computed once, and every answer goes on from it.
 
 A gated delta net carries a state from token to token, so one answer of a row cannot stand behind another. Inside such a
-layer the prefixes run as one batch, and the branches as a second one that starts from their prefix's states. The
+layer the prefixes run as one batch, and the completions as a second one that starts from their prefix's states. The
 layer's projections, convolution and delta rule are the model's own. All of it happens within one call of the layer, so
 gradient checkpointing works as for any other.
 """
@@ -87,10 +87,10 @@ def run(layer: nn.Module, hidden: Tensor, state: State) -> Tensor:
 
 
 def recur_packed(layout: Layout, layer: nn.Module, hidden: Tensor) -> Tensor:
-    """Prefixes by themselves; branches from their prefix's states. In and out `(N, D)`."""
+    """Prefixes by themselves; completions from their prefix's states. In and out `(N, D)`."""
     out, state = recur_prefix(layout, layer, hidden)
-    if len(layout.tree_of_branch):
-        out = torch.cat([out, recur_branches(layout, layer, hidden, state)])
+    if len(layout.group_of_completion):
+        out = torch.cat([out, recur_completions(layout, layer, hidden, state)])
     return out
 
 
@@ -107,11 +107,11 @@ def recur_prefix(layout: Layout, layer: nn.Module, hidden: Tensor) -> tuple[Tens
     return out.flatten(0, 1)[place], state
 
 
-def recur_branches(layout: Layout, layer: nn.Module, hidden: Tensor, prefixes: State) -> Tensor:
-    """The branches' output `(N_branch, D)`, each from its prefix's states."""
-    batch = hidden[layout.branch_index]
+def recur_completions(layout: Layout, layer: nn.Module, hidden: Tensor, prefixes: State) -> Tensor:
+    """The completions' output `(N_completion, D)`, each from its prefix's states."""
+    batch = hidden[layout.completion_index]
     T = batch.shape[1]
     if T == 1:  # the rule for one token after a state is the one of decoding, whose fast kernel has no gradient
         batch = F.pad(batch, (0, 0, 0, 1))
-    out = run(layer, batch, prefixes.take(layout.tree_of_branch))
-    return out[:, :T].flatten(0, 1)[layout.branch_unpad]
+    out = run(layer, batch, prefixes.take(layout.group_of_completion))
+    return out[:, :T].flatten(0, 1)[layout.completion_unpad]

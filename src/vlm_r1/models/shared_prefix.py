@@ -1,7 +1,8 @@
 """Attention over packed rows: the prompt once for all its answers, exactly.
 
 `attend` is registered with transformers under `NAMES` and used by a model's language part; every projection, norm and
-feed-forward layer is the model's own. A branch's queries meet its prefix's keys and its own; no `N x N` mask exists.
+feed-forward layer is the model's own. A completion's queries meet its prefix's keys and its own; no `N x N` mask
+exists.
 """
 
 from __future__ import annotations
@@ -98,28 +99,28 @@ def weigh(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: Rule, *, c
 
 
 def attend_packed(layout: Layout, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
-    """Prefixes among themselves; branches over their prefix and themselves. Shapes as in `attend`."""
+    """Prefixes among themselves; completions over their prefix and themselves. Shapes as in `attend`."""
     if rule.plain(layout) and (rule.backend == "flash" or (rule.backend == "auto" and flash_works(query))):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         return _SharedPrefix.apply(q, k, v, layout, rule.scaling)[None]  # type: ignore[no-any-return]
     out, prompt_k, prompt_v = attend_prefix(layout, query, key, value, rule)
-    if len(layout.branch_unpad):
-        out = torch.cat([out, attend_branches(layout, query, key, value, prompt_k, prompt_v, rule)])
+    if len(layout.completion_unpad):
+        out = torch.cat([out, attend_completions(layout, query, key, value, prompt_k, prompt_v, rule)])
     return out[None]
 
 
 class _SharedPrefix(torch.autograd.Function):
     """Attention of a whole row in three kernels, from flat queries `(N, H, d)`, keys and values `(N, h, d)`: prefixes
-    causally, branches over their prefix, branches causally; the last two are merged.
+    causally, completions over their prefix, completions causally; the last two are merged.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
-        n, trees, branches = layout.n_prefix, layout.prefixes, layout.branches
-        out, lse = attention(q[:n], k[:n], v[:n], trees, trees, causal=True, scale=scale)
+        n, groups, completions = layout.n_prefix, layout.prefixes, layout.completions
+        out, lse = attention(q[:n], k[:n], v[:n], groups, groups, causal=True, scale=scale)
         if n < len(q):
-            over = attention(q[n:], k[:n], v[:n], layout.per_tree, trees, scale=scale)
-            own = attention(q[n:], k[n:], v[n:], branches, branches, causal=True, scale=scale)
+            over = attention(q[n:], k[:n], v[:n], layout.per_group, groups, scale=scale)
+            own = attention(q[n:], k[n:], v[n:], completions, completions, causal=True, scale=scale)
             merged = merge(over, own)
             out, lse = torch.cat([out, merged[0]]), torch.cat([lse, merged[1]], 1)
         ctx.save_for_backward(q, k, v, out, lse)
@@ -131,15 +132,15 @@ class _SharedPrefix(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         layout: Layout = ctx.layout
         grad = grad.contiguous()
-        n, trees, branches, scale = layout.n_prefix, layout.prefixes, layout.branches, ctx.scale
+        n, groups, completions, scale = layout.n_prefix, layout.prefixes, layout.completions, ctx.scale
         grad_p, q_p, k_p, v_p, out_p = (x[:n] for x in (grad, q, k, v, out))
         lse_p = lse[:, :n].contiguous()
-        dq, dk, dv = gradients(grad_p, q_p, k_p, v_p, out_p, lse_p, trees, trees, causal=True, scale=scale)
+        dq, dk, dv = gradients(grad_p, q_p, k_p, v_p, out_p, lse_p, groups, groups, causal=True, scale=scale)
         if n < len(q):
             grad_b, q_b, k_b, v_b, out_b = (x[n:] for x in (grad, q, k, v, out))
             lse_b = lse[:, n:].contiguous()
-            over = gradients(grad_b, q_b, k_p, v_p, out_b, lse_b, layout.per_tree, trees, scale=scale)
-            own = gradients(grad_b, q_b, k_b, v_b, out_b, lse_b, branches, branches, causal=True, scale=scale)
+            over = gradients(grad_b, q_b, k_p, v_p, out_b, lse_b, layout.per_group, groups, scale=scale)
+            own = gradients(grad_b, q_b, k_b, v_b, out_b, lse_b, completions, completions, causal=True, scale=scale)
             dq = torch.cat([dq, over[0] + own[0]])
             dk, dv = torch.cat([dk + over[1], own[1]]), torch.cat([dv + over[2], own[2]])
         return dq, dk, dv, None, None
@@ -155,10 +156,10 @@ def flash_works(query: Tensor) -> bool:
 
 @lru_cache(maxsize=8)
 def _flash_works(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Output and gradients of a row of two trees against plain attention in float32."""
+    """Output and gradients of a row of two prefix groups against plain attention in float32."""
     layout = make_layout([37, 20], [9, 1, 30], [0, 0, 1]).to(device)
     generator = torch.Generator(device).manual_seed(0)
-    N = layout.n_prefix + sum(layout.branches.lengths)
+    N = layout.n_prefix + sum(layout.completions.lengths)
     q, k, v, grad = (
         torch.randn(1, heads, N, width, device=device, generator=generator).requires_grad_() for heads in (4, 2, 2, 4)
     )
@@ -204,19 +205,19 @@ def attend_prefix(
     return unpad(out.transpose(1, 2), layout.prefix_unpad), k, v
 
 
-def attend_branches(
+def attend_completions(
     layout: Layout, query: Tensor, key: Tensor, value: Tensor, prompt_k: Tensor, prompt_v: Tensor, rule: Rule
 ) -> Tensor:
-    """Attention of the branches over their prefix's keys and values and their own.
+    """Attention of the completions over their prefix's keys and values and their own.
 
-    `prompt_k` and `prompt_v` are `(P, h, L, d)`, the output `(N_branch, H, d)`.
+    `prompt_k` and `prompt_v` are `(P, h, L, d)`, the output `(N_completion, H, d)`.
     """
     rows = (x[0].transpose(0, 1)[layout.n_prefix :] for x in (query, key, value))
-    q, k, v = (pad(x, layout.branch_index.shape, layout.branch_unpad).transpose(1, 2) for x in rows)
-    k = torch.cat([prompt_k.index_select(0, layout.tree_of_branch), k], 2)
-    v = torch.cat([prompt_v.index_select(0, layout.tree_of_branch), v], 2)
-    out = weigh(q, k, v, layout.branch_mask(rule.window), rule)
-    return unpad(out.transpose(1, 2), layout.branch_unpad)
+    q, k, v = (pad(x, layout.completion_index.shape, layout.completion_unpad).transpose(1, 2) for x in rows)
+    k = torch.cat([prompt_k.index_select(0, layout.group_of_completion), k], 2)
+    v = torch.cat([prompt_v.index_select(0, layout.group_of_completion), v], 2)
+    out = weigh(q, k, v, layout.completion_mask(rule.window), rule)
+    return unpad(out.transpose(1, 2), layout.completion_unpad)
 
 
 def pad(x: Tensor, shape: torch.Size, places: Tensor) -> Tensor:

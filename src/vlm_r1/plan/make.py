@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import (
 from vlm_r1.config import Recipe
 from vlm_r1.errors import ConfigError, ModelError
 from vlm_r1.models.family import Part
-from vlm_r1.models.packing import Tree, cut_by_budget
+from vlm_r1.models.packing import PrefixGroup, cut_by_budget
 from vlm_r1.plan import phases
 from vlm_r1.plan.machine import Machine
 from vlm_r1.plan.phases import gradient_bytes
@@ -44,8 +44,8 @@ class Plan:
 
     `precision` is what the model computes in; `shard_size` processes of `processes` hold one copy of the weights, 0
     where each process holds all. `images` are the tokens of each image that was looked at, `prompts` those of the
-    prompts of one process in a step (with `method: sft`, of its trees without their answers), `sequences` the answers
-    that are decoded at once, `rows` the tokens of the update's forward passes.
+    prompts of one process in a step (with `method: sft`, of its prefix groups without their answers), `sequences` the
+    answers that are decoded at once, `rows` the tokens of the update's forward passes.
     """
 
     model_type: str
@@ -102,7 +102,7 @@ def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Mac
     found: dict[str, Bytes] = {}
     sequences = 0
     layers = machine.processes > 1 and gathers_by_layer(skeleton.units.values(), recipe.rollout.gather, machine.memory)
-    trees, rows, accumulates = _rows(recipe, questions, skeleton, machine)
+    prefix_groups, rows, accumulates = _rows(recipe, questions, skeleton, machine)
     served = recipe.method == "grpo" and recipe.rollout.engine == "vllm"
     if served and not recipe.rollout.servers and machine.memory is not None:  # they sleep otherwise
         found["rollout"] = Counter({SERVER: int(recipe.rollout.server_memory * machine.memory)})
@@ -115,7 +115,7 @@ def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Mac
     if recipe.method == "grpo":
         found["update"] = phases.update(skeleton, rows, recipe.rollout.temperature, accumulates=accumulates)
     else:  # one row is packed after the other
-        largest = max(rows, key=lambda trees: sum(tree.n_tokens for tree in trees))
+        largest = max(rows, key=lambda prefix_groups: sum(group.n_tokens for group in prefix_groups))
         found["update"] = phases.update(skeleton, [largest], 1.0, accumulates=accumulates)
     found["optimizer step"] = gradient_bytes(skeleton)
     if recipe.data.eval and not served:
@@ -133,10 +133,10 @@ def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Mac
         shard_size=skeleton.shards if skeleton.units else 0,
         parameters=skeleton.totals,
         trained=skeleton.trained,
-        images=[int(torch.isin(t.token_ids, placeholders).sum()) // len(t.images) for t in trees if t.images],
-        prompts=[len(tree.token_ids) for tree in trees],
+        images=[int(torch.isin(t.token_ids, placeholders).sum()) // len(t.images) for t in prefix_groups if t.images],
+        prompts=[len(group.token_ids) for group in prefix_groups],
         sequences=sequences,
-        rows=[sum(tree.n_tokens for tree in row) for row in rows],
+        rows=[sum(group.n_tokens for group in row) for row in rows],
         phases={name: phase + static for name, phase in found.items()},
     )
 
@@ -148,24 +148,25 @@ def _prompts(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: 
     return [encode(family, groups, skeleton.fake) for groups in dealt]
 
 
-def _work(items: Sequence[Prompt] | Sequence[Tree]) -> tuple[int, int]:
+def _work(items: Sequence[Prompt] | Sequence[PrefixGroup]) -> tuple[int, int]:
     return len(items), sum(len(item.token_ids) for item in items)
 
 
 def _rows(
     recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Machine
-) -> tuple[list[Tree], list[list[Tree]], bool]:
-    """The trees of the process with the most to do, the rows that they are cut into, and whether any process adds up
-    gradients over several rows: then all of them do."""
+) -> tuple[list[PrefixGroup], list[list[PrefixGroup]], bool]:
+    """The prefix groups of the process with the most to do, the rows that they are cut into, and whether any process
+    adds up gradients over several rows: then all of them do.
+    """
     if recipe.method == "sft":
         family, budget = skeleton.loaded.family, recipe.sft.token_budget
         dealt = shares(questions.take(recipe.sft.images_per_step), family, machine.processes)
-        trees = [taught_trees(family, groups, skeleton.fake) for groups in dealt]
+        prefix_groups = [taught_trees(family, groups, skeleton.fake) for groups in dealt]
     else:
         G, limit, budget = recipe.rl.group_size, recipe.rollout.max_new_tokens, recipe.rl.token_budget
-        trees = [answer_trees(prompts, G, limit) for prompts in _prompts(recipe, questions, skeleton, machine)]
-    mine = max(trees, key=_work)
-    return mine, cut_by_budget(mine, budget), any(len(cut_by_budget(other, budget)) > 1 for other in trees)
+        prefix_groups = [answer_trees(prompts, G, limit) for prompts in _prompts(recipe, questions, skeleton, machine)]
+    mine = max(prefix_groups, key=_work)
+    return mine, cut_by_budget(mine, budget), any(len(cut_by_budget(other, budget)) > 1 for other in prefix_groups)
 
 
 def _limits(recipe: Recipe, skeleton: Skeleton, machine: Machine, static: Bytes) -> Limits:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlm_r1.models.packing import Tree, pack
+from vlm_r1.models.packing import PrefixGroup, pack
 from vlm_r1.plan.skeleton import Skeleton
 from vlm_r1.plan.trace import GRADIENTS, OTHER, Bytes, Trace
 from vlm_r1.plan.units import GATHERED, Gathering, gathered_for_answers
@@ -68,11 +68,13 @@ def _name_cache(skeleton: Skeleton, trace: Trace, cache: DecodeCache) -> int:
     return skipped
 
 
-def update(skeleton: Skeleton, rows: Sequence[Sequence[Tree]], temperature: float, *, accumulates: bool) -> Bytes:
+def update(
+    skeleton: Skeleton, rows: Sequence[Sequence[PrefixGroup]], temperature: float, *, accumulates: bool
+) -> Bytes:
     """The peak of forward and backward of the largest of rows that are packed at once; with `accumulates` gradients of
     earlier rows are there."""
     trace = skeleton.trace()
-    largest = max(range(len(rows)), key=lambda i: sum(tree.n_tokens for tree in rows[i]))
+    largest = max(range(len(rows)), key=lambda i: sum(group.n_tokens for group in rows[i]))
     skeleton.policy.train()
     if skeleton.units:
         skeleton.gather_units(accumulates=accumulates)

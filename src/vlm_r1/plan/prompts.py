@@ -15,11 +15,11 @@ from vlm_r1.data.source import load_source
 from vlm_r1.distributed.processes import owners
 from vlm_r1.errors import DataError
 from vlm_r1.models.family import Family
-from vlm_r1.models.packing import Tree
+from vlm_r1.models.packing import PrefixGroup
 from vlm_r1.plan.trace import fake_floats
 from vlm_r1.records import LabelledBox, Prompt, Rollout, RolloutGroup, Sample, SampleImage, Truth
-from vlm_r1.rl.batch import group_tree
-from vlm_r1.sft.batch import ByImage, make_trees
+from vlm_r1.rl.batch import as_prefix_group
+from vlm_r1.sft.batch import ByImage, make_prefix_groups
 
 MAX_READ = 16
 """Questions (with `method: sft`, images) that are read from the data; a step with more of them repeats these."""
@@ -95,17 +95,17 @@ def encode(family: Family, groups: Sequence[tuple[Sample, ...]], fake: FakeTenso
     return [faked[id(group)] for group in groups]
 
 
-def answer_trees(prompts: Sequence[Prompt], group_size: int, length: int) -> list[Tree]:
+def answer_trees(prompts: Sequence[Prompt], group_size: int, length: int) -> list[PrefixGroup]:
     """Each prompt with answers of this length, as an update gets them."""
     answer = Rollout(token_ids=(0,) * length, logprobs=(0.0,) * length, text="", finish="length")
-    return [group_tree(RolloutGroup(prompt=prompt, rollouts=(answer,) * group_size)) for prompt in prompts]
+    return [as_prefix_group(RolloutGroup(prompt=prompt, rollouts=(answer,) * group_size)) for prompt in prompts]
 
 
-def taught_trees(family: Family, groups: Sequence[tuple[Sample, ...]], fake: FakeTensorMode) -> list[Tree]:
-    """The trees of groups of samples in a step of supervised fine-tuning."""
-    made = {id(group): make_trees(group, family) for group in groups}
-    trees = [tree for group in groups for tree in made[id(group)]]
-    return [replace(tree, images=_faked(tree.images, fake)) for tree in trees]
+def taught_trees(family: Family, groups: Sequence[tuple[Sample, ...]], fake: FakeTensorMode) -> list[PrefixGroup]:
+    """The prefix groups of groups of samples in a step of supervised fine-tuning."""
+    made = {id(group): make_prefix_groups(group, family) for group in groups}
+    prefix_groups = [prefix_group for group in groups for prefix_group in made[id(group)]]
+    return [replace(prefix_group, images=_faked(prefix_group.images, fake)) for prefix_group in prefix_groups]
 
 
 def _faked(images: tuple, fake: FakeTensorMode) -> tuple:  # type: ignore[type-arg]

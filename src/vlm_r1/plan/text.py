@@ -41,8 +41,8 @@ def _processes(plan: Plan, recipe: Recipe) -> list[str]:
 
 def _step(plan: Plan, recipe: Recipe) -> list[str]:
     if recipe.method == "sft":
-        trees = f"{len(plan.prompts)} trees of {_span(plan.prompts)} tokens before their branches"
-        asked = f"{recipe.sft.images_per_step} images, {trees}"
+        groups = f"{len(plan.prompts)} prefix groups of {_span(plan.prompts)} tokens before their completions"
+        asked = f"{recipe.sft.images_per_step} images, {groups}"
         budget = f"sft.token_budget {recipe.sft.token_budget:,}"
     else:
         asked = f"{len(plan.prompts)} prompts of {_span(plan.prompts)} tokens, {recipe.rl.group_size} answers each of "

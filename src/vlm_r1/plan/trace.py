@@ -1,7 +1,7 @@
 """Live bytes while a model's own code runs on tensors that have shapes and no values.
 
 torch's `FakeTensorMode` runs operators, forward and backward, on shapes alone. `Trace` lets it run all that depends on
-weights or images, and computes what does not (token ids, positions, masks), because code branches on those. Each
+weights or images, and computes what does not (token ids, positions, masks), because code completions on those. Each
 storage is counted from its first use to its end, whoever holds it: saved for the backward pass, cached or temporary.
 
 A model's layers are alike, so most are skipped (`plan.layers.thin`): a stretch of the run that stands for several

@@ -22,7 +22,7 @@ from vlm_r1.prompts.templates import build_question
 from vlm_r1.records import Answer, Prompt, Sample, SamplingParams
 from vlm_r1.rollout.native import NativeEngine
 
-SHORTEST_PAUSE = 0.03
+MIN_PAUSE = 0.03
 """Seconds between two looks at unfinished answers: a page shows no more, and decoding their text takes time."""
 
 
@@ -108,7 +108,7 @@ def stream(speaker: Speaker, asked: Asked, halt: threading.Event, pool: Executor
         nonlocal shown, written
         if halt.is_set():
             raise _Halt
-        if time.monotonic() - shown >= SHORTEST_PAUSE:
+        if time.monotonic() - shown >= MIN_PAUSE:
             rows = zip(tokens_BT.tolist(), lengths_B.tolist(), strict=True)
             texts = loaded.tokenizer.batch_decode([row[:n] for row, n in rows], skip_special_tokens=True)
             # A character may be cut in the middle of its bytes.

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from vlm_r1.play.images import Images
-from vlm_r1.play.playground import CHOSEN_REWARDS, LONGEST_ANSWER, MOST_SAMPLES
+from vlm_r1.play.playground import CHOSEN_REWARDS, MAX_ANSWER_TOKENS, MAX_SAMPLES
 from vlm_r1.play.truth import written
 from vlm_r1.prompts.templates import TASKS, TEMPLATES
 from vlm_r1.records import Sample
@@ -89,7 +89,7 @@ def sampling_parts() -> Parts:
     parts: Parts = {"greedy": gr.Checkbox(True, label="Greedy: one answer, the likeliest tokens", elem_id="greedy")}
     with gr.Row():
         parts["n"] = gr.Slider(
-            1, MOST_SAMPLES, 4, step=1, label="Samples", interactive=False, min_width=165, elem_id="samples"
+            1, MAX_SAMPLES, 4, step=1, label="Samples", interactive=False, min_width=165, elem_id="samples"
         )
         parts["temperature"] = gr.Slider(
             0.05, 2, 1, step=0.05, label="Temperature", interactive=False, min_width=165, elem_id="temperature"
@@ -107,7 +107,7 @@ def further_parts() -> Parts:
                 "", label="Seed", info="Blank: another each time.", min_width=140, elem_id="seed"
             )
             parts["limit"] = gr.Number(
-                1024, label="Longest answer", info=f"Tokens, up to {LONGEST_ANSWER}.", min_width=140, elem_id="limit"
+                1024, label="Longest answer", info=f"Tokens, up to {MAX_ANSWER_TOKENS}.", min_width=140, elem_id="limit"
             )
         parts["template"] = gr.Dropdown(
             [("as the model was trained", ""), *((name, name) for name in TEMPLATES)],

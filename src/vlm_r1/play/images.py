@@ -25,7 +25,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 LISTED = 1000
 """Images of a folder that are offered; the path of any other can be typed."""
 
-LONGEST_SIDE = 1024
+MAX_SIDE = 1024
 """Pixels: larger images are shown at this size when boxes are drawn on them."""
 
 _EXAMPLES = (
@@ -136,7 +136,7 @@ class Images:
         """
         if max(len(true), len(predicted)) < 2:
             true, predicted = ([LabelledBox(box=item.box) for item in items] for items in (true, predicted))
-        scale = min(float(fitting_scale(image.size)), LONGEST_SIDE / max(image.size))
+        scale = min(float(fitting_scale(image.size)), MAX_SIDE / max(image.size))
         drawn = draw_boxes(image, true, predicted, scale=scale)
         ending = "png" if drawn.width * drawn.height <= 200_000 else "jpg"
         path = self.folder / "answers" / f"{uuid.uuid4().hex}.{ending}"

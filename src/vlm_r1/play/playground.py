@@ -25,8 +25,8 @@ from vlm_r1.records import Answer, Sample, Score, Truth
 from vlm_r1.rewards.registry import BATCHED, REWARDS
 from vlm_r1.rewards.rubric import build_rubric
 
-MOST_SAMPLES = 32
-LONGEST_ANSWER = 8192
+MAX_SAMPLES = 32
+MAX_ANSWER_TOKENS = 8192
 CHOSEN_REWARDS = sorted(set(REWARDS) - set(BATCHED))
 """Rewards that the page offers: those that need no server."""
 
@@ -198,7 +198,7 @@ def _sample(form: Form, image: Any, size: tuple[int, int]) -> tuple[Sample, bool
 
 
 def _asked(form: Form, sample: Sample) -> Asked:
-    limit = _whole("The longest answer", form.limit, 1, LONGEST_ANSWER)
+    limit = _whole("The longest answer", form.limit, 1, MAX_ANSWER_TOKENS)
     template = str(form.template).strip() if form.template else None
     if form.greedy:
         return Asked(sample=sample, max_new_tokens=limit, template=template)
@@ -212,7 +212,7 @@ def _asked(form: Form, sample: Sample) -> Asked:
         else None
     )
     seed = randbelow(1_000_000) if seed is None else seed
-    n = _whole("The number of samples", form.n, 1, MOST_SAMPLES)
+    n = _whole("The number of samples", form.n, 1, MAX_SAMPLES)
     return Asked(sample=sample, n=n, temperature=float(temperature), seed=seed, max_new_tokens=limit, template=template)
 
 

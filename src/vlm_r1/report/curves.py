@@ -18,7 +18,7 @@ from vlm_r1.report.findings import split_name
 Points = list[tuple[int, float]]
 Metrics = Sequence[Mapping[str, Any]]
 
-MOST_POINTS = 240
+MAX_POINTS = 240
 """A longer curve is averaged in this many bins: a screen shows no more, and the page stays small."""
 
 _PLAIN = ("#4a6fa5", "#e07a3f", "#3f9b6c", "#a05195", "#b8a037", "#6b7280", "#c0392b", "#17a2b8")
@@ -207,10 +207,10 @@ def band(runs: Sequence[Points]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
 
 
 def binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most `MOST_POINTS` points: consecutive ones are averaged."""
-    if len(x) <= MOST_POINTS:
+    """At most `MAX_POINTS` points: consecutive ones are averaged."""
+    if len(x) <= MAX_POINTS:
         return x, y
-    parts = np.array_split(np.arange(len(x)), MOST_POINTS)
+    parts = np.array_split(np.arange(len(x)), MAX_POINTS)
     return np.asarray([x[p].mean() for p in parts]), np.asarray([y[p].mean() for p in parts])
 
 

@@ -22,7 +22,7 @@ FEW = 30
 ROUNDING = 1e-9
 """Differences up to this are errors of arithmetic."""
 
-MOST_BOXES = 12
+MAX_BOXES = 12
 """Boxes whose coordinates are written out."""
 
 MINUS = "\N{MINUS SIGN}"
@@ -228,8 +228,8 @@ def box_words(item: LabelledBox) -> str:
 
 def boxes_words(boxes: Sequence[LabelledBox]) -> str:
     """The first boxes of an answer or of a truth with their unit; empty for none."""
-    more = f" and {len(boxes) - MOST_BOXES} more" if len(boxes) > MOST_BOXES else ""
-    return f"in pixels: {'; '.join(map(box_words, boxes[:MOST_BOXES]))}{more}" if boxes else ""
+    more = f" and {len(boxes) - MAX_BOXES} more" if len(boxes) > MAX_BOXES else ""
+    return f"in pixels: {'; '.join(map(box_words, boxes[:MAX_BOXES]))}{more}" if boxes else ""
 
 
 def metric_name(metric: str) -> str:

@@ -18,10 +18,10 @@ from vlm_r1.runtime.runlog import boxes_from_json, read_rollouts, rollout_steps
 Find = Callable[[Iterable[Row]], bytes]
 """Finds the image of some rows; raises `DataError` (`report.held_out.HeldOutImages.find`)."""
 
-MOST_TEXT = 4000
+MAX_TEXT = 4000
 """Characters of a text that the page holds; what is longer than a few lines is folded."""
 
-MOST_SPLITS, MOST_CARDS = 12, 36
+MAX_SPLITS, MAX_CARDS = 12, 36
 """Splits with images, and cards over all of them: the page stays small and its end within reach."""
 
 
@@ -85,7 +85,7 @@ class StepCards:
 
 def each_of(splits: int) -> int:
     """How many cards a shelf gets where so many splits have shelves."""
-    return max(1, min(3, MOST_CARDS // (3 * max(1, splits))))
+    return max(1, min(3, MAX_CARDS // (3 * max(1, splits))))
 
 
 def shelves(pairs: Sequence[Pair], album: Album, find: Find, each: int = 3, seed: int = 0) -> list[Shelf]:
@@ -200,4 +200,4 @@ def bars(parts: Mapping[str, float | None]) -> tuple[tuple[str, str, float], ...
 
 def _cut(text: str | None) -> str:
     text = text or ""
-    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}… ({len(text) - MOST_TEXT} more characters)"
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}… ({len(text) - MAX_TEXT} more characters)"

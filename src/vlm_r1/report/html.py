@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vlm_r1.errors import CheckpointError
 from vlm_r1.eval.label_noise import noise_notes
-from vlm_r1.report.curves import MOST_POINTS, curve, is_smoothed, per_row
+from vlm_r1.report.curves import MAX_POINTS, curve, is_smoothed, per_row
 from vlm_r1.report.findings import (
     Change,
     changes,
@@ -25,7 +25,7 @@ from vlm_r1.report.findings import (
     tally,
     unreadable,
 )
-from vlm_r1.report.gallery import MOST_SPLITS, each_of, shelves, step_cards
+from vlm_r1.report.gallery import MAX_SPLITS, each_of, shelves, step_cards
 from vlm_r1.report.held_out import HeldOutImages
 from vlm_r1.report.images import Album
 from vlm_r1.report.pairs import Pair, join, read_pairs
@@ -71,7 +71,7 @@ def render(runs: Sequence[Path]) -> str:
     pairs = _questions(runs[0], evals[0])
     found = changes(runs)
     heads = headline(found)
-    shown = list(pairs.items())[:MOST_SPLITS]
+    shown = list(pairs.items())[:MAX_SPLITS]
     find = HeldOutImages(eval_path(runs[0], phase) for phase in reversed(evals[0])).find
     gallery = [(split_name(split), len(of), shelves(of, album, find, each_of(len(shown)))) for split, of in shown]
     steps = step_cards(runs[0], album)
@@ -97,7 +97,7 @@ def render(runs: Sequence[Path]) -> str:
         constants=[chart for chart in drawn if chart.constant],
         per_row=per_row,
         size=SIZE,
-        smoothed=-(-len(metrics[0]) // MOST_POINTS) if is_smoothed(metrics) else 0,
+        smoothed=-(-len(metrics[0]) // MAX_POINTS) if is_smoothed(metrics) else 0,
         steps=steps,
         config=config,
         versions=read_environment(runs[0]),

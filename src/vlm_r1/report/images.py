@@ -15,13 +15,13 @@ from vlm_r1.data.draw import free_place
 from vlm_r1.errors import DataError
 from vlm_r1.records import LabelledBox, SampleImage
 
-LONGEST_SIDE = 448
+MAX_SIDE = 448
 """Larger images are shrunk to this many pixels: a phone or a card shows no more."""
 
-MOST_BOXES = 60
+MAX_BOXES = 60
 """Boxes of a kind that are drawn over one image."""
 
-MOST_LABELS = 16
+MAX_LABELS = 16
 """With more boxes than this in all, their labels would hide the image."""
 
 KEPT_AS_THEY_ARE = 24_000
@@ -92,16 +92,16 @@ class Album:
     ) -> View:
         """An image of `size` (width, height; original pixels) with its boxes, labelled where they are a few."""
         width, height = size[0] or 1, size[1] or 1
-        named = max(len(true), len(predicted)) > 1 and len(true) + len(predicted) <= MOST_LABELS
+        named = max(len(true), len(predicted)) > 1 and len(true) + len(predicted) <= MAX_LABELS
         text = min(width / 14, height / 4)
-        strokes = [stroke("true", item, width, height, named) for item in true[:MOST_BOXES]]
-        strokes += [stroke("pred", item, width, height, named) for item in predicted[:MOST_BOXES]]
+        strokes = [stroke("true", item, width, height, named) for item in true[:MAX_BOXES]]
+        strokes += [stroke("pred", item, width, height, named) for item in predicted[:MAX_BOXES]]
         view = View(
             width=width,
             height=height,
             text=text,
             strokes=labelled(strokes, (width, height), text),
-            undrawn=sum(max(0, len(boxes) - MOST_BOXES) for boxes in (true, predicted)),
+            undrawn=sum(max(0, len(boxes) - MAX_BOXES) for boxes in (true, predicted)),
             boxes=(len(true), len(predicted)),
         )
         if image is None:
@@ -121,7 +121,7 @@ class Album:
         return replace(view, anchor=anchor, uri=uri)
 
 
-def data_uri(image: bytes, longest_side: int = LONGEST_SIDE) -> str:
+def data_uri(image: bytes, longest_side: int = MAX_SIDE) -> str:
     """An encoded image as a data URI, shrunk where a side is above `longest_side` pixels. Raises `DataError`."""
     opened = SampleImage(data=image).open()
     kind = "png" if image.startswith(b"\x89PNG") else "jpeg" if image.startswith(b"\xff\xd8") else ""

@@ -247,7 +247,7 @@ def _settings(recipe: Recipe) -> str:
 
 
 def _shortened(value: Any) -> Any:
-    """A tree of settings without the folders of this machine."""
+    """A prefix group of settings without the folders of this machine."""
     if isinstance(value, dict):
         return {key: _shortened(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -21,7 +21,7 @@ from typing import Any
 from vlm_r1.errors import UserError
 
 HOST = "127.0.0.1"
-LARGEST_UPLOAD = "100mb"
+MAX_UPLOAD = "100mb"
 
 _SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
@@ -92,7 +92,7 @@ def launch(
             run_history=False,
             footer_links=[],
             allowed_paths=[str(folder)],
-            max_file_size=LARGEST_UPLOAD,
+            max_file_size=MAX_UPLOAD,
             app_kwargs={"middleware": [hosts]},
             theme=theme(),
             # gradio's own `css` drops container queries

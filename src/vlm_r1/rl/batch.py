@@ -1,4 +1,4 @@
-"""From scored rollouts to what one update needs: trees for the model, and numbers for each answer."""
+"""From scored rollouts to what one update needs: prefix groups for the model, and numbers for each answer."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_r1.models.packing import Tree, cut_by_budget, make_tree
+from vlm_r1.models.packing import PrefixGroup, cut_by_budget, make_prefix_group
 from vlm_r1.records import RolloutGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBatch:
-    """The groups that an update runs over, as trees, with numbers per answer in the trees' order.
+    """The groups that an update runs over, as prefix groups, with numbers per answer in the prefix groups' order.
 
     `advantages_B`, `weights_B` (the weight of each token of an answer in the loss, normalised over the whole step of
     all processes) and `sampler_B` (the sampler's log-probs of its tokens) have one entry per kept answer.
     """
 
-    trees: tuple[Tree, ...]
+    prefix_groups: tuple[PrefixGroup, ...]
     advantages_B: Tensor
     weights_B: Tensor
     sampler_B: tuple[Tensor, ...]
@@ -28,21 +28,23 @@ class TrainBatch:
     @property
     def n_prompt_tokens(self) -> int:
         """Prompt tokens that the update runs through the model."""
-        return sum(len(tree.token_ids) for tree in self.trees)
+        return sum(len(prefix_group.token_ids) for prefix_group in self.prefix_groups)
 
     @property
     def n_answer_tokens(self) -> int:
         """Answer tokens that the update runs through the model: all but each answer's last."""
-        return sum(branch.n_tokens for tree in self.trees for branch in tree.branches)
+        return sum(
+            completion.n_tokens for prefix_group in self.prefix_groups for completion in prefix_group.completions
+        )
 
     def cut(self, budget: int) -> list[TrainBatch]:
         """The batch in rows of at most `budget` tokens, in order."""
         rows, start = [], 0
-        for trees in cut_by_budget(self.trees, budget):
-            stop = start + sum(len(tree.branches) for tree in trees)
+        for prefix_groups in cut_by_budget(self.prefix_groups, budget):
+            stop = start + sum(len(prefix_group.completions) for prefix_group in prefix_groups)
             rows.append(
                 TrainBatch(
-                    trees=tuple(trees),
+                    prefix_groups=tuple(prefix_groups),
                     advantages_B=self.advantages_B[start:stop],
                     weights_B=self.weights_B[start:stop],
                     sampler_B=self.sampler_B[start:stop],
@@ -52,12 +54,12 @@ class TrainBatch:
         return rows
 
 
-EMPTY = TrainBatch(trees=(), advantages_B=torch.zeros(0), weights_B=torch.zeros(0), sampler_B=())
+EMPTY = TrainBatch(prefix_groups=(), advantages_B=torch.zeros(0), weights_B=torch.zeros(0), sampler_B=())
 
 
-def group_tree(group: RolloutGroup) -> Tree:
+def as_prefix_group(group: RolloutGroup) -> PrefixGroup:
     """A prompt and its answers; positions of each answer go on where the prompt's end."""
-    return make_tree([group.prompt] * len(group.rollouts), [rollout.token_ids for rollout in group.rollouts])
+    return make_prefix_group([group.prompt] * len(group.rollouts), [rollout.token_ids for rollout in group.rollouts])
 
 
 def make_batch(
@@ -66,7 +68,7 @@ def make_batch(
     """The batch of a step, without groups whose advantages are all zero unless `keep_all` (a KL term needs them)."""
     kept = [p for p in range(len(groups)) if keep_all or bool(advantages_PG[p].any())]
     return TrainBatch(
-        trees=tuple(group_tree(groups[p]) for p in kept),
+        prefix_groups=tuple(as_prefix_group(groups[p]) for p in kept),
         advantages_B=advantages_PG[kept].flatten(),
         weights_B=weights_PG[kept].flatten(),
         sampler_B=tuple(logprobs for p in kept for logprobs in _sampler(groups[p])),

@@ -15,10 +15,10 @@ from vlm_r1.rl.experience import Experience
 
 T = TypeVar("T")
 
-MOST_GROUPS = 4
-LONGEST_SIDE, NARROWEST = 640, 320
+MAX_GROUPS = 4
+MAX_SIDE, MIN_WIDTH = 640, 320
 """Pixels: larger images are shrunk, and a caption is never narrower."""
-MOST_ANSWERS = 8
+MAX_ANSWERS = 8
 """Answers that are shown of a group: of more, the best and the worst halves of these."""
 
 LOW, MIDDLE, HIGH, UNSCORED = "#6a1fb0", "#f0563a", "#ffe14d", "#9aa3af"
@@ -28,10 +28,10 @@ _LINE, _MARGIN = 20, 8
 
 
 def rollout_images(experience: Experience) -> list[tuple[int, Image.Image]]:
-    """The first `MOST_GROUPS` groups that have an image, with their numbers, drawn; fewer where there are fewer."""
+    """The first `MAX_GROUPS` groups that have an image, with their numbers, drawn; fewer where there are fewer."""
     drawn: list[tuple[int, Image.Image]] = []
     for group, answers, scores in zip(experience.groups, experience.answers, experience.scores, strict=True):
-        if group.prompt.sample.images and len(drawn) < MOST_GROUPS:
+        if group.prompt.sample.images and len(drawn) < MAX_GROUPS:
             drawn.append((group.prompt.number, draw_group(group, answers, scores)))
     return drawn
 
@@ -39,11 +39,11 @@ def rollout_images(experience: Experience) -> list[tuple[int, Image.Image]]:
 def answer_rows(experience: Experience) -> list[tuple[int, dict[str, Any]]]:
     """The answers of the same groups, each with its group's number, as rows of a table.
 
-    `image` holds the true boxes and those of this answer; of a group there are at most `MOST_ANSWERS`, best first.
+    `image` holds the true boxes and those of this answer; of a group there are at most `MAX_ANSWERS`, best first.
     """
     rows: list[tuple[int, dict[str, Any]]] = []
     groups = list(zip(experience.groups, experience.answers, experience.scores, experience.advantages_PG, strict=True))
-    for group, answers, scores, advantages_G in [row for row in groups if row[0].prompt.sample.images][:MOST_GROUPS]:
+    for group, answers, scores, advantages_G in [row for row in groups if row[0].prompt.sample.images][:MAX_GROUPS]:
         sample = group.prompt.sample
         image = sample.images[0].open()
         ranked = sorted(zip(answers, scores, advantages_G.tolist(), strict=True), key=lambda row: -_total(row[1]))
@@ -56,15 +56,15 @@ def answer_rows(experience: Experience) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _best_and_worst(ranked: Sequence[T]) -> list[T]:
-    """All of them, or of more than `MOST_ANSWERS` the first and the last ones."""
-    half = MOST_ANSWERS // 2
-    return list(ranked) if len(ranked) <= MOST_ANSWERS else [*ranked[:half], *ranked[-half:]]
+    """All of them, or of more than `MAX_ANSWERS` the first and the last ones."""
+    half = MAX_ANSWERS // 2
+    return list(ranked) if len(ranked) <= MAX_ANSWERS else [*ranked[:half], *ranked[-half:]]
 
 
 def _draw(
     image: Image.Image, true: Sequence[LabelledBox], predicted: Sequence[LabelledBox], **drawing: Any
 ) -> Image.Image:
-    scale = min(fitting_scale(image.size), LONGEST_SIDE / max(image.size))
+    scale = min(fitting_scale(image.size), MAX_SIDE / max(image.size))
     true = true if len(true) > 1 else [LabelledBox(box=b.box) for b in true]
     return draw_boxes(image, true, [LabelledBox(box=b.box) for b in predicted], scale=scale, **drawing)
 
@@ -77,14 +77,14 @@ def draw_group(group: RolloutGroup, answers: Sequence[Answer], scores: Sequence[
     sample = group.prompt.sample
     image = sample.images[0].open()
     ranked = sorted(zip(answers, scores, reward_colors(scores), strict=True), key=lambda row: -_total(row[1]))
-    shown, more = _best_and_worst(ranked), len(ranked) - MOST_ANSWERS
+    shown, more = _best_and_worst(ranked), len(ranked) - MAX_ANSWERS
     boxes = [(b, color) for a, _, color in reversed(shown) for b in (a.value if isinstance(a.value, tuple) else ())]
     drawn = _draw(image, sample.truth.boxes or (), [b for b, _ in boxes], colors=[color for _, color in boxes])
-    lines = [(line, "") for line in textwrap.wrap(sample.question, max(drawn.width, NARROWEST) // 7)[:3]]
+    lines = [(line, "") for line in textwrap.wrap(sample.question, max(drawn.width, MIN_WIDTH) // 7)[:3]]
     lines += [(f"truth  {truth_text(sample.truth)}", TRUE_COLOR)]
     lines += [(_told(answer, score), color) for answer, score, color in shown]
     if more > 0:
-        lines.insert(len(lines) - MOST_ANSWERS // 2, (f"... {more} more ...", ""))
+        lines.insert(len(lines) - MAX_ANSWERS // 2, (f"... {more} more ...", ""))
     return _with_caption(drawn, lines)
 
 
@@ -116,7 +116,7 @@ def _told(answer: Answer, score: Score) -> str:
 
 def _with_caption(image: Image.Image, lines: Sequence[tuple[str, str]]) -> Image.Image:
     """The image above lines of text; a line with a colour has a swatch of it, a line that is too long is cut."""
-    width = max(image.width, NARROWEST)
+    width = max(image.width, MIN_WIDTH)
     sheet = Image.new("RGB", (width, image.height + _LINE * len(lines) + 2 * _MARGIN), "white")
     sheet.paste(image, (0, 0))
     pen, face = ImageDraw.Draw(sheet), font(13)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vlm_r1.rl.experience import Experience
-from vlm_r1.rl.images import MOST_GROUPS, answer_rows, rollout_images
+from vlm_r1.rl.images import MAX_GROUPS, answer_rows, rollout_images
 from vlm_r1.rl.metrics import Monitor
 from vlm_r1.runtime.progress import Progress
 from vlm_r1.runtime.rows import rollout_rows
@@ -49,8 +49,8 @@ class Journal:
         if self.run.track_images_every and step % self.run.track_images_every == 0:
             images = sorted(world.collect(rollout_images(experience)), key=lambda pair: pair[0])
             told = sorted(world.collect(answer_rows(experience)), key=lambda pair: pair[0])
-            kept = {number for number, _ in images[:MOST_GROUPS]}
-            track_images(session.trackers, step, [image for _, image in images[:MOST_GROUPS]])
+            kept = {number for number, _ in images[:MAX_GROUPS]}
+            track_images(session.trackers, step, [image for _, image in images[:MAX_GROUPS]])
             track_table(session.trackers, step, [row for number, row in told if number in kept])
         if self.run.log_rollouts_every and step % self.run.log_rollouts_every == 0:
             advantages = torch.nan_to_num(experience.advantages_PG).tolist()

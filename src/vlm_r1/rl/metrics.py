@@ -70,7 +70,7 @@ def step_metrics(
         Shape(group.prompt.token_ids, group.prompt.images, [len(r.token_ids) for r in group.rollouts])
         for group in experience.groups
     ]
-    trained = [Shape.of(tree) for tree in batch.trees]
+    trained = [Shape.of(prefix_group) for prefix_group in batch.prefix_groups]
     elsewhere = trainer.rollout.engine == "replay" or bool(trainer.rollout.servers)
     sampled, forwards = not elsewhere, int(trainer.reference is not None)
     throughput.count(tally, groups, trained, rollout=sampled, steps=rl.iterations, forwards=forwards)

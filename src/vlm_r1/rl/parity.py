@@ -14,7 +14,7 @@ from vlm_r1.errors import EngineError
 from vlm_r1.models.load import LoadedPolicy
 from vlm_r1.models.packing import pack
 from vlm_r1.records import Prompt, RolloutGroup, SamplingParams
-from vlm_r1.rl.batch import group_tree
+from vlm_r1.rl.batch import as_prefix_group
 from vlm_r1.rl.objective import k3
 from vlm_r1.rollout.engine import RolloutEngine, awake
 
@@ -94,7 +94,7 @@ def score(loaded: LoadedPolicy, group: RolloutGroup, temperature: float) -> Tens
     """The trainer's log-probs `(S,)` of all tokens of a group's answers, one answer after the other, on the CPU."""
     policy = loaded.policy
     policy.eval()
-    logprobs_S, _ = policy(pack([group_tree(group)]).to(policy.banned.device), temperature)
+    logprobs_S, _ = policy(pack([as_prefix_group(group)]).to(policy.suppressed.device), temperature)
     return logprobs_S.float().cpu()
 
 

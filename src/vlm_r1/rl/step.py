@@ -98,12 +98,12 @@ class Trainer:
 
     def _rows(self, batch: TrainBatch) -> list[_Row]:
         parts = batch.cut(self.rl.token_budget)
-        trees = fill_rows(self.session, [part.trees for part in parts])
-        parts += [EMPTY] * (len(trees) - len(parts))
+        groups = fill_rows(self.session, [part.prefix_groups for part in parts])
+        parts += [EMPTY] * (len(groups) - len(parts))
         device = self.session.world.device
         return [
             _Row(pack(row).to(device), part, sum(len(t) for t in part.sampler_B))
-            for row, part in zip(trees, parts, strict=True)
+            for row, part in zip(groups, parts, strict=True)
         ]
 
     def _reference(self, row: _Row) -> Tensor | None:
@@ -123,14 +123,14 @@ class Trainer:
         if seen is not None and len(scored):
             seen.append((len(scored), self._compare(inputs)))
         loss = self.loss(inputs, sums)
-        if len(filler):  # trees that are there so that all processes run the same modules
+        if len(filler):  # prefix groups that are there so that all processes run the same modules
             loss = loss + 0.0 * filler.sum()
         loss.backward()
         sums.add("entropy", entropy_S[: row.n_scored])
 
     def _inputs(self, row: _Row, scored: Tensor) -> LossInputs:
         device, part = scored.device, row.part
-        segments_S = row.row.branch_of_target[: row.n_scored]
+        segments_S = row.row.completion_of_target[: row.n_scored]
         sampler = torch.cat(part.sampler_B) if part.sampler_B else torch.zeros(0)
         assert row.old_S is not None
         return LossInputs(

@@ -28,7 +28,7 @@ class Prefill:
     """
 
     def __init__(self, policy: Policy, prompts: Sequence[Prompt]) -> None:
-        device = policy.banned.device
+        device = policy.suppressed.device
         self.lengths = [len(p.token_ids) for p in prompts]
         self.next_positions = torch.tensor([p.next_position for p in prompts], device=device)
         self.layout = make_layout(self.lengths, [], [], [p.blocks for p in prompts]).to(device)

@@ -54,9 +54,9 @@ def limits_of(policy: Policy, settings: RolloutConfig, world: World) -> Limits:
     """
     if settings.kv_cache_gb is not None:
         kv_bytes = int(settings.kv_cache_gb * 2**30)
-    elif policy.banned.device.type == "cuda":
-        total = torch.cuda.get_device_properties(policy.banned.device).total_memory
-        kv_bytes = kv_bytes_on_gpu(total, torch.cuda.memory_allocated(policy.banned.device))
+    elif policy.suppressed.device.type == "cuda":
+        total = torch.cuda.get_device_properties(policy.suppressed.device).total_memory
+        kv_bytes = kv_bytes_on_gpu(total, torch.cuda.memory_allocated(policy.suppressed.device))
     else:
         kv_bytes = int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world.local_size)
     return Limits(sequences=settings.max_sequences, kv_bytes=kv_bytes, per_token=kv_bytes_per_token(policy))
@@ -71,10 +71,10 @@ def gathers_by_layer(policy: Policy, settings: RolloutConfig) -> bool:
     """Whether the layers of a sharded policy come together one by one while it answers; see `rollout.gather`."""
     if settings.gather != "auto":
         return settings.gather == "by_layer"
-    if policy.banned.device.type != "cuda":
+    if policy.suppressed.device.type != "cuda":
         return False
     whole = sum(p.numel() for p in policy.parameters()) * policy.compute_dtype.itemsize
-    return too_large(whole, torch.cuda.get_device_properties(policy.banned.device).total_memory)
+    return too_large(whole, torch.cuda.get_device_properties(policy.suppressed.device).total_memory)
 
 
 def too_large(whole: int, total: int) -> bool:

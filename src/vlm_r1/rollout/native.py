@@ -104,7 +104,7 @@ class NativeEngine:
         key = (at_answer, len(tokenizer), *sorted(ends))
         if key not in self._criteria:
             vocabulary = policy.model.get_output_embeddings().weight.shape[0]
-            self._criteria[key] = StoppingCriteria(tokenizer, ends, at_answer, vocabulary).to(policy.banned.device)
+            self._criteria[key] = StoppingCriteria(tokenizer, ends, at_answer, vocabulary).to(policy.suppressed.device)
         return self._criteria[key]
 
     def _any_alive(self, n_live: int) -> bool:
@@ -158,7 +158,7 @@ class Decoding:
 
     def sample(self, u_R: Tensor | None) -> tuple[Tensor, Tensor]:
         """The next token of each row `(R,)` and its log-prob, from a random number in [0, 1) per row."""
-        logprobs_RV = masked_logprobs(self.logits, self.policy.banned, self.temperature)
+        logprobs_RV = masked_logprobs(self.logits, self.policy.suppressed, self.temperature)
         chosen = choose(logprobs_RV, self.sampling, u_R)
         return chosen, logprobs_RV.gather(-1, chosen[:, None])[:, 0]
 
@@ -206,7 +206,7 @@ def decode(
     asks the device for that number every `look_every` tokens, and for nothing else until rows are dropped or it ends.
     """
     policy = loaded.policy
-    device, limit = policy.banned.device, sampling.max_new_tokens
+    device, limit = policy.suppressed.device, sampling.max_new_tokens
     B, every = len(piece.prompts) * piece.count, look_every(device)
     u_BT = uniforms(piece.prompts, piece.first, piece.count, sampling)
     u_BT = None if u_BT is None else u_BT.to(device)

@@ -47,7 +47,7 @@ def body_of(
         "ignore_eos": True,
         "stop_token_ids": list(stops),
         "skip_special_tokens": False,
-        "logit_bias": {str(int(token)): SUPPRESSED for token in loaded.policy.banned},
+        "logit_bias": {str(int(token)): SUPPRESSED for token in loaded.policy.suppressed},
     }
     if sampling.stop_at_answer:
         params |= {"stop": [END_OF_ANSWER], "include_stop_str_in_output": True}

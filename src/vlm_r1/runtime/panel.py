@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-NARROW, WIDEST = 44, 100
+NARROW, MAX_WIDTH = 44, 100
 """Columns: a narrower terminal gets two lines without a frame, a wider one leaves the rest free."""
 
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.-=+*%#"
@@ -58,7 +58,7 @@ class RunPanel:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Rich's hook."""
-        width = min(options.max_width - len("^C"), WIDEST)  # the terminal writes ^C behind the last line
+        width = min(options.max_width - len("^C"), MAX_WIDTH)  # the terminal writes ^C behind the last line
         if width < NARROW:
             yield Constrain(Group(*self._narrow()), width)
             return

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlm_r1.distributed.processes import World
 from vlm_r1.models.flops import Arithmetic, Work
 from vlm_r1.models.load import LoadedPolicy
-from vlm_r1.models.packing import Tree
+from vlm_r1.models.packing import PrefixGroup
 from vlm_r1.records import VisionInput
 from vlm_r1.runtime.tally import Tally
 
@@ -71,10 +71,13 @@ class Shape:
     contexts: Sequence[int] = ()
 
     @classmethod
-    def of(cls, tree: Tree) -> Shape:
-        """That of a tree."""
-        lengths, contexts = [len(b.token_ids) for b in tree.branches], [b.context for b in tree.branches]
-        return cls(tree.token_ids, tree.images, lengths, contexts)
+    def of(cls, group: PrefixGroup) -> Shape:
+        """That of a prefix group."""
+        lengths, contexts = (
+            [len(b.token_ids) for b in group.completions],
+            [b.context for b in group.completions],
+        )
+        return cls(group.token_ids, group.images, lengths, contexts)
 
 
 class Throughput:

@@ -1,4 +1,4 @@
-"""Samples of one image as one tree: the image once for all its questions and answers."""
+"""Samples of one image as one prefix group: the image once for all its questions and answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, overload
 
 from vlm_r1.models.family import Family
-from vlm_r1.models.packing import Tree, make_tree
+from vlm_r1.models.packing import PrefixGroup, make_prefix_group
 from vlm_r1.records import Sample
 from vlm_r1.sft.targets import target_ids
 
@@ -45,25 +45,26 @@ class ByImage(Sequence[tuple[Sample, ...]]):
         return tuple(self.samples[i] for i in range(start, stop))
 
 
-def make_trees(samples: Sequence[Sample], family: Family, thought: float = 1.0) -> list[Tree]:
-    """Samples that show the same images as one tree; where questions cannot share an image, a tree each.
+def make_prefix_groups(samples: Sequence[Sample], family: Family, thought: float = 1.0) -> list[PrefixGroup]:
+    """Samples that show the same images as one prefix group; where questions cannot share an image, a prefix group
+    each.
 
     `thought` is the share of targets that hold the sample's thought.
     """
     if family.shares_images:
-        return [image_tree(samples, family, thought)]
-    return [image_tree((sample,), family, thought) for sample in samples]
+        return [image_group(samples, family, thought)]
+    return [image_group((sample,), family, thought) for sample in samples]
 
 
-def image_tree(samples: Sequence[Sample], family: Family, thought: float = 1.0) -> Tree:
-    """The tree of samples that show the same images; answers are scored, questions are context.
+def image_group(samples: Sequence[Sample], family: Family, thought: float = 1.0) -> PrefixGroup:
+    """The prefix group of samples that show the same images; answers are scored, questions are context.
 
     Where the question changes what the image's tokens see, the prefix is the whole prompt of one sample.
     """
     first = family.encode(samples[0])
     prompts = [first, *(family.encode(sample) for sample in samples[1:])]
     shared = _common_prefix([p.token_ids for p in prompts]) if family.shares_images else len(first.token_ids)
-    return make_tree(prompts, [target_ids(prompt, family, thought) for prompt in prompts], shared)
+    return make_prefix_group(prompts, [target_ids(prompt, family, thought) for prompt in prompts], shared)
 
 
 def _common_prefix(rows: Sequence[tuple[int, ...]]) -> int:

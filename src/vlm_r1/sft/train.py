@@ -12,7 +12,7 @@ from vlm_r1.data.mixture import SampleStream
 from vlm_r1.distributed.sharding import clip_gradients, sum_whole_gradients
 from vlm_r1.eval.best import check_best
 from vlm_r1.eval.during import Checkpoints, evaluate_splits
-from vlm_r1.models.packing import Tree, cut_by_budget, pack
+from vlm_r1.models.packing import PrefixGroup, cut_by_budget, pack
 from vlm_r1.records import Sample
 from vlm_r1.runtime.clock import Clock
 from vlm_r1.runtime.inputs import Inputs, read_inputs, with_steps
@@ -23,7 +23,7 @@ from vlm_r1.runtime.session import Session, open_session
 from vlm_r1.runtime.tally import Tally, cache_tally, merged
 from vlm_r1.runtime.throughput import Shape, Throughput
 from vlm_r1.runtime.together import fill_rows
-from vlm_r1.sft.batch import ByImage, make_trees
+from vlm_r1.sft.batch import ByImage, make_prefix_groups
 
 SHOWN = ("loss", "grad_norm", "lr", "perf/trained_tokens_per_s", "perf/mfu")
 """What the panel and the lines of a run show, where it is known."""
@@ -56,7 +56,7 @@ def run(session: Session) -> Path:
     progress = Progress(recipe.run.steps, session.start, world.is_main, recipe.run.dir)
     with (
         progress,
-        tree_batches(session, stream) as batches,
+        group_batches(session, stream) as batches,
         Checkpoints(
             session,
             lambda step: {"stream": batches.state_dict()},
@@ -66,14 +66,14 @@ def run(session: Session) -> Path:
         for step in checkpoints.steps():
             clock = Clock(world)
             with clock("data"):
-                trees = [tree for _, made in batches.take(recipe.sft.images_per_step) for tree in made]
+                groups = [group for _, made in batches.take(recipe.sft.images_per_step) for group in made]
             if step + 1 < recipe.run.steps:
                 batches.prefetch(recipe.sft.images_per_step)
             with clock("update"):
-                tally = sft_step(session, trees, step)
+                tally = sft_step(session, groups, step)
             tally.add(clock.tally())
             tally.add(cache_tally(session.policy.vision_cache))
-            shapes = [Shape.of(tree) for tree in trees]
+            shapes = [Shape.of(group) for group in groups]
             throughput.count(tally, shapes, shapes, rollout=False)
             metrics = merged(world.gather(tally)).values()
             metrics |= throughput.rates(metrics)
@@ -84,24 +84,24 @@ def run(session: Session) -> Path:
     return checkpoints.finish()
 
 
-def tree_batches(
+def group_batches(
     session: Session, stream: SampleStream[tuple[Sample, ...]]
-) -> Prefetcher[tuple[Sample, ...], list[Tree]]:
-    """The trees of a stream of images with their samples, batch by batch."""
+) -> Prefetcher[tuple[Sample, ...], list[PrefixGroup]]:
+    """The prefix groups of a stream of images with their samples, batch by batch."""
     policy, family, thought = session.policy, session.loaded.family, session.recipe.sft.thought
     return Prefetcher(
         stream,
         session.world,
         lambda samples: sum(map(family.expected_tokens, samples)),
-        lambda samples: [policy.stage(tree) for tree in make_trees(samples, family, thought)],
+        lambda samples: [policy.stage(group) for group in make_prefix_groups(samples, family, thought)],
     )
 
 
-def sft_step(session: Session, trees: Sequence[Tree], step: int) -> Tally:
-    """One optimizer step on the mean negative log-likelihood per answer token of all trees of all processes."""
+def sft_step(session: Session, groups: Sequence[PrefixGroup], step: int) -> Tally:
+    """One optimizer step on the mean negative log-likelihood per answer token of all prefix groups of all processes."""
     recipe, world, tally = session.recipe, session.world, Tally()
-    cut = cut_by_budget(trees, recipe.sft.token_budget)
-    real = [sum(len(b.token_ids) - b.context for tree in row for b in tree.branches) for row in cut]
+    cut = cut_by_budget(groups, recipe.sft.token_budget)
+    real = [sum(len(b.token_ids) - b.context for group in row for b in group.completions) for row in cut]
     rows = fill_rows(session, cut)
     real += [0] * (len(rows) - len(real))
     total = world.sum(sum(real))[0]
@@ -114,7 +114,7 @@ def sft_step(session: Session, trees: Sequence[Tree], step: int) -> Tally:
         world.beat("update")
         logprobs, _ = session.policy(pack(row).to(world.device))
         loss = -logprobs[:scored].sum() / total
-        if scored < len(logprobs):  # trees that are there so that all processes run the same modules
+        if scored < len(logprobs):  # prefix groups that are there so that all processes run the same modules
             loss = loss + 0.0 * logprobs[scored:].sum()
         loss.backward()
         loss_sum += loss.detach()
@@ -127,6 +127,6 @@ def sft_step(session: Session, trees: Sequence[Tree], step: int) -> Tally:
     tally.total("loss", float(loss_sum))
     tally.maximum("grad_norm", norm)
     tally.maximum("lr", lr)
-    tally.total("tokens/prompt", sum(tree.n_tokens for tree in trees) - sum(real))
+    tally.total("tokens/prompt", sum(group.n_tokens for group in groups) - sum(real))
     tally.total("tokens/answer", sum(real))
     return tally

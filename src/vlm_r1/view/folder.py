@@ -53,7 +53,7 @@ class RunFolder:
         return self._log.read()
 
     def thinned(self) -> list[dict[str, float]]:
-        """The metrics as curves need them: at most `thin.MOST_ROWS` rows of means."""
+        """The metrics as curves need them: at most `thin.MAX_ROWS` rows of means."""
         return self._log.thinned()
 
     @property

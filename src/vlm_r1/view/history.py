@@ -20,7 +20,7 @@ from vlm_r1.view.groups import Group
 Key = tuple[str, str]
 """A question: sample id and text."""
 
-MOST_STEPS = 40
+MAX_STEPS = 40
 """Training steps of one question that are shown, spread evenly from the first to the last."""
 
 
@@ -168,6 +168,6 @@ def _answers(path: Path, key: Key) -> tuple[Row, ...]:
 
 
 def _spread(steps: list[int]) -> list[int]:
-    if len(steps) <= MOST_STEPS:
+    if len(steps) <= MAX_STEPS:
         return steps
-    return [steps[round(place * (len(steps) - 1) / (MOST_STEPS - 1))] for place in range(MOST_STEPS)]
+    return [steps[round(place * (len(steps) - 1) / (MAX_STEPS - 1))] for place in range(MAX_STEPS)]

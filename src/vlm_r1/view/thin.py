@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-MOST_ROWS = 480
+MAX_ROWS = 480
 """Rows kept; above it neighbours are merged, two into one. More than a screen shows."""
 
 
@@ -19,7 +19,7 @@ class Thinned:
     Example: `thinned = Thinned(); thinned.add({"step": 1, "reward": 0.5}); thinned.rows()`.
     """
 
-    def __init__(self, most_rows: int = MOST_ROWS) -> None:
+    def __init__(self, most_rows: int = MAX_ROWS) -> None:
         self._most, self._length, self._last_step = most_rows, 1, 0
         self._sums: list[dict[str, list[float]]] = []
         self._in_last = 0
