@@ -127,7 +127,7 @@ def _facts(result: dict[str, Any]) -> list[str]:
         "",
         f"`{result['command']}` at commit {result['commit']} on {result['date']}. Each side runs alone in a process of "
         "its own, in turn; the first steps of each are dropped. Both sides sample every answer to its full length (the "
-        "end-of-text token is suppressed), and the counted tokens, parameters, dtype, threads and optimiser are asserted "
+        "end-of-text token is suppressed), and counted tokens, parameters, dtype, threads and optimiser are asserted "
         "to be equal. Every repetition is in `grpo_step.json`.",
         "",
         f"Machine: {machine}. Versions: {found}.",
