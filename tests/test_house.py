@@ -32,7 +32,7 @@ EXTRAS = set().union(*(distribution_names(OPTIONAL[extra]) for extra in OPTIONAL
 """What a user adds for a part of the package, which says so where it is missing."""
 
 
-def group(file: Path) -> ast.Module:
+def tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
 
 
@@ -52,7 +52,7 @@ def length(node) -> int:
 def test_no_file_and_no_function_is_too_long(file):
     lines = len(file.read_text(encoding="utf-8").splitlines())
     assert lines <= MAX_FILE, f"{name(file)} has {lines} lines; split it by what its parts are for"
-    long = {f.name: length(f) for f in functions(group(file)) if length(f) > MAX_FUNCTION}
+    long = {f.name: length(f) for f in functions(tree(file)) if length(f) > MAX_FUNCTION}
     assert not long, f"{name(file)}: functions over {MAX_FUNCTION} lines: {long}"
 
 
@@ -63,7 +63,7 @@ def test_files_are_short_on_the_whole():
 
 @pytest.mark.parametrize("file", SOURCES, ids=name)
 def test_modules_and_longer_public_functions_say_what_they_are(file):
-    module = group(file)
+    module = tree(file)
     assert ast.get_docstring(module), f"{name(file)} has no docstring"
     public = [n for n in module.body if not getattr(n, "name", "_").startswith("_")]
     inside = [
@@ -83,7 +83,7 @@ def test_modules_and_longer_public_functions_say_what_they_are(file):
 def test_no_exception_is_swallowed_unnamed(file):
     broad = [
         handler.lineno
-        for handler in ast.walk(group(file))
+        for handler in ast.walk(tree(file))
         if isinstance(handler, ast.ExceptHandler)
         and (
             handler.type is None
@@ -121,7 +121,7 @@ def test_every_imported_package_is_a_declared_dependency():
     for file in SOURCES:
         if file.parent.name == "vllm_worker" or file.name == "lmms.py":
             continue  # run in vLLM's and lmms-eval's environments
-        for node in ast.walk(group(file)):
+        for node in ast.walk(tree(file)):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 modules = [node.module]
