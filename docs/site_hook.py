@@ -18,7 +18,7 @@ def on_files(files: Files, config: Any) -> Files:
     for name, page in PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=_LINK.sub(lambda match: f"]({_from_root(match[1])})", text)))
-    for file in sorted((ROOT / "docs").rglob("*.md")):
+    for file in [*(ROOT / name for name in PAGES), *sorted((ROOT / "docs").rglob("*.md"))]:
         for link in _LINK.findall(file.read_text(encoding="utf-8")):
             target = (file.parent / link.partition("#")[0]).resolve()
             if target.is_file() and not target.is_relative_to(ROOT / "docs") and target.name not in PAGES:

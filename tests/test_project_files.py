@@ -29,7 +29,7 @@ def test_what_the_container_copies_is_there_and_not_left_out():
     assert sorted(copied()) == sorted(kept)
     for name in copied():
         assert (ROOT / name).exists(), name
-    needed = [PROJECT["readme"], *PROJECT["license-files"], "pyproject.toml", "constraints.txt"]
+    needed = ["README.md", *PROJECT["license-files"], "pyproject.toml", "constraints.txt"]
     assert set(needed) <= set(copied())
 
 

@@ -37,8 +37,8 @@ def refused(folder) -> str:
     with pytest.raises(ModelError) as caught:
         zoo.load(folder)
     said = str(caught.value)
-    assert said.endswith("; docs/add-a-model.md shows how to add a family") and "\n" not in said
-    return said.removesuffix("; docs/add-a-model.md shows how to add a family").partition("cannot run it: ")[2]
+    assert said.endswith("; vlm-r1 docs add-a-model shows how to add a family") and "\n" not in said
+    return said.removesuffix("; vlm-r1 docs add-a-model shows how to add a family").partition("cannot run it: ")[2]
 
 
 @pytest.mark.parametrize(

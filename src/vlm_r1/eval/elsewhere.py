@@ -14,6 +14,7 @@ from vlm_r1.distributed import processes
 from vlm_r1.errors import ConfigError, nearest
 from vlm_r1.eval.run import read_rollouts
 from vlm_r1.models.load import load_policy, prompt_of_model
+from vlm_r1.prompts.kinds import KINDS
 from vlm_r1.prompts.templates import TASKS, template_text
 from vlm_r1.records import Answer, Sample, SampleImage, SamplingParams, Truth
 from vlm_r1.rollout.native import NativeEngine
@@ -47,7 +48,7 @@ class Answerer:
             raise ConfigError(f'task={task}: unknown task "{task}": {nearest(task, TASKS)}')
         if boxes not in SPACES:
             raise ConfigError(f"boxes={boxes}: no such space: {nearest(boxes, SPACES)}")
-        if boxes != "as_written" and TASKS[task].kind not in ("box", "boxes"):
+        if boxes != "as_written" and not TASKS[task].kind.boxes:
             raise ConfigError(f"boxes={boxes}: task={task} has no boxes; name one that has, such as task=rec")
         prompt = prompt_of_model(model)
         if template is not None:
@@ -95,7 +96,7 @@ class Answerer:
             [round(value / scale, digits) for value, scale in zip(item.box, (width, height) * 2, strict=True)]
             for item in answer.value
         ]
-        if TASKS[self.task].kind == "box":
+        if TASKS[self.task].kind is not KINDS["boxes"]:
             return json.dumps(sides[0]) if sides else "None"
         rows: list[dict[str, Any]] = [
             {"bbox_2d": box, "label": item.label} for box, item in zip(sides, answer.value, strict=True)
