@@ -40,7 +40,7 @@ def demo_recipe(folder: Path, steps: int, model: str | None, threads: int | None
     if model is None:
         from vlm_r1.models.scratch import build_scratch
 
-        base = load_config(ROOT / "recipes/scenes/base.yaml", [])
+        base = load_config(ROOT / "recipes/lab/base-medium.yaml", [])
         scratch, processor = build_scratch(base.model.scratch, 0)
         scratch.save_pretrained(path)
         processor.save_pretrained(path)
