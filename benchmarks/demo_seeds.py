@@ -17,6 +17,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from _measure import commit
+
 from vlm_r1.demo import run_demo
 from vlm_r1.report.image import before_after_png
 from vlm_r1.runtime.runlog import read_environment, read_eval, read_metrics
@@ -34,10 +36,12 @@ def run_seed(seed: int) -> dict[str, object]:
     if "after" not in read_eval(folder):
         run_demo(folder, seed)
         (folder / "seconds.txt").write_text(f"{time.perf_counter() - started:.1f}\n")
+        (folder / "commit.txt").write_text(commit("src", "recipes") + "\n")
     found = read_eval(folder)
     steps = read_metrics(folder)
     row: dict[str, object] = {
         "seed": seed,
+        "commit": (folder / "commit.txt").read_text().strip(),
         "seconds_total": float((folder / "seconds.txt").read_text()),
         "seconds_training": round(sum(step["time/step_s"] for step in steps), 1),
         "steps": len(steps),
