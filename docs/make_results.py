@@ -20,13 +20,20 @@ def gain(before: float, after: float) -> str:
     return f"{before:.3f} to {after:.3f}"
 
 
-def held_out(data: Any, split: str, metric: str) -> str:
-    ends = [data["held_out"][end][split][metric] for end in ("before", "after")]
-    return f"{gain(*ends)} on {data['held_out']['after'][split]['n']:.0f} questions"
+def recipe(data: Any) -> str:
+    return (
+        f"{data['recipe']}, in-domain {data['metric']} of {len(data['runs'])} seeds on {data['questions']:.0f} questions: "
+        f"{data['before']:.3f} before, {spread(data['after'])} after"
+    )
 
 
 def splits(data: Any) -> str:
-    return ", ".join(f"{name} {found['mean_iou']:.3f}" for name, found in data.items())
+    return ", ".join(
+        f"{name} {found[metric]:.3f}"
+        for name, found in data.items()
+        for metric in ("mean_iou", "mAP")
+        if metric in found
+    )
 
 
 def spread(found: Any) -> str:
@@ -69,8 +76,10 @@ def own_data(data: Any) -> str:
 
 
 SAYS: dict[str, Callable[[Any], str]] = {
-    "base": lambda d: f"the shipped model, mean IoU: {splits(d)}",
-    "base_stage1": lambda d: f"the shipped model before the stage with loose boxes, mean IoU: {splits(d)}",
+    "base": lambda d: f"the shipped model, mean IoU (mAP of detect and list): {splits(d)}",
+    "base_stage1": lambda d: (
+        f"the shipped model before the stage with loose boxes, mean IoU (mAP of detect and list): {splits(d)}"
+    ),
     "before_after": lambda d: f"step time over that of commit {d['base']}: {ratios(d)}",
     "demo": lambda d: (
         f"gain of in-domain mean IoU over {d['headline']['seeds']} seeds: "
@@ -106,11 +115,9 @@ SAYS: dict[str, Callable[[Any], str]] = {
         f"two processes against one: step {d['speedup_step']:.2f}x (at most {d['ceiling_step']:.2f}x here), "
         f"evaluation {d['speedup_evaluation']:.2f}x"
     ),
-    "scenes_custom_reward": lambda d: (
-        f"recipe with an own reward, in-domain mean IoU: {held_out(d, 'in_domain', 'mean_iou')}"
-    ),
-    "scenes_lora": lambda d: f"recipe with LoRA, in-domain mean IoU: {held_out(d, 'in_domain', 'mean_iou')}",
-    "scenes_ovd": lambda d: f"recipe for detection, mAP: {held_out(d, 'in_domain', 'mAP')}",
+    "scenes_custom_reward": recipe,
+    "scenes_lora": recipe,
+    "scenes_ovd": recipe,
     "trl_loss": lambda d: (
         f"loss and gradient against TRL's: largest differences {d['largest_loss_error']:.1e} and "
         f"{d['largest_gradient_error']:.1e}"
