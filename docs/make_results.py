@@ -22,8 +22,8 @@ def gain(before: float, after: float) -> str:
 
 def recipe(data: Any) -> str:
     return (
-        f"{data['recipe']}, in-domain {data['metric']} of {len(data['runs'])} seeds on {data['questions']:.0f} questions: "
-        f"{data['before']:.3f} before, {spread(data['after'])} after"
+        f"{data['recipe']}, in-domain {data['metric']} of {len(data['runs'])} seeds on {data['questions']:.0f} "
+        f"questions: {data['before']:.3f} before, {spread(data['after'])} after"
     )
 
 
