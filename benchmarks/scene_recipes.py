@@ -3,7 +3,7 @@
     python benchmarks/scene_recipes.py                   # every recipe, seeds 1 to 3, one after the other
     python benchmarks/scene_recipes.py ovd --seeds 1 2   # some of them; finished runs are kept
 
-Writes docs/results/scenes_NAME.json, and scenes_NAME.png from the first seed's run. Runs go to runs/scene-recipes/.
+Writes docs/results/scenes_NAME.json, and scenes_ovd.png from the first seed's run. Runs go to runs/scene-recipes/.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def main() -> None:
             "runs": runs,
         }
         (RESULTS / f"scenes_{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-        before_after_png(RUNS / name / f"seed-{arguments.seeds[0]}", RESULTS / f"scenes_{name}.png", SPLIT)
+        if name == "ovd":
+            before_after_png(RUNS / name / f"seed-{arguments.seeds[0]}", RESULTS / "scenes_ovd.png", SPLIT)
         print(f"{name}: {METRICS[name]} {result['before']:.3f} to {result['after']}")
 
 

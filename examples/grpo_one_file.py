@@ -14,7 +14,7 @@ answer gets the log-probs it would get alone behind its prompt.
     .venv/bin/python examples/grpo_one_file.py
 
 Takes about 90 seconds on a quiet CPU core. The model that ships with the package was taught loose boxes; expect the
-mean IoU on held-out questions to go from 0.40 to 0.52 or 0.53 (seeds 0 to 2 in docs/results/grpo_one_file.json).
+mean IoU on held-out questions to go from 0.48 to 0.64 or 0.66 (seeds 0 to 2 in docs/results/grpo_one_file.json).
 
 Names end in their dimensions: P prompts, G answers to each, L tokens of the longest prompt, T tokens of the longest
 answer, N places of a row (the last Q of them are run), V words of the vocabulary, D width. Left out, and in the
