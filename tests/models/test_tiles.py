@@ -26,7 +26,7 @@ def folders(tmp_path_factory):
 def tiles(folder, width, height, **limits) -> int:
     """How many tiles an image is shown in."""
     family = zoo.load(folder, **limits).family
-    prompt = family.encode(zoo.sample("q", zoo.image(width, height)))
+    prompt = family.encode(zoo.sample("q", zoo.noise_image(width, height)))
     return prompt.images[0].tensors["pixel_values"].shape[0]
 
 
@@ -71,8 +71,8 @@ def test_onevision_takes_limits_as_a_choice_of_resolutions(folders, tmp_path):
 
 def test_images_of_one_onevision_prompt_are_one_tile_each(folders):
     family = zoo.load(folders("llava_onevision")).family
-    two = family.encode(zoo.sample("q", zoo.image(90, 40), zoo.image(16, 48)))
-    one = family.encode(zoo.sample("q", zoo.image(90, 40)))
+    two = family.encode(zoo.sample("q", zoo.noise_image(90, 40), zoo.noise_image(16, 48)))
+    one = family.encode(zoo.sample("q", zoo.noise_image(90, 40)))
     [together], [alone] = two.images, one.images
     assert together.tensors["pixel_values"].shape == (2, 3, 16, 16)
     assert together.tensors["batch_num_images"].tolist() == [2]
@@ -83,7 +83,7 @@ def test_images_of_one_onevision_prompt_are_one_tile_each(folders):
 
 def test_llava_writes_shares_of_the_image_with_decimals(folders):
     for name in ("llava_next", "llava_onevision"):
-        prompt = zoo.load(folders(name)).family.encode(zoo.sample("q", zoo.image(640, 480)))
+        prompt = zoo.load(folders(name)).family.encode(zoo.sample("q", zoo.noise_image(640, 480)))
         assert prompt.box_map.to_pixels((0.5, 0.25, 1, 1)) == pytest.approx((320, 120, 640, 480))
         # The sample's box is 8, 8, 24, 24 pixels.
         assert answer_text(prompt.sample, prompt.box_map) == "[0.013, 0.017, 0.037, 0.05]"
@@ -92,5 +92,5 @@ def test_llava_writes_shares_of_the_image_with_decimals(folders):
 @pytest.mark.parametrize("name", ["internvl", "smolvlm", "idefics3"])
 def test_boxes_are_thousandths_of_the_image(folders, name):
     family = zoo.load(folders(name)).family
-    box_map = family.encode(zoo.sample("q", zoo.image(640, 480))).box_map
+    box_map = family.encode(zoo.sample("q", zoo.noise_image(640, 480))).box_map
     assert box_map.to_pixels((500, 250, 1000, 1000)) == pytest.approx((320, 120, 640, 480))
