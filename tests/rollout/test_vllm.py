@@ -1,5 +1,6 @@
 """The vLLM engine against a server that speaks its protocol: what goes over the wire, and the ways a server fails."""
 
+import asyncio
 import copy
 import threading
 import time
@@ -157,6 +158,23 @@ def test_a_server_that_comes_back_with_old_weights_gets_the_current_ones_first(s
     threading.Timer(0.5, servers[0].start).start()
     assert tokens(answers(engine, prompts)) == wanted
     assert servers[0].label == engine.label
+
+
+def test_a_server_looked_at_while_a_sync_begins_is_not_left_out(servers, open_engine, monkeypatch):
+    asked = Server.label
+
+    async def late(self, *timeout):
+        held = await asked(self, *timeout)
+        await asyncio.sleep(0.4)
+        return held
+
+    monkeypatch.setattr(Server, "label", late)
+    loaded = tiny()
+    engine = open_engine(servers[:1], loaded)
+    servers[0].delay = 0.2
+    answers(engine, mixed_prompts(loaded)[:1])
+    engine.sync(loaded.policy.named_parameters(), 1)
+    assert engine.take_counts() == {"asked_again": 0, "servers_lost": 0}
 
 
 def test_one_server_dies_for_good_and_the_other_finishes(servers, open_engine):

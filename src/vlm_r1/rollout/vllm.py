@@ -202,13 +202,16 @@ class VLLMEngine:
         """Look after a server for as long as the engine lives."""
         while not self.closing:
             await asyncio.sleep(LOOK_S)
-            if self.asleep or (seat.usable and not seat.asking):
+            if self._unwatched(seat):
                 continue
             try:
                 async with seat.lock:
-                    if self.asleep:
+                    if self._unwatched(seat):
                         continue
+                    label = self.label
                     current = await self._holds_current(seat)
+                    if self._unwatched(seat) or self.label != label:
+                        continue  # a sync began meanwhile: the server spoke of the weights before it
                     if seat.usable and not current:
                         raise Unfit("it holds other weights than the current ones")
                     if not seat.usable and seat.driven and not current:
@@ -219,6 +222,9 @@ class VLLMEngine:
             except Exception as why:  # whatever it is: a server that nobody looks after would never come back
                 self._lose(seat, str(why) or type(why).__name__)
                 await self._revive(seat)
+
+    def _unwatched(self, seat: Seat) -> bool:
+        return self.asleep or (seat.usable and not seat.asking)
 
     async def _holds_current(self, seat: Seat) -> bool:
         """Whether a server answers, and with the current weights."""
