@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from command import run
 
 from vlm_r1 import __version__
 from vlm_r1.cli import main
@@ -19,12 +20,6 @@ def recipe(tmp_path):
     path = tmp_path / "my.yaml"
     path.write_text(RECIPE)
     return str(path)
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    return stopped.value.code or 0
 
 
 def replace(monkeypatch, module: str, **functions):

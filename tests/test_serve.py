@@ -9,8 +9,9 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from command import run
 
-from vlm_r1.cli import main, serve
+from vlm_r1.cli import serve
 from vlm_r1.rollout.vllm_server import free_port
 
 RECIPE = "data: {train: [{scenes: {n: 4}}]}\nrollout: {engine: vllm, max_new_tokens: 64, vllm_python: %s}\n"
@@ -25,15 +26,13 @@ def recipe(tmp_path, monkeypatch):
     return str(path)
 
 
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main(["serve", *arguments])
-    return stopped.value.code or 0
+def run_serve(*arguments: str) -> int:
+    return run("serve", *arguments)
 
 
 def test_it_prints_the_line_for_a_shell(recipe, capsys, monkeypatch):
     monkeypatch.setenv("VLM_R1_SECRET", "hush-hush")
-    assert run(recipe, "model.max_pixels=4096", "--host", "0.0.0.0", "--port", "8123", "--print") == 0
+    assert run_serve(recipe, "model.max_pixels=4096", "--host", "0.0.0.0", "--port", "8123", "--print") == 0
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith("env PYTHONPATH=")
     assert f"{sys.executable} -m vllm.entrypoints.openai.api_server --model " in line
@@ -44,29 +43,29 @@ def test_it_prints_the_line_for_a_shell(recipe, capsys, monkeypatch):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "::", "a-name"])
 def test_without_a_secret_it_listens_to_this_computer_alone(recipe, capsys, host):
-    assert run(recipe, "--host", host, "--print") == 2
+    assert run_serve(recipe, "--host", host, "--print") == 2
     said = capsys.readouterr().err
     assert f"--host {host}" in said and "export VLM_R1_SECRET" in said
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_on_this_computer_it_needs_none(recipe, capsys, host):
-    assert run(recipe, "--host", host, "--print") == 0
+    assert run_serve(recipe, "--host", host, "--print") == 0
     assert "SECRET" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("secret", ["two words", "s\u00e9cret", "line\nbreak"])
 def test_a_secret_that_no_header_can_hold_is_refused(recipe, capsys, monkeypatch, secret):
     monkeypatch.setenv("VLM_R1_SECRET", secret)
-    assert run(recipe, "--print") == 2
+    assert run_serve(recipe, "--print") == 2
     assert "VLM_R1_SECRET" in (said := capsys.readouterr().err) and secret not in said
 
 
 def test_a_model_without_a_folder_and_a_missing_python_are_refused(recipe, capsys):
     scratch = ["model.init=scratch", "model.scratch={}"]
-    assert run(recipe, *scratch, "--print") == 2
+    assert run_serve(recipe, *scratch, "--print") == 2
     assert "model.init: scratch" in capsys.readouterr().err
-    assert run(recipe, "rollout.vllm_python=nowhere", "--print") == 2
+    assert run_serve(recipe, "rollout.vllm_python=nowhere", "--print") == 2
     assert '"nowhere" is not a program' in capsys.readouterr().err
 
 
@@ -89,7 +88,7 @@ def test_a_server_that_ends_by_itself_ends_the_command(tmp_path, capfd, recipe):
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho no such kernel >&2\n")
     program.chmod(0o755)
-    assert run(recipe, f"rollout.vllm_python={program}", "--port", str(free_port())) == 2
+    assert run_serve(recipe, f"rollout.vllm_python={program}", "--port", str(free_port())) == 2
     said = capfd.readouterr().err
     assert "ended while it started. What it printed is above" in said
     assert said.index("no such kernel") < said.index("error:")

@@ -6,21 +6,15 @@ import re
 import tomllib
 
 import pytest
+from command import run
 from pages import ROOT
 
 from vlm_r1 import shipped
-from vlm_r1.cli import main
 from vlm_r1.config_file import load_config
 from vlm_r1.data.check import inspect_file
 from vlm_r1.runtime.runlog import read_eval
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    return stopped.value.code or 0
 
 
 @pytest.fixture

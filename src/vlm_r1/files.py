@@ -22,7 +22,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f"{glob.escape(here)}*.tmp") if durable else ():
         pid = left.name.removeprefix(here).removesuffix(".tmp")
-        if pid.isdecimal() and not _is_running(int(pid)):
+        if pid.isdecimal() and not is_running(int(pid)):
             remove(left)
     aside = path.with_name(f"{here}{os.getpid()}.tmp")
     try:
@@ -64,7 +64,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of that id, whoever owns it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from command import run
 from PIL import Image
 
-from vlm_r1.cli import main
 from vlm_r1.models import load
 
 RECIPE = """
@@ -17,12 +17,6 @@ data:
 prompt: {{template: "find {{question}}"}}
 rewards: {{parts: {{iou: 2.0, format: 0.5}}}}
 """
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    return stopped.value.code or 0
 
 
 @pytest.fixture

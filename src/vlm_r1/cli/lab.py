@@ -16,7 +16,7 @@ from vlm_r1.errors import StudyError
 def lab(
     studies: Annotated[list[str] | None, typer.Argument(metavar="[STUDY...]", help="Default: all of them.")] = None,
     reduced: Annotated[
-        bool, typer.Option("--reduced", help="Fewer arms, seeds and steps, from a shipped model: all in about an hour.")
+        bool, typer.Option("--reduced", help="Fewer arms, seeds and steps, from a shipped model.")
     ] = False,
     show: Annotated[bool, typer.Option("--list", help="List the studies with their questions; run nothing.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Show how far each run is; run nothing.")] = False,

@@ -37,17 +37,7 @@ def train(
 
     Example: vlm-r1 train my.yaml rl.group_size=16 optim.lr=2e-6 run.dir=runs/second --processes 8
     """
-    settings = load_recipe(recipe, overrides, method="grpo")
-    if dry_run:
-        return show_dry_run(settings)
-    if launched(["train", str(recipe), *(overrides or [])], processes, restarts):
-        return
-    from vlm_r1.rl.loop import train as run
-    from vlm_r1.runtime.inputs import read_inputs
-
-    inputs = read_inputs(settings)
-    run(_settled(settings), inputs)
-    _report(Path(settings.run.dir))
+    _run("train", "grpo", recipe, overrides or [], processes, restarts, dry_run)
 
 
 @command(app, "sft")
@@ -64,17 +54,7 @@ def sft(
 
     Example: vlm-r1 sft base.yaml run.steps=500 run.dir=runs/short
     """
-    settings = load_recipe(recipe, overrides, method="sft")
-    if dry_run:
-        return show_dry_run(settings)
-    if launched(["sft", str(recipe), *(overrides or [])], processes, restarts):
-        return
-    from vlm_r1.runtime.inputs import read_inputs
-    from vlm_r1.sft.train import train as run
-
-    inputs = read_inputs(settings)
-    run(_settled(settings), inputs)
-    _report(Path(settings.run.dir))
+    _run("sft", "sft", recipe, overrides or [], processes, restarts, dry_run)
 
 
 @command(app, "demo")
@@ -91,6 +71,25 @@ def demo(
     from vlm_r1.demo import run_demo
 
     run_demo(out, seed, steps)
+
+
+def _run(
+    name: str, method: str, recipe: Path, overrides: list[str], processes: int, restarts: int, dry_run: bool
+) -> None:
+    settings = load_recipe(recipe, overrides, method=method)
+    if dry_run:
+        return show_dry_run(settings)
+    if launched([name, str(recipe), *overrides], processes, restarts):
+        return
+    from vlm_r1.runtime.inputs import read_inputs
+
+    inputs = read_inputs(settings)
+    if method == "sft":
+        from vlm_r1.sft.train import train as run
+    else:
+        from vlm_r1.rl.loop import train as run
+    run(_settled(settings), inputs)
+    _report(Path(settings.run.dir))
 
 
 def _settled(settings: Any) -> Any:

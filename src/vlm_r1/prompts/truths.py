@@ -81,6 +81,7 @@ def box_fault(sides: Any) -> Fault | None:
 
 
 def is_finite(value: float) -> bool:
+    """Whether a number is finite as a float; an integer may be too large for one."""
     try:
         return math.isfinite(float(value))
     except OverflowError:
@@ -88,6 +89,7 @@ def is_finite(value: float) -> bool:
 
 
 def number_truth(value: Any) -> float | None:
+    """A number, or a text that is one: "1,234.5", "$ 3", "40 %" (40), "3/4"; None for anything else."""
     if isinstance(value, str):
         text = value.strip().strip("\"'")
         fraction = _FRACTION.fullmatch(text)
@@ -101,6 +103,7 @@ def number_truth(value: Any) -> float | None:
 
 
 def yes_no_truth(value: Any) -> str | None:
+    """The word yes or no for a truth value, or for one of the words yes, no, true and false; None for others."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     word = value.strip(" \t\n.\"'").casefold() if isinstance(value, str) else ""

@@ -56,6 +56,7 @@ class _Table:
         self._lock = threading.Lock()
 
     def find(self, row: Row) -> bytes:
+        """The encoded image of a row, from the data set. Raises `DataError` where that has changed."""
         split = row.get("split") or ""
         with self._lock:
             place, samples = self._place(row), self._samples(split)

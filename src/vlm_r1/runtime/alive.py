@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vlm_r1.files import is_running
 from vlm_r1.runtime.runlog import read_json, write_atomically
 
 FILE = "process.json"
@@ -37,13 +38,7 @@ def is_alive(run_dir: Path) -> bool | None:
         return False
     if signed.get("host") != socket.gethostname():
         return None
-    try:
-        os.kill(signed["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's process is there
-        pass
-    return _started(signed["pid"]) == signed.get("started")
+    return is_running(signed["pid"]) and _started(signed["pid"]) == signed.get("started")
 
 
 def _started(pid: int) -> int | None:

@@ -38,6 +38,8 @@ def read_inputs(recipe: Recipe, *, trains: bool = True) -> Inputs:
     world, inputs, failure = join(), Inputs(train=[], splits={}), None  # first: machines may read at different speeds
     try:
         inputs = _read(recipe, trains)
+        for note in _notes(recipe, inputs) if world.is_main else ():
+            print(f"warning: {note}", file=sys.stderr, flush=True)
     except UserError as error:
         failure = DataError(str(error)) if isinstance(error, RowError) else error  # a RowError cannot be sent
     world.raise_together(failure)
@@ -58,9 +60,6 @@ def _read(recipe: Recipe, trains: bool) -> Inputs:
     if rubric is not None:
         for _, samples in train:
             _check_rewards(rubric, samples)
-    if os.environ.get("RANK", "0") == "0":
-        for note in _notes(recipe, train, splits):
-            print(f"warning: {note}", file=sys.stderr, flush=True)
     return Inputs(train=train, splits=splits)
 
 
@@ -92,19 +91,18 @@ def _check_rewards(rubric: Rubric, samples: Sequence[Sample]) -> None:
             rubric.weights(sample)
 
 
-def _notes(
-    recipe: Recipe, train: list[tuple[float, Sequence[Sample]]], splits: Mapping[str, Sequence[Sample]]
-) -> Iterator[str]:
+def _notes(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
     """What a person should know of the data."""
     read: list[tuple[str, DataSource, Sequence[Sample]]] = [
-        *((f"data.train.{n}", recipe.data.train[n], samples) for n, (_, samples) in enumerate(train)),
-        *((f"data.eval.{name}", recipe.data.eval[name], samples) for name, samples in splits.items()),
+        *((f"data.train.{n}", recipe.data.train[n], samples) for n, (_, samples) in enumerate(inputs.train)),
+        *((f"data.eval.{name}", recipe.data.eval[name], samples) for name, samples in inputs.splits.items()),
     ]
     for key, source, samples in read:
         if rows_asked_for(source.sampling) > len(samples):
             yield f'{key}: sampling "{source.sampling}" asks for more rows than there are; all {len(samples)} are used'
-    for name, count in overlap([samples for _, samples in train], splits).items():
+    for name, count in overlap([samples for _, samples in inputs.train], inputs.splits).items():
         yield (
-            f"data.eval.{name}: {count} of its {len(splits[name])} rows are trained on too (same image and question): "
-            "its numbers do not tell how the model does on new data; leave these rows out of data.train or of the split"
+            f"data.eval.{name}: {count} of its {len(inputs.splits[name])} rows are trained on too (same image and "
+            "question): its numbers do not tell how the model does on new data; leave these rows out of data.train or "
+            "of the split"
         )
