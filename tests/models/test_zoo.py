@@ -52,6 +52,17 @@ def test_a_prompt_is_what_the_processor_makes_of_it(folder, entry):
             assert torch.equal(value.flatten(), theirs.flatten()), key
 
 
+@pytest.mark.parametrize("vision", ["full", "last_1"])
+def test_every_trained_parameter_has_a_gradient(folder, entry, vision):
+    """But the last norm of a tower whose blocks are read before it."""
+    loaded = zoo.load(folder)
+    freeze(loaded.family, TrainConfig(vision=vision, connector="frozen", language="frozen"))
+    row = pack([as_prefix_group(group) for group in zoo.groups(loaded, entry)])
+    loaded.policy(row, TEMPERATURE)[0].sum().backward()
+    trained = {n: p for n, p in loaded.policy.named_parameters() if p.requires_grad and "post_layernorm" not in n}
+    assert trained and not [name for name, parameter in trained.items() if parameter.grad is None]
+
+
 @pytest.mark.parametrize(
     ("budget", "backend"), [(100_000, "sdpa"), (100_000, "flash"), (60, "sdpa")], ids=["one-row", "flash", "cut"]
 )

@@ -179,8 +179,8 @@ def test_ask_is_in_sight_on_a_small_screen_also_with_a_folder(open_page, served)
         page = open_page(viewport={"width": size[0], "height": size[1]})
         opened(page, served[0])
         expect(page.locator("#folder")).to_be_visible()
-        place = page.locator("#ask").bounding_box()
-        assert place["y"] + place["height"] <= size[1], size
+        ask = "document.querySelector('#ask').getBoundingClientRect()"
+        page.wait_for_function(f"{ask}.height > 0 && {ask}.bottom <= {size[1]}")
 
 
 def test_several_samples_stand_side_by_side_with_their_rewards_and_texts_stay_texts(at):

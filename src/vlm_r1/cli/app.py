@@ -66,6 +66,10 @@ CONTINUES = {"train", "sft", "demo", "lab"}
 """Commands that go on from their last checkpoint when they are started again."""
 
 
+FIRST_SPEAKS_S = 10.0
+"""Time that the first process has to say what is wrong, and to end; a busy machine takes seconds to end one."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The console script: `--debug` may stand anywhere among the arguments."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -101,7 +105,7 @@ def _let_the_first_speak() -> None:
     """Of several processes with the same error one message is enough: the others are ended while they wait."""
     rank = int(os.environ.get("RANK", "0"))
     if rank:
-        time.sleep(2)
+        time.sleep(FIRST_SPEAKS_S)
         typer.echo(f"rank {rank}: ", nl=False, err=True)
 
 

@@ -16,15 +16,19 @@ from vlm_r1.models.tower_output import TowerOutput
 def freeze(family: Family, train: TrainConfig) -> dict[Part, int]:
     """Set `requires_grad` of every parameter as `train` says; returns the trainable parameters of each part.
 
-    "lora" freezes the part's own weights; adapters are added elsewhere. Raises `ConfigError` for a last_N with more
-    blocks than the part has.
+    "lora" freezes the part's own weights; adapters are added elsewhere. Blocks whose output nothing reads have no
+    gradient: they are frozen, and "last_N" counts from the last one that is read. Raises `ConfigError` for a last_N
+    with more blocks than that.
     """
     counts: dict[Part, int] = {}
     for part, parameters in family.parameters().items():
         how = train.how()[part]
+        blocks = blocks_of(family, part)
+        read = _blocks_read(family, part, len(blocks))
         trained = {id(p) for p in parameters.values()} if how == "full" else set()
+        trained -= {id(p) for block in blocks[read:] for p in block.parameters()}
         if how.startswith("last_"):
-            blocks = blocks_of(family, part)
+            blocks = blocks[:read]
             wanted = int(how.removeprefix("last_"))
             if wanted > len(blocks):
                 raise ConfigError(
@@ -35,6 +39,19 @@ def freeze(family: Family, train: TrainConfig) -> dict[Part, int]:
             parameter.requires_grad_(id(parameter) in trained)
         counts[part] = sum(p.numel() for p in parameters.values() if p.requires_grad)
     return counts
+
+
+def _blocks_read(family: Family, part: Part, count: int) -> int:
+    """How many blocks of a part something reads: LLaVA's connector takes what an earlier block of the tower gives.
+
+    `vision_feature_layer` counts as transformers does, 0 being what goes into the first block.
+    """
+    layers = getattr(family.model.config, "vision_feature_layer", None)
+    if part != "vision" or layers is None:
+        return count
+    return max(
+        layer if layer >= 0 else count + 1 + layer for layer in ([layers] if isinstance(layers, int) else layers)
+    )
 
 
 def blocks_of(family: Family, part: Part) -> list[nn.Module]:
