@@ -25,6 +25,7 @@ def call(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_stage_runs_on_a_cpu_and_a_second_call_finds_nothing_left(tmp_path):
     assert "nothing is left" in call("--out", str(tmp_path))
     found = json.loads((tmp_path / "gpu.json").read_text())["cells"]

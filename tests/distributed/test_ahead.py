@@ -42,6 +42,7 @@ def test_the_same_run(runs):
     assert [line["rollout/staleness"] for line in read_metrics(runs[2])] == [0, 1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_takes_over_the_groups_that_are_there(runs, recipe, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(runs[2], run_dir)
@@ -54,6 +55,7 @@ def test_another_number_of_processes_takes_over_the_groups_that_are_there(runs, 
     assert read_metrics(run_dir)[3]["rollout/staleness"] == 1  # those of the checkpoint: asked again, it were 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_an_engine_lost_on_one_process_stops_all_after_they_have_saved(recipe, runs, tmp_path, staleness):
     settings = recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"staleness": staleness})})

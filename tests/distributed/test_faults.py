@@ -70,6 +70,7 @@ def kill_rank_1_at(step: int, run_dir: Path, launcher: subprocess.Popen) -> None
     raise AssertionError("the run ended, or rank 1 was not found")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["processes", "torchrun"])
 def test_a_killed_rank_is_named_and_the_run_continues_by_itself(model_folder, rewards, tmp_path, how):
     run = make(model_folder, rewards, run={"steps": 30, "save_every": 3, "log_rollouts_every": 0})
@@ -96,6 +97,7 @@ def test_a_killed_rank_is_named_and_the_run_continues_by_itself(model_folder, re
     assert_same_run(expected, run_dir)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named_with_what_it_does(model_folder, tmp_path):
     (tmp_path / "rewards.py").write_text(HANGS)
     run = make(model_folder, tmp_path / "rewards.py", "grpo", "hangs", run={"hang_timeout_s": 6.0, "threads": 1})
@@ -108,6 +110,7 @@ def test_a_rank_that_hangs_is_named_with_what_it_does(model_folder, tmp_path):
     assert len(re.findall(told, done.stderr)) == 1, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_a_reward_that_stalls_costs_its_answer_and_not_the_run(model_folder, tmp_path):
     (tmp_path / "rewards.py").write_text(HANGS)
     run = make(model_folder, tmp_path / "rewards.py", "grpo", "stalls", run={"hang_timeout_s": 6.0, "steps": 2})
@@ -118,6 +121,7 @@ def test_a_reward_that_stalls_costs_its_answer_and_not_the_run(model_folder, tmp
     assert counts == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_full_disk_on_one_rank_is_said_and_nothing_is_lost(model_folder, rewards, tmp_path):
     run = make(model_folder, rewards, run={"steps": 4, "save_every": 1, "keep": 4, "log_rollouts_every": 0})
     expected = run_all({"run": run}, 1, tmp_path / "one")["run"]
@@ -130,6 +134,7 @@ def test_a_full_disk_on_one_rank_is_said_and_nothing_is_lost(model_folder, rewar
     assert_same_run(expected, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_cluster_that_does_not_share_a_folder_fails_before_the_first_step(tmp_path):
     done = torchrun(2, "broken_cluster.py", str(tmp_path), "folders", check=False)
     assert re.search(r"all machines must write to one shared folder", done.stderr), done.stderr[-3000:]

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from vlm_r1.config_file import resolved_yaml
 from vlm_r1.runtime.runlog import read_metrics
 
+pytestmark = pytest.mark.slow
+
 LOW = {"model": {"precision": "bfloat16"}}
 
 

@@ -4,6 +4,8 @@ import pytest
 from distributed.conftest import make
 from distributed.running import assert_same_run, run_all
 
+pytestmark = pytest.mark.slow
+
 EVAL = {"data": {"eval": {"held_out": {"scenes": {"split": "in_domain", "n": 5}}}}, "eval": {"max_new_tokens": 4}}
 NAMES = ("grpo", "dapo", "frozen", "sft")
 

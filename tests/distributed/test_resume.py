@@ -40,11 +40,13 @@ def resized(recipes, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grpo", "lora", "sft"])
 def test_the_trajectory_of_a_run_never_stopped(never_stopped, resized, name):
     assert_same_run(never_stopped[name], resized[name])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_every_value_once_whoever_wrote_it(never_stopped, resized):
     """The shards of two processes, put together, are what one process wrote."""
     one, two = (list_checkpoints(runs["grpo"])[1] for runs in (never_stopped, resized))
@@ -90,6 +92,7 @@ def test_twenty_kills_of_two_processes_change_nothing(model_folder, rewards, tmp
     assert killed(run, tmp_path, 2, [random.uniform(0.1, 1) for _ in range(20)]) == ["same"] * 20
 
 
+@pytest.mark.slow
 def test_a_copy_is_written_while_training_goes_on(model_folder, rewards, tmp_path):
     """What a checkpoint holds are the weights of its step, though they changed while it was written."""
     run = with_folder(make(model_folder, rewards, optim={"lr": 1e-2}, run={"save_every": 1, "keep": 9}), tmp_path / "a")

@@ -4,6 +4,8 @@ import pytest
 from distributed.conftest import make, text_and_images
 from distributed.running import assert_same_run, run_all
 
+pytestmark = pytest.mark.slow
+
 EVAL = {"data": {"eval": {"held_out": {"scenes": {"split": "in_domain", "n": 5}}}}, "eval": {"max_new_tokens": 4}}
 
 

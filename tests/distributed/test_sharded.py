@@ -22,6 +22,7 @@ def test_torch_distributed_is_imported_in_one_place():
     assert users == {"distributed"}
 
 
+@pytest.mark.slow
 def test_no_process_holds_more_than_its_share_between_steps(model_folder, rewards, tmp_path):
     run = with_folder(make(model_folder, rewards, rl={"beta": 0.02}), tmp_path / "run")
     (tmp_path / "recipe.yaml").write_text(resolved_yaml(run))

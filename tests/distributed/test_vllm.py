@@ -1,10 +1,13 @@
 """Two processes that ask one server, and write its weights together: the same run as one."""
 
+import pytest
 from apart import SERVED
 from distributed.conftest import make
 from distributed.running import assert_same_run, run_all
 from fake_vllm import FakeVLLM
 from support import tiny
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_same_run(model_folder, rewards, tmp_path):

@@ -16,6 +16,7 @@ def cells(root):
     return json.loads((root / "examples" / "quick_start.ipynb").read_text(encoding="utf-8"))["cells"]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(root, cells, tmp_path):
     program = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     for many, few in FEWER.items():

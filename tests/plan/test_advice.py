@@ -89,6 +89,7 @@ def test_with_room_to_spare_it_says_what_is_faster(run):
     assert wider.why == f"1 forward pass a step instead of {len(plan.rows)}"
 
 
+@pytest.mark.slow
 def test_automatic_checkpointing_is_on_where_it_is_needed(run):
     assert run.model.gradient_checkpointing == "auto"
     without = make_plan(run).peak

@@ -66,6 +66,7 @@ def test_the_versions_are_those_of_the_schedule(undisturbed, k):
     assert all((value > 1e-3) == (bool(k) and step > 0) for step, value in enumerate(far)), far
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [0, 1])
 def test_a_server_killed_while_it_answers_changes_nothing(undisturbed, model_folder, tmp_path, k):
     """Killed at the third, eighth, ... request, with what it was at, and back soon with its first weights."""

@@ -95,6 +95,7 @@ def test_a_finished_run_started_again_changes_nothing(model_folder, tmp_path):
     assert weights(tmp_path / "run") == before and untimed(tmp_path / "run") == found
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_ends_as_the_one_never_killed(model_folder, tmp_path):
     run = settings(model_folder, tmp_path / "run", "grpo", steps=5, save_every=1)
     assert killed_runs(run, tmp_path, [0.45, 0.8]) == ["same", "same"]
