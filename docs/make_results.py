@@ -36,6 +36,12 @@ def splits(data: Any) -> str:
     )
 
 
+def fewest(rows: Any) -> str:
+    found = {(row["model"], row["method"]): row["gpus"] for row in rows if row["gpu_memory_gib"] == 80}
+    models = dict.fromkeys(model for model, _ in found)
+    return ", ".join(f"{model} {found[model, 'full'] or 'over 16'} or {found[model, 'LoRA']}" for model in models)
+
+
 def spread(found: Any) -> str:
     return f"{found['mean']:.3f} ({found['min']:.3f} to {found['max']:.3f})"
 
@@ -107,6 +113,7 @@ SAYS: dict[str, Callable[[Any], str]] = {
     "own_data": own_data,
     "plan": lambda d: f"planned over measured peak memory: {d['lowest_ratio']:.2f} to {d['highest_ratio']:.2f}",
     "plan_recipes": lambda d: f"memory of {len(d['rows'])} recipes on 80 GB GPUs, computed, not measured",
+    "plan_table": lambda d: f"fewest GPUs of 80 GB, full or LoRA: {fewest(d['rows'])}; computed, not measured",
     "rewards": lambda d: (
         f"{d['headline']['rec_answers_per_s']:,} REC and {d['headline']['ovd_answers_per_s']:,} OVD answers a second, "
         f"{d['headline']['ovd_ratio_vs_pycocotools']:.0f}x pycocotools"

@@ -25,7 +25,7 @@ def image_parts(scenes: list[tuple[str, str]], images: Images) -> Parts:
     return {
         "image": gr.Image(
             scenes[0][0],
-            label="SampleImage",
+            label="Image",
             sources=["upload", "clipboard"],
             type="filepath",
             image_mode=None,

@@ -200,7 +200,7 @@ def training_facts(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     cached = [value for _, value in curve(metrics, "vision_cache/hit_rate")]
     if cached:
-        said.append(f"SampleImage features that came from the cache: {percent(sum(cached) / len(cached))}.")
+        said.append(f"Image features that came from the cache: {percent(sum(cached) / len(cached))}.")
     total = sum(value for _, value in curve(metrics, "time/step_s"))
     if total > 0:
         phases = {name: sum(v for _, v in curve(metrics, f"time/{name}_s")) for name in ("rollout", "reward", "update")}

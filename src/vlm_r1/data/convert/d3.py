@@ -50,7 +50,7 @@ def convert_d3(
 
 
 def _group_sentences(images_file: Path, groups_file: Path) -> dict[int, list[int]]:
-    """SampleImage id -> ids of the descriptions of its group."""
+    """Image id -> ids of the descriptions of its group."""
     images, groups = load_plain_pickle(images_file), load_plain_pickle(groups_file)
     try:
         return {int(key): [int(i) for i in _group(groups, image)] for key, image in images.items()}
