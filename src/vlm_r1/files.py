@@ -18,13 +18,10 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     Where the block raises, nothing has changed and nothing is left. With `durable` what is written outlives a power
     cut, and what a killed process of this machine left aside is removed. Raises `OSError` where the system refuses.
     """
-    here = f".{path.name}.{socket.gethostname()}-"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{glob.escape(here)}*.tmp") if durable else ():
-        pid = left.name.removeprefix(here).removesuffix(".tmp")
-        if pid.isdecimal() and not is_running(int(pid)):
-            remove(left)
-    aside = path.with_name(f"{here}{os.getpid()}.tmp")
+    make_folder(path.parent)
+    if durable:
+        sweep(path.parent, path.name)
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         yield aside
         put(aside, path, durable=durable)
@@ -45,6 +42,25 @@ def put(aside: Path, path: Path, *, durable: bool = True) -> None:
     if durable:
         sync(path.parent)
     remove(old)
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes of this machine left aside in a folder, for one file's name or for all."""
+    middle = f".{socket.gethostname()}-"
+    for left in folder.glob(f".{'*' if name is None else glob.escape(name)}{glob.escape(middle)}*.tmp"):
+        pid = left.name.rpartition(middle)[2].removesuffix(".tmp")
+        if pid.isdecimal() and not is_running(int(pid)):
+            remove(left)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that they outlive a power cut. Raises `OSError`."""
+    if folder.is_dir():
+        return
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        sync(place.parent)
 
 
 def sync(path: Path) -> None:

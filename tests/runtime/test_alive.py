@@ -1,5 +1,6 @@
 """Who writes a run folder, and whether it still does; and that a run which never began leaves no folder."""
 
+import errno
 import json
 import os
 import signal
@@ -11,11 +12,12 @@ import pytest
 
 from vlm_r1.errors import CheckpointError, UserError
 from vlm_r1.report.runs import list_runs
-from vlm_r1.runtime.alive import FILE, is_alive, sign
+from vlm_r1.runtime import alive
+from vlm_r1.runtime.alive import FILE, LOCK, Lock, is_alive, sign
 from vlm_r1.runtime.runlog import RunLog, check_writable
 
-SIGNED = "import sys, time; from pathlib import Path; from vlm_r1.runtime.alive import sign\n"
-SIGNED += "with sign(Path(sys.argv[1])):\n    print('signed', flush=True)\n    time.sleep(60)"
+SIGNED = "import sys, time; from pathlib import Path; from vlm_r1.runtime.alive import Lock, sign\nrun = Path(sys.argv[1])\n"
+SIGNED += "with Lock(run) as lock, sign(run):\n    lock.take()\n    print('signed', flush=True)\n    time.sleep(60)"
 
 
 @pytest.fixture
@@ -66,6 +68,54 @@ def test_a_run_that_ended_is_not_alive_though_its_process_goes_on(tmp_path):
         assert is_alive(tmp_path) is True and json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
         raise KeyError
     assert is_alive(tmp_path) is False
+
+
+def taken(run):
+    with Lock(run) as lock:
+        lock.take()
+
+
+def test_a_second_process_in_a_run_folder_is_refused_until_the_first_is_gone(signed):
+    run, process = signed
+    told = rf"{run}: process {process.pid} on {socket.gethostname()} trains in this folder, .* has changed nothing"
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(CheckpointError, match=told):
+        taken(run)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    (run / FILE).unlink()
+    with pytest.raises(CheckpointError, match="another process trains"):
+        taken(run)
+    process.kill()  # the kernel takes the lock back
+    process.wait()
+    taken(run)
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_the_file_system_has_no_locks_the_signature_counts(signed, monkeypatch, capsys, error):
+    def refuses(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(alive.fcntl, "lockf", refuses)
+    run, process = signed
+    with pytest.raises(CheckpointError, match=f"process {process.pid} on"):
+        taken(run)
+    process.kill()
+    process.wait()
+    taken(run)
+    assert "its file system has no locks" in capsys.readouterr().err
+
+
+def test_the_lock_ends_with_its_block_and_makes_no_folder(tmp_path):
+    taken(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    code = "import sys; from pathlib import Path; from vlm_r1.runtime.alive import Lock\nLock(Path(sys.argv[1])).take()"
+    with Lock(tmp_path) as lock:
+        lock.take()
+        lock.take()
+        child = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+        assert child.returncode == 1 and "trains in this folder" in child.stderr
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
 
 def test_a_run_that_cannot_start_leaves_no_folder(tmp_path):

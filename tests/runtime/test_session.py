@@ -1,5 +1,7 @@
 """Runs that are opened again: what may have another value, what may not, and what is left alone."""
 
+import shutil
+
 import pytest
 import torch
 from support import recipe, untimed
@@ -27,9 +29,7 @@ def one_step(model_folder, tmp_path_factory):
 
 @pytest.fixture
 def run_dir(one_step, tmp_path):
-    from shutil import copytree
-
-    return copytree(one_step, tmp_path / "run")
+    return shutil.copytree(one_step, tmp_path / "run")
 
 
 def again(model_folder, run_dir, **sections):
@@ -97,6 +97,29 @@ def test_settings_that_change_the_result_are_refused_by_name_and_the_folder_is_l
     after = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
     assert after.keys() == before.keys()
     assert {p.name for p in before if before[p] != after[p]} <= {"environment.json"}
+
+
+def test_before_the_first_checkpoint_too_a_folder_of_other_settings_is_refused(model_folder, run_dir):
+    """Else one run's metrics and answers would be lost, or stand beside the weights of another."""
+    shutil.rmtree(run_dir / "checkpoint-1")
+    with (
+        pytest.raises(CheckpointError, match=r"other settings \(run\.seed\)"),
+        open_session(again(model_folder, run_dir, run={"seed": 1})),
+    ):
+        pass
+    (run_dir / "metrics.jsonl").unlink()  # nothing was done yet: a mistake may be put right
+    with open_session(again(model_folder, run_dir, run={"seed": 1})) as session:
+        assert session.start == 0
+
+
+@pytest.mark.parametrize("text", ["[]", '{"before": 3}', '{"before": {"held_out": [1]}}', "7", "null", "{"])
+def test_an_evaluation_file_of_another_type_is_refused_before_anything_is_trained(model_folder, run_dir, text):
+    (run_dir / "eval.json").write_text(text)
+    with (
+        pytest.raises(CheckpointError, match=r"eval\.json: .*remove it and evaluate again"),
+        open_session(again(model_folder, run_dir)),
+    ):
+        pass
 
 
 def test_every_setting_that_differs_is_named(model_folder, run_dir):

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_r1.errors import CheckpointError, writing_remedy
-from vlm_r1.files import replacing
+from vlm_r1.files import make_folder, remove, replacing, sweep
 from vlm_r1.records import LabelledBox
 
 _WRITTEN = [("think", pa.string()), ("answer", pa.string()), ("failure", pa.string())]
@@ -97,8 +97,8 @@ class RunLog:
         """Make the folder, and (where `repair` is set) drop a metrics line that a killed run left half written."""
         self.run_dir = Path(run_dir)
         self._metrics_path = self.run_dir / "metrics.jsonl"
-        with _Writing(self.run_dir):
-            self.run_dir.mkdir(parents=True, exist_ok=True)
+        with Writing(self.run_dir):
+            make_folder(self.run_dir)
         if repair and self._metrics_path.is_file():
             _drop_cut_line(self._metrics_path)
 
@@ -110,7 +110,7 @@ class RunLog:
         kept = {name: value if isinstance(value, list) else _finite(value) for name, value in values.items()}
         line = {"step": int(step), **kept}
         data = (json.dumps(line) + "\n").encode()
-        with _Writing(self._metrics_path), open(self._metrics_path, "ab", buffering=0) as file:
+        with Writing(self._metrics_path), open(self._metrics_path, "ab", buffering=0) as file:
             size = file.tell()
             try:
                 written = file.write(data)
@@ -167,6 +167,9 @@ class RunLog:
         for later in rollout_steps(self.run_dir):
             if later > step:
                 _rollout_path(self.run_dir, later).unlink()
+        sweep(self.run_dir)
+        for left in self.run_dir.glob("rollouts/.step-*.tmp"):  # of a process that was killed, on any machine
+            remove(left)
 
 
 def check_writable(run_dir: Path) -> None:
@@ -220,7 +223,13 @@ def read_rollouts(run_dir: Path, step: int) -> list[dict[str, Any]]:
 
 def read_eval(run_dir: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """`eval.json` as phase -> split -> metric -> value; empty where there is none. Raises `CheckpointError`."""
-    return read_json(Path(run_dir) / "eval.json", "remove it and evaluate again")
+    path, remedy = Path(run_dir) / "eval.json", "remove it and evaluate again"
+    found: Any = read_json(path, remedy)
+    phases = found.values() if isinstance(found, dict) else [None]
+    splits = [split for phase in phases for split in (phase.values() if isinstance(phase, dict) else [None])]
+    if not all(isinstance(split, dict) for split in splits):
+        raise CheckpointError(f"{path}: does not hold phases with splits with metrics; {remedy}")
+    return found
 
 
 def read_eval_samples(run_dir: Path, phase: str) -> list[dict[str, Any]]:
@@ -280,11 +289,11 @@ def boxes_from_json(text: str | None) -> list[LabelledBox]:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a whole file or nothing: aside, then renamed over `path`. Raises `CheckpointError` on a full disk."""
-    with _Writing(path), replacing(path) as aside:
+    with Writing(path), replacing(path) as aside:
         aside.write_bytes(data)
 
 
-class _Writing:
+class Writing:
     """Turns the system's refusal to write into a message with the path and the remedy."""
 
     def __init__(self, path: Path) -> None:
@@ -354,5 +363,5 @@ def _drop_cut_line(path: Path) -> None:
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
-        with _Writing(path):
+        with Writing(path):
             os.truncate(path, whole)

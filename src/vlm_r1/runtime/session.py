@@ -15,25 +15,25 @@ import torch
 
 from vlm_r1 import __version__
 from vlm_r1.config import Recipe
-from vlm_r1.config_file import resolved_yaml
+from vlm_r1.config_file import load_config, resolved_yaml
 from vlm_r1.distributed.check import check_cluster, join
 from vlm_r1.distributed.checkpoints import CheckpointWriter, list_checkpoints, load_checkpoint, read_state
 from vlm_r1.distributed.loading import open_policy
 from vlm_r1.distributed.processes import World
 from vlm_r1.distributed.watchdog import Watchdog
-from vlm_r1.errors import CheckpointError
+from vlm_r1.errors import CheckpointError, UserError
 from vlm_r1.models.adapters import REFERENCE, adapt, base_of_adapter, load_adapter, trained_parameters
 from vlm_r1.models.family import Family, Part
 from vlm_r1.models.freeze import freeze, frozen_features, learning_rate_scales
 from vlm_r1.models.load import LoadedPolicy, compute_dtype, resolve_path
 from vlm_r1.models.vision_cache import VisionCache
 from vlm_r1.rollout.native import NativeEngine
-from vlm_r1.runtime.alive import sign
+from vlm_r1.runtime.alive import Lock, sign
 from vlm_r1.runtime.heap import keep_freed_memory
 from vlm_r1.runtime.inputs import Inputs, read_inputs
 from vlm_r1.runtime.model_folder import save_policy
 from vlm_r1.runtime.optim import build_optimizer, place_of
-from vlm_r1.runtime.runlog import RunLog, check_writable, write_atomically
+from vlm_r1.runtime.runlog import RunLog, check_writable, read_eval, read_metrics, write_atomically
 from vlm_r1.runtime.trackers import Trackers, check_trackers
 
 
@@ -122,25 +122,44 @@ def open_session(recipe: Recipe, inputs: Inputs | None = None) -> Iterator[Sessi
     run_dir = Path(recipe.run.dir)
     check_trackers(recipe.run.trackers)
     check_writable(run_dir)
-    check_cluster(world, run_dir, f"vlm-r1 {__version__}, torch {torch.__version__}")
-    _refuse_other_settings(recipe, run_dir)
-    loaded = open_trained(recipe, world)  # before the folder is made: a model that cannot be loaded leaves none
-    world.barrier()
-    log = RunLog(run_dir, repair=world.is_main)
-    if world.is_main:
-        log.environment()
-        write_atomically(run_dir / "config.yaml", resolved_yaml(recipe).encode())
-    with sign(run_dir) if world.is_main else nullcontext():
-        world.barrier()  # what fails on all fails at one time, and is said once
-        session = _session(recipe, inputs, run_dir, world, loaded, log)
-        with Watchdog(world, recipe.run.hang_timeout_s):
-            try:
-                yield session
-            finally:
-                if world.size == 1:  # with several, the others may not come to name it together
-                    session.writer.wait()
-            session.writer.wait()
-            world.barrier()
+    with Lock(run_dir) as lock:
+        _claim(lock, recipe, world)
+        check_cluster(world, run_dir, f"vlm-r1 {__version__}, torch {torch.__version__}")
+        loaded = open_trained(recipe, world)  # before the folder is made: a model that cannot be loaded leaves none
+        _claim(lock, recipe, world, make=True)
+        log = RunLog(run_dir, repair=world.is_main)
+        if world.is_main:
+            log.environment()
+            write_atomically(run_dir / "config.yaml", resolved_yaml(recipe).encode())
+        with sign(run_dir) if world.is_main else nullcontext():
+            world.barrier()  # what fails on all fails at one time, and is said once
+            session = _session(recipe, inputs, run_dir, world, loaded, log)
+            with Watchdog(world, recipe.run.hang_timeout_s):
+                try:
+                    yield session
+                finally:
+                    if world.size == 1:  # with several, the others may not come to name it together
+                        session.writer.wait()
+                session.writer.wait()
+                world.barrier()
+
+
+def _claim(lock: Lock, recipe: Recipe, world: World, *, make: bool = False) -> None:
+    """Lock the run folder (with `make` also a new one) and check what it holds.
+
+    Raises `CheckpointError` on every process where another one trains in it, or where it holds another run.
+    """
+    failure: UserError | None = None
+    try:
+        if world.is_main:
+            if make:
+                RunLog(lock.run_dir, repair=False)
+            lock.take()
+            _refuse_other_settings(recipe, lock.run_dir)
+            read_eval(lock.run_dir)
+    except UserError as error:
+        failure = error
+    world.raise_together(failure)
 
 
 def _session(recipe: Recipe, inputs: Inputs, run_dir: Path, world: World, loaded: LoadedPolicy, log: RunLog) -> Session:
@@ -225,9 +244,7 @@ MAY_CHANGE = {
 def _refuse_other_settings(recipe: Recipe, run_dir: Path) -> None:
     """Raise `CheckpointError` where a run would be continued under other settings."""
     file = run_dir / "config.yaml"
-    if file.is_file() and list_checkpoints(run_dir):
-        from vlm_r1.config_file import load_config
-
+    if file.is_file() and (list_checkpoints(run_dir) or read_metrics(run_dir)):
         old = load_config(file, [])
         changed = differences(old.model_dump(), recipe.model_dump())
         if compute_dtype(old.model) == compute_dtype(recipe.model):
@@ -235,7 +252,7 @@ def _refuse_other_settings(recipe: Recipe, run_dir: Path) -> None:
         if changed:
             raise CheckpointError(
                 f"{run_dir}: holds a run with other settings ({', '.join(changed)}); "
-                "give run.dir another folder, or the same settings to continue"
+                "give run.dir another folder, or the same settings to continue, or delete that folder"
             )
 
 
