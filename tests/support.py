@@ -333,12 +333,12 @@ def untimed(run_dir: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if not k.startswith(dropped)} for row in read_metrics(run_dir)]
 
 
-def killed_runs(run: Recipe, folder: Path, shares: list[float]) -> list[str]:
+def killed_runs(run: Recipe, folder: Path, shares: list[float], how: str = "SIGKILL") -> list[str]:
     """Whether each run killed at these shares of a run's time, then started again, equals the one never killed."""
     file = folder / "recipe.yaml"
     file.write_text(resolved_yaml(run))
     script = Path(__file__).parent / "runtime" / "kill_runs.py"
-    command = [sys.executable, str(script), str(file), str(folder), *map(str, shares)]
+    command = [sys.executable, str(script), str(file), str(folder), how, *map(str, shares)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.split()

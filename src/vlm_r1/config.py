@@ -263,6 +263,11 @@ class OptimConfig(Section):
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean of the gradient")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the mean of its square")
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this norm")
+    max_skipped: int = Field(
+        5,
+        gt=0,
+        description="updates in a row without a finite loss and gradient, all skipped, that end the run",
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="after the warm-up; linear and cosine reach 0 at run.steps"
     )

@@ -41,6 +41,16 @@ class EngineError(UserError):
     """A rollout engine cannot answer, or does not answer as the trainer would: names the server and what to do."""
 
 
+class DivergenceError(UserError):
+    """Answers, loss, gradient or weights are not finite: names the step, the layer and the last good checkpoint."""
+
+
+class Stopped(SystemExit):
+    """A signal asked the process to end; the exit code is the shells': 143 for SIGTERM, 129 for SIGHUP."""
+
+    code: int
+
+
 class StudyError(UserError):
     """A study of `vlm-r1 lab` cannot be run or measured: names the study and the run."""
 

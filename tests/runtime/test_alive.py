@@ -16,7 +16,9 @@ from vlm_r1.runtime import alive
 from vlm_r1.runtime.alive import FILE, LOCK, Lock, is_alive, sign
 from vlm_r1.runtime.runlog import RunLog, check_writable
 
-SIGNED = "import sys, time; from pathlib import Path; from vlm_r1.runtime.alive import Lock, sign\nrun = Path(sys.argv[1])\n"
+SIGNED = (
+    "import sys, time; from pathlib import Path; from vlm_r1.runtime.alive import Lock, sign\nrun = Path(sys.argv[1])\n"
+)
 SIGNED += "with Lock(run) as lock, sign(run):\n    lock.take()\n    print('signed', flush=True)\n    time.sleep(60)"
 
 

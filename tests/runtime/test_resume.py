@@ -101,6 +101,12 @@ def test_a_run_killed_twice_ends_as_the_one_never_killed(model_folder, tmp_path)
     assert killed_runs(run, tmp_path, [0.45, 0.8]) == ["same", "same"]
 
 
+@pytest.mark.parametrize(("name", "how"), [("grpo", "SIGTERM"), ("sft", "SIGHUP")])
+def test_a_run_that_a_scheduler_stops_loses_no_step_and_ends_as_the_one_never_stopped(model_folder, tmp_path, name, how):
+    run = settings(model_folder, tmp_path / "run", name, steps=6, save_every=100)
+    assert killed_runs(run, tmp_path, [0.4, 0.6, 0.8], how) == ["same"] * 3
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_twenty_random_moments_ends_as_the_one_never_killed(model_folder, tmp_path):
     shares = [random.uniform(0, 1) for _ in range(20)]

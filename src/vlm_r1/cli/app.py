@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlm_r1.errors import ConfigError, UserError
+from vlm_r1.errors import ConfigError, Stopped, UserError
 
 app = typer.Typer(
     name="vlm-r1",
@@ -80,7 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command whose user errors end as one message and exit code 2, and Ctrl-C as 130."""
+    """Register a command whose user errors end as one message and exit code 2, Ctrl-C as 130, and signals as `Stopped`
+    says."""
 
     def register(run: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(run)
@@ -91,10 +92,11 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Ca
                 _let_the_first_speak()
                 typer.echo(traceback.format_exc() if _STATE["debug"] else f"error: {error}", err=True)
                 raise typer.Exit(2) from None
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Stopped) as stop:
                 again = f" To continue from the last checkpoint: {shlex.join(['vlm-r1', *sys.argv[1:]])}"
-                typer.echo(f"\nStopped.{again if name in CONTINUES else ''}", err=True)
-                raise typer.Exit(130) from None
+                if "RANK" not in os.environ:  # the others' launcher says it
+                    typer.echo(f"\nStopped.{again if name in CONTINUES else ''}", err=True)
+                raise typer.Exit(stop.code if isinstance(stop, Stopped) else 130) from None
 
         return group.command(name)(guarded)
 

@@ -12,16 +12,21 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from vlm_r1.errors import ClusterError
+from vlm_r1.errors import ClusterError, Stopped
 
 USER_ERROR = 2
 """Exit code of a process that already said what is wrong."""
+STOPPED = {128 + signal.SIGTERM, 128 + signal.SIGHUP}
+"""Exit codes of processes that a signal ended, which saved first."""
+GRACE_S = 600
+"""Seconds that processes have to save after a signal: whoever sent it decides how long, and kills then."""
 
 
 def launch(arguments: Sequence[str], count: int, restarts: int) -> None:
     """Run `vlm-r1 ARGUMENTS` on `count` processes, again up to `restarts` times after a failure.
 
-    Raises `ClusterError` where they still fail, `SystemExit` after a message that a process gave.
+    Raises `ClusterError` where they still fail, `SystemExit` after a message that a process gave, `Stopped` after a
+    signal, which the processes get too.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -30,6 +35,8 @@ def launch(arguments: Sequence[str], count: int, restarts: int) -> None:
     if "RANK" in os.environ:
         raise ClusterError("--processes: this is one of the processes of torchrun already; leave the option out")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under nohup, which torch would undo
+        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     for attempt in range(restarts + 1):
         config = LaunchConfig(
@@ -41,16 +48,19 @@ def launch(arguments: Sequence[str], count: int, restarts: int) -> None:
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(),
+            shutdown_timeout=GRACE_S,
         )
         try:
             elastic_launch(config, sys.executable)("-u", "-m", "vlm_r1", *arguments)
             return
-        except SignalException:
-            raise KeyboardInterrupt from None
+        except SignalException as error:
+            raise KeyboardInterrupt if error.sigval == signal.SIGINT else Stopped(128 + error.sigval) from None
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             if failure.exitcode == USER_ERROR:
                 raise SystemExit(USER_ERROR) from None
+            if failure.exitcode in STOPPED:
+                raise Stopped(failure.exitcode) from None
             told = f"rank {rank} (process {failure.pid}) {ended(failure.exitcode)}"
         if attempt < restarts:
             again = f"starting again from the last checkpoint ({attempt + 1} of {restarts})"

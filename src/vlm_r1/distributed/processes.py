@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from vlm_r1.errors import ConfigError
+from vlm_r1.errors import ConfigError, Stopped
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -32,7 +32,8 @@ class World:
     """This process among those of the run.
 
     `device` is where it computes. `seconds` adds up the time spent in collectives, those of sharding included;
-    `beat` tells the watchdog that this process does something, `waiting` that it is in a collective.
+    `beat` tells the watchdog that this process does something, `waiting` that it is in a collective. `signal` asked
+    this process to end; while it `may_stop`, a `beat` does so (`runtime.stopping`).
     """
 
     rank: int = 0
@@ -42,6 +43,8 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     beat: Callable[..., None] = lambda doing="", allow=0.0: None
     waiting: bool = False
+    signal: int = 0
+    may_stop: bool = False
     _seconds: float = 0.0
     _events: list[tuple[Any, Any]] = field(default_factory=list)
 
@@ -95,7 +98,7 @@ class World:
                 for tensor in tensors:
                     dist.all_reduce(tensor)
 
-    def raise_together(self, failure: Exception | None) -> None:
+    def raise_together(self, failure: BaseException | None) -> None:
         """Raise on every process what one of them met (the lowest rank has it), so that none waits in a collective."""
         for found in self.gather(failure):
             if found is not None:
@@ -104,6 +107,26 @@ class World:
     def barrier(self) -> None:
         """Wait for every process."""
         self.sum(0.0)
+
+    # -- signals ------------------------------------------------------------------------------------------------------
+
+    def stop_if(self, number: int) -> None:
+        """Raise `Stopped` for a signal; 0 is none."""
+        if number:
+            raise Stopped(128 + number)
+
+    def asked(self) -> Stopped | None:
+        """What `raise_together` takes where a signal asked this process to end."""
+        return Stopped(128 + self.signal) if self.signal else None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within, no process waits for this one, so it may stop; the others must be told of it behind it."""
+        before, self.may_stop = self.may_stop, True
+        try:
+            yield
+        finally:
+            self.may_stop = before
 
     # -- work ---------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vlm_r1.config import Recipe
+from vlm_r1.distributed.finite import demand_finite
 from vlm_r1.distributed.processes import World
 from vlm_r1.models.adapters import base_of_adapter
 from vlm_r1.models.load import LoadedPolicy, load_policy, load_without_weights, resolve_path
@@ -23,6 +24,7 @@ def open_answering(recipe: Recipe, world: World) -> Iterator[tuple[LoadedPolicy,
     if recipe.rollout.engine != "vllm":
         loaded = load_policy(recipe.model, recipe.prompt, seed=recipe.run.seed)
         loaded.policy.to(world.device)
+        demand_finite(loaded.policy, world, recipe.model.path)
         yield loaded, NativeEngine(loaded, recipe.rollout, world)
         return
     adapted = base_of_adapter(resolve_path(recipe.model.path)) is not None

@@ -13,14 +13,14 @@ import torch
 from vlm_r1.config import Recipe
 from vlm_r1.distributed import processes
 from vlm_r1.distributed.processes import ALONE, World
-from vlm_r1.errors import ConfigError, EngineError
+from vlm_r1.errors import ConfigError, EngineError, Stopped
 from vlm_r1.eval.answering import open_answering
 from vlm_r1.eval.measures import summary
 from vlm_r1.eval.outcomes import Outcome, outcome
 from vlm_r1.models.family import Family
 from vlm_r1.prompts.parse import read_answer
 from vlm_r1.records import Answer, RolloutGroup, Sample, SamplingParams
-from vlm_r1.rollout.engine import RolloutEngine, awake
+from vlm_r1.rollout.engine import RolloutEngine, at_own_pace, awake
 from vlm_r1.runtime.inputs import read_inputs
 from vlm_r1.runtime.progress import Countdown
 from vlm_r1.runtime.rows import answer_row, image_bytes
@@ -78,20 +78,21 @@ def evaluate(
             mine = range(world.rank, len(samples), world.size)
             found: list[tuple[int, Outcome, dict[str, Any]]] = []
             share = -(-len(samples) // world.size)  # the largest: every process makes as many batches
-            failure: EngineError | None = None
+            failure: EngineError | Stopped | None = None
             try:
-                for start in range(0, share, at_once):
-                    numbers = mine[start : start + at_once]
-                    world.beat("evaluation")
-                    prompts = [replace(family.encode(samples[i]), number=i) for i in numbers]
-                    for group in engine.generate(prompts, sampling, n=1):
-                        found.append(_measured(split, group))
-                        versions.add(group.rollouts[0].version)
-                        countdown.show(answered + min(len(samples), len(found) * world.size))
-            except EngineError as error:
+                with at_own_pace(engine, world):
+                    for start in range(0, share, at_once):
+                        numbers = mine[start : start + at_once]
+                        world.beat("evaluation")
+                        prompts = [replace(family.encode(samples[i]), number=i) for i in numbers]
+                        for group in engine.generate(prompts, sampling, n=1):
+                            found.append(_measured(split, group))
+                            versions.add(group.rollouts[0].version)
+                            countdown.show(answered + min(len(samples), len(found) * world.size))
+            except (EngineError, Stopped) as error:
                 failure = error
             versions.update(*world.gather(versions))
-            world.raise_together(failure or _mixed(versions, split))
+            world.raise_together(failure or world.asked() or _mixed(versions, split))
             answered += len(samples)
             everything = sorted(world.collect(found), key=lambda item: item[0])
             if world.is_main:

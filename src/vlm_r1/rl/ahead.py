@@ -119,7 +119,8 @@ class Ahead(Rollouts):
 
     def _found(self, step: int, prompts: list[Prompt]) -> list[RolloutGroup]:
         order = self._orders[step]
-        self._wait(order)
+        with self.world.alone():
+            self._wait(order)
         self._tally.maximum("rollout/generate_s", order.seconds)
         return order.groups
 

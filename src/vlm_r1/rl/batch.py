@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,13 +18,15 @@ class TrainBatch:
     """The groups that an update runs over, as prefix groups, with numbers per answer in the prefix groups' order.
 
     `advantages_B`, `weights_B` (the weight of each token of an answer in the loss, normalised over the whole step of
-    all processes) and `sampler_B` (the sampler's log-probs of its tokens) have one entry per kept answer.
+    all processes) and `sampler_B` (the sampler's log-probs of its tokens) have one entry per kept answer. `finite` says
+    that the log-probs of all answers were finite; groups where they are not are left out.
     """
 
     prefix_groups: tuple[PrefixGroup, ...]
     advantages_B: Tensor
     weights_B: Tensor
     sampler_B: tuple[Tensor, ...]
+    finite: bool = True
 
     @property
     def n_prompt_tokens(self) -> int:
@@ -66,12 +69,14 @@ def make_batch(
     groups: Sequence[RolloutGroup], advantages_PG: Tensor, weights_PG: Tensor, *, keep_all: bool
 ) -> TrainBatch:
     """The batch of a step, without groups whose advantages are all zero unless `keep_all` (a KL term needs them)."""
-    kept = [p for p in range(len(groups)) if keep_all or bool(advantages_PG[p].any())]
+    finite = [all(math.isfinite(sum(rollout.logprobs)) for rollout in group.rollouts) for group in groups]
+    kept = [p for p in range(len(groups)) if finite[p] and (keep_all or bool(advantages_PG[p].any()))]
     return TrainBatch(
         prefix_groups=tuple(as_prefix_group(groups[p]) for p in kept),
         advantages_B=advantages_PG[kept].flatten(),
         weights_B=weights_PG[kept].flatten(),
         sampler_B=tuple(logprobs for p in kept for logprobs in _sampler(groups[p])),
+        finite=all(finite),
     )
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from vlm_r1.config import Recipe
-from vlm_r1.errors import EngineError
+from vlm_r1.errors import EngineError, Stopped
 from vlm_r1.records import Prompt, RolloutGroup, Sample, SamplingParams
 from vlm_r1.rl.experience import deal
-from vlm_r1.rollout.engine import RolloutEngine, awake
+from vlm_r1.rollout.engine import RolloutEngine, at_own_pace, awake
 from vlm_r1.rollout.vllm import VLLMEngine
 from vlm_r1.runtime.prefetch import Prefetcher
 from vlm_r1.runtime.session import Session
@@ -50,14 +50,16 @@ class Rollouts:
     def generate(self, step: int, prompts: list[Prompt]) -> list[RolloutGroup]:
         """The groups of these prompts, in order of their numbers, none older than the bound.
 
-        Raises `EngineError` on every process where one cannot get answers, or keeps getting old ones.
+        Raises `EngineError` on every process where one cannot get answers, or keeps getting old ones, and `Stopped`
+        where a signal asked one to end.
         """
         groups: list[RolloutGroup] = []
+        failure: EngineError | Stopped | None = None
         try:
             groups = self._fresh(step, self._found(step, prompts))
-        except EngineError as error:
-            self.lost = error
-        self.raise_if_lost()
+        except (EngineError, Stopped) as error:
+            failure = error
+        self.world.raise_together(failure or self.world.asked())
         return sorted(groups, key=lambda group: group.prompt.number)
 
     def prefetch(self, step: int) -> None:
@@ -99,7 +101,8 @@ class Rollouts:
 
     def _ask(self, step: int, prompts: list[Prompt]) -> list[RolloutGroup]:
         sampling, n = sampling_of(self.recipe, step), self.recipe.rl.group_size
-        return list(self.engine.generate(prompts, sampling, n=n))
+        with at_own_pace(self.engine, self.world):
+            return list(self.engine.generate(prompts, sampling, n=n))
 
     def _again(self, step: int, prompts: list[Prompt]) -> list[RolloutGroup]:
         """New answers to prompts whose answers were too old."""

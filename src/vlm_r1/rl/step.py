@@ -14,6 +14,7 @@ from vlm_r1.rl.algorithms import Algorithm
 from vlm_r1.rl.batch import EMPTY, TrainBatch
 from vlm_r1.rl.objective import LossInputs, importance_weights, k3
 from vlm_r1.rl.reference import Reference
+from vlm_r1.runtime.divergence import optimizer_step
 from vlm_r1.runtime.optim import learning_rate, set_learning_rate
 from vlm_r1.runtime.session import Session
 from vlm_r1.runtime.tally import Tally, cache_tally
@@ -62,11 +63,13 @@ class Trainer:
         """All iterations on one batch; the metrics are those of the last, and of the sampler against the first pass.
 
         The first iteration is on the weights that the update starts from: its own log-probs are the old ones, so no
-        pass is spent on them. Every process calls it, with as much of the batch as it has.
+        pass is spent on them. Every process calls it, with as much of the batch as it has. Raises what `optimizer_step`
+        raises.
         """
         session, tally = self.session, Tally()
         seen: list[tuple[int, Tensor]] = []
         parameters = [p for p in session.policy.parameters() if p.requires_grad]
+        skipped = 0
         rows = self._rows(batch)
         for row in rows:
             row.ref_S = self._reference(row)
@@ -83,13 +86,14 @@ class Trainer:
             norm = clip_gradients(parameters, session.recipe.optim.max_grad_norm)
             lr = learning_rate(session.recipe.optim, step, session.recipe.run.steps)
             set_learning_rate(session.optimizer, lr)
-            session.optimizer.step()
-            session.optimizer.zero_grad()
+            loss = float(sums.sums.get("loss", 0.0))
+            skipped += not optimizer_step(session, step, norm, loss, answers=batch.finite, first=iteration == 0)
         self._count(tally, sums)
         count_sampler(tally, seen)
         tally.add(cache_tally(session.policy.vision_cache))
         tally.maximum("grad_norm", norm)
         tally.maximum("lr", lr)
+        tally.maximum("skipped_updates", skipped)
         return tally
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

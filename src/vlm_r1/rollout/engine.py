@@ -7,12 +7,13 @@ trained; `vllm` asks servers, which get its weights by `sync`; `replay` answers 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from vlm_r1.distributed.processes import World
 from vlm_r1.records import Prompt, RolloutGroup, SamplingParams
 
 
@@ -50,6 +51,11 @@ class RolloutEngine(Protocol):
 
     def check(self) -> EngineState:
         """What it would answer with. Raises a `UserError` where it cannot answer at all."""
+
+
+def at_own_pace(engine: RolloutEngine, world: World) -> AbstractContextManager[None]:
+    """Within, a signal may stop this process while the engine answers, unless all processes decode in step."""
+    return nullcontext() if getattr(engine, "in_step", False) else world.alone()
 
 
 @contextmanager

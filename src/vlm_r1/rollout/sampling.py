@@ -48,7 +48,7 @@ def choose(logprobs_BV: Tensor, settings: SamplingParams, u_B: Tensor | None) ->
     # takes the first token whose cumulative probability is above u, so never one of probability 0.
     cumulative = filtered(logprobs_BV, settings).exp().cumsum(-1, dtype=torch.double)
     u = u_B[:, None] * (1 - 2**-50) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, u, right=True)[:, 0]
+    return torch.searchsorted(cumulative, u, right=True)[:, 0].clamp_max(logprobs_BV.shape[-1] - 1)  # NaN finds none
 
 
 def filtered(logprobs_BV: Tensor, settings: SamplingParams) -> Tensor:

@@ -39,7 +39,7 @@ class Lock:
             os.close(self._handle)
 
     def take(self) -> None:
-        """Take it, unless it is taken, or there is no folder yet. Raises `CheckpointError` where another process has it.
+        """Take it, if there is a folder yet. Raises `CheckpointError` where another process has it.
 
         Where the file system knows no locks, the process that signed the folder counts, if it runs on this machine.
         """
@@ -54,8 +54,8 @@ class Lock:
             if error.errno in (errno.EACCES, errno.EAGAIN) or is_alive(self.run_dir):
                 raise CheckpointError(self._taken()) from None
             print(
-                f"warning: {self.run_dir}: its file system has no locks ({error.strerror}); a second process of another "
-                "machine in this folder would not be noticed",
+                f"warning: {self.run_dir}: its file system has no locks ({error.strerror}); a second process on "
+                "another machine would not be noticed",
                 file=sys.stderr,
             )
         else:

@@ -18,6 +18,7 @@ from vlm_r1.config import Recipe
 from vlm_r1.config_file import load_config, resolved_yaml
 from vlm_r1.distributed.check import check_cluster, join
 from vlm_r1.distributed.checkpoints import CheckpointWriter, list_checkpoints, load_checkpoint, read_state
+from vlm_r1.distributed.finite import demand_finite
 from vlm_r1.distributed.loading import open_policy
 from vlm_r1.distributed.processes import World
 from vlm_r1.distributed.watchdog import Watchdog
@@ -34,6 +35,7 @@ from vlm_r1.runtime.inputs import Inputs, read_inputs
 from vlm_r1.runtime.model_folder import save_policy
 from vlm_r1.runtime.optim import build_optimizer, place_of
 from vlm_r1.runtime.runlog import RunLog, check_writable, read_eval, read_metrics, write_atomically
+from vlm_r1.runtime.stopping import Signals
 from vlm_r1.runtime.trackers import Trackers, check_trackers
 
 
@@ -41,7 +43,8 @@ from vlm_r1.runtime.trackers import Trackers, check_trackers
 class Session:
     """A run in progress. `start` is the number of optimizer steps already done; `state` what the checkpoint kept.
 
-    `engine` answers with the policy itself.
+    `engine` answers with the policy itself. The last `skipped` optimizer steps, from step `skipped_from` on, were not
+    made (`runtime.divergence`).
     """
 
     recipe: Recipe
@@ -56,6 +59,8 @@ class Session:
     writer: CheckpointWriter
     start: int
     state: dict[str, Any]
+    skipped: int = 0
+    skipped_from: int = 0
 
     @property
     def policy(self) -> Any:
@@ -122,10 +127,11 @@ def open_session(recipe: Recipe, inputs: Inputs | None = None) -> Iterator[Sessi
     run_dir = Path(recipe.run.dir)
     check_trackers(recipe.run.trackers)
     check_writable(run_dir)
-    with Lock(run_dir) as lock:
+    with Lock(run_dir) as lock, Signals(world) as signals:
         _claim(lock, recipe, world)
         check_cluster(world, run_dir, f"vlm-r1 {__version__}, torch {torch.__version__}")
         loaded = open_trained(recipe, world)  # before the folder is made: a model that cannot be loaded leaves none
+        demand_finite(loaded.policy, world, recipe.model.path)
         _claim(lock, recipe, world, make=True)
         log = RunLog(run_dir, repair=world.is_main)
         if world.is_main:
@@ -135,6 +141,7 @@ def open_session(recipe: Recipe, inputs: Inputs | None = None) -> Iterator[Sessi
             world.barrier()  # what fails on all fails at one time, and is said once
             session = _session(recipe, inputs, run_dir, world, loaded, log)
             with Watchdog(world, recipe.run.hang_timeout_s):
+                signals.begin()
                 try:
                     yield session
                 finally:
@@ -174,6 +181,7 @@ def _session(recipe: Recipe, inputs: Inputs, run_dir: Path, world: World, loaded
     if checkpoints := list_checkpoints(run_dir):
         state = read_state(checkpoints[-1])
         load_checkpoint(checkpoints[-1], loaded.policy, lambda p: place_of(optimizer, p), world)
+        demand_finite(loaded.policy, world, checkpoints[-1])
     start = int(state.get("step", 0))
     if world.is_main:
         log.truncate_after(start)

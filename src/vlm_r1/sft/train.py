@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from vlm_r1.eval.during import Checkpoints, evaluate_splits
 from vlm_r1.models.packing import PrefixGroup, cut_by_budget, pack
 from vlm_r1.records import Sample
 from vlm_r1.runtime.clock import Clock
+from vlm_r1.runtime.divergence import optimizer_step
 from vlm_r1.runtime.inputs import Inputs, read_inputs, with_steps
 from vlm_r1.runtime.optim import learning_rate, set_learning_rate
 from vlm_r1.runtime.prefetch import Prefetcher
@@ -53,18 +55,19 @@ def run(session: Session) -> Path:
     else:
         evaluate_splits(session, "before")
     throughput = Throughput(session.loaded, world)
+    drawn: dict[int, Any] = {}  # step -> where the stream stood before it
     progress = Progress(recipe.run.steps, session.start, world.is_main, recipe.run.dir)
     with (
         progress,
         group_batches(session, stream) as batches,
         Checkpoints(
             session,
-            lambda step: {"stream": batches.state_dict()},
+            lambda step: {"stream": drawn.get(step) or batches.state_dict()},
             lambda phase, step: evaluate_splits(session, phase),
         ) as checkpoints,
     ):
         for step in checkpoints.steps():
-            clock = Clock(world)
+            clock, drawn = Clock(world), {step: batches.state_dict()}
             with clock("data"):
                 groups = [group for _, made in batches.take(recipe.sft.images_per_step) for group in made]
             if step + 1 < recipe.run.steps:
@@ -122,11 +125,11 @@ def sft_step(session: Session, groups: Sequence[PrefixGroup], step: int) -> Tall
     norm = clip_gradients(parameters, recipe.optim.max_grad_norm)
     lr = learning_rate(recipe.optim, step, recipe.run.steps)
     set_learning_rate(session.optimizer, lr)
-    session.optimizer.step()
-    session.optimizer.zero_grad()
+    made = optimizer_step(session, step, norm, float(loss_sum), answers=True)
     tally.total("loss", float(loss_sum))
     tally.maximum("grad_norm", norm)
     tally.maximum("lr", lr)
+    tally.maximum("skipped_updates", not made)
     tally.total("tokens/prompt", sum(group.n_tokens for group in groups) - sum(real))
     tally.total("tokens/answer", sum(real))
     return tally
