@@ -59,6 +59,9 @@ class RunConfig(Section):
     threads: int | None = Field(None, gt=0, description="CPU threads; default: all cores")
     save_every: int = Field(50, gt=0, description="steps between checkpoints")
     keep: int = Field(2, gt=0, description="checkpoints kept")
+    skip_damaged: bool = Field(
+        False, description="continue from the checkpoint before one whose checksums do not fit; false: stop and name it"
+    )
     shard_size: int | None = Field(
         None,
         gt=0,

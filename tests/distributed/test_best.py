@@ -6,7 +6,7 @@ import pytest
 from distributed.conftest import make
 from distributed.running import assert_same_run, run_all
 
-from vlm_r1.distributed.checkpoints import list_checkpoints
+from vlm_r1.distributed.whole import list_checkpoints
 
 pytestmark = pytest.mark.slow
 OPTIONS = {"every": 1, "keep_best": "held/acc@0.5", "early_stopping_patience": 2, "load_best_at_end": True}

@@ -13,7 +13,7 @@ from distributed.running import SCRIPTS, assert_same_run, run_all, torchrun, wei
 from safetensors import safe_open
 
 from vlm_r1.config_file import resolved_yaml
-from vlm_r1.distributed.checkpoints import list_checkpoints
+from vlm_r1.distributed.whole import list_checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from vlm_r1.config import ModelConfig
 from vlm_r1.config_file import resolved_yaml
 from vlm_r1.data.mixture import SampleStream
 from vlm_r1.data.source import load_source
-from vlm_r1.distributed.checkpoints import list_checkpoints, read_state, read_weights_of
+from vlm_r1.distributed.checkpoints import read_weights_of
+from vlm_r1.distributed.whole import list_checkpoints, read_state
 from vlm_r1.errors import EngineError
 from vlm_r1.models.load import load_policy
 from vlm_r1.rl import loop

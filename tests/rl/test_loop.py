@@ -7,7 +7,7 @@ import torch
 from support import PLAIN, recipe, scratch
 
 from vlm_r1.config import ModelConfig
-from vlm_r1.distributed.checkpoints import read_state
+from vlm_r1.distributed.whole import read_state
 from vlm_r1.errors import ConfigError, RewardError
 from vlm_r1.models.load import load_policy
 from vlm_r1.records import Score

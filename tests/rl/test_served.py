@@ -8,7 +8,7 @@ import pytest
 from fake_vllm import FakeVLLM
 from support import recipe, tiny, untimed
 
-from vlm_r1.distributed.checkpoints import list_checkpoints
+from vlm_r1.distributed.whole import list_checkpoints
 from vlm_r1.errors import EngineError
 from vlm_r1.rl import loop
 from vlm_r1.rollout import vllm

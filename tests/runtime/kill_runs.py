@@ -1,5 +1,6 @@
-"""Train, kill, train again, compare: `kill_runs.py RECIPE FOLDER SIGNAL SHARE...` prints "same" or "other" per share, or
-"lost" where a signal that a run saves at (SIGTERM, SIGHUP) lost a step that was done.
+"""Train, kill, train again, compare: `kill_runs.py RECIPE FOLDER SIGNAL SHARE...` prints "same" or "other" per share.
+
+It prints "lost" where a signal that a run saves at (SIGTERM, SIGHUP) lost a step that was done.
 
 Each run is a forked child of a process that has only imported the package, so that the moments of killing fall into
 training and saving instead of into imports.
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 
 from vlm_r1.config_file import load_config
-from vlm_r1.distributed.checkpoints import list_checkpoints
+from vlm_r1.distributed.whole import list_checkpoints
 from vlm_r1.rl import loop
 from vlm_r1.runtime.runlog import read_metrics
 from vlm_r1.sft import train as sft
@@ -51,8 +52,10 @@ def is_lost(status: int, number: int, run_dir: Path) -> bool:
     if number == signal.SIGKILL or status == 0:
         return False
     done, saved = read_metrics(run_dir), list_checkpoints(run_dir)
-    return os.waitstatus_to_exitcode(status) != 128 + number or bool(done) != bool(saved) or (
-        bool(saved) and saved[-1].name != f"checkpoint-{done[-1]['step']}"
+    return (
+        os.waitstatus_to_exitcode(status) != 128 + number
+        or bool(done) != bool(saved)
+        or (bool(saved) and saved[-1].name != f"checkpoint-{done[-1]['step']}")
     )
 
 

@@ -1,5 +1,6 @@
 """Checkpoints of one process: written while training goes on, against full disks, lost bytes and other models."""
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -10,8 +11,9 @@ from safetensors.torch import load_file
 from support import file_limit, names, recipe, tiny
 
 from vlm_r1.config import OptimConfig
-from vlm_r1.distributed.checkpoints import CheckpointWriter, list_checkpoints, load_checkpoint, read_state
+from vlm_r1.distributed.checkpoints import CheckpointWriter, load_checkpoint
 from vlm_r1.distributed.processes import ALONE
+from vlm_r1.distributed.whole import list_checkpoints, read_state
 from vlm_r1.errors import CheckpointError, RewardError
 from vlm_r1.rl import loop, rollouts
 from vlm_r1.runtime.optim import build_optimizer, place_of
@@ -104,12 +106,18 @@ def test_one_checkpoint_is_written_at_a_time_and_has_its_name_when_it_is_whole(t
 @pytest.mark.parametrize("size", [0, 60, 20_000, 400_000])
 def test_a_full_disk_while_saving_is_one_message_and_leaves_earlier_checkpoints(tmp_path, size):
     first = save(tmp_path, 1)
-    with file_limit(size), pytest.raises(CheckpointError, match=r"checkpoint-2: could not be written .* intact"):
+    told = r"checkpoint-2: could not be written .* checkpoint-1 is intact, and the run continues from it"
+    with file_limit(size), pytest.raises(CheckpointError, match=told):
         save(tmp_path, 2)
     assert names(tmp_path) == ["checkpoint-1"]
     read_state(first)
     save(tmp_path, 2)
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_a_full_disk_without_a_checkpoint_says_that_the_run_begins_anew(tmp_path):
+    with file_limit(60), pytest.raises(CheckpointError, match=r"could not be written .* again: the run begins anew"):
+        save(tmp_path, 1)
 
 
 def test_a_folder_that_cannot_be_made_is_the_same_message(tmp_path):
@@ -149,13 +157,76 @@ def load(folder, policy, optimizer):
     load_checkpoint(folder, policy, lambda parameter: place_of(optimizer, parameter), ALONE)
 
 
-def test_a_file_of_the_right_size_that_holds_something_else_is_refused(tmp_path):
+def flipped(file: Path, place: float = 0.7) -> None:
+    """Change one bit of a file, at this share of it."""
+    data = bytearray(file.read_bytes())
+    data[int(len(data) * place)] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.02, 0.5, 0.999])
+@pytest.mark.parametrize("name", [SHARD, "state.json"])
+def test_one_bit_that_changed_is_noticed(tmp_path, name, place):
+    folder = save(tmp_path, 1, monitor={"trend": [0.1, float("nan")], "é": None})
+    assert read_state(folder)["monitor"]["trend"][0] == 0.1
+    flipped(folder / name, place)
+    with pytest.raises(CheckpointError, match=rf"checkpoint-1/{name}: .*; delete .*checkpoint-1 to continue"):
+        read_state(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '{"files": 3}', '{"files": {"a": {}}}', "[" * 10**5, '{"files": {"a": [1]}}']
+)
+def test_a_state_that_is_something_else_is_refused(tmp_path, text):
     folder = save(tmp_path, 1)
-    file = folder / SHARD
-    file.write_bytes(b"\xff" * file.stat().st_size)
-    read_state(folder)
-    with pytest.raises(CheckpointError, match=r"checkpoint-1: cannot be read .*; delete .*checkpoint-1 to continue"):
-        load(folder, *stepped())
+    (folder / "state.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"state\.json: .*skip_damaged"):
+        read_state(folder)
+
+
+def test_a_checkpoint_with_sizes_alone_is_read(tmp_path):
+    folder = save(tmp_path, 1)
+    state = json.loads((folder / "state.json").read_text())
+    files = {name: written["bytes"] for name, written in state["files"].items()}
+    (folder / "state.json").write_text(json.dumps({"files": files, "step": 1}))
+    assert read_state(folder)["step"] == 1
+    (folder / "state.json").write_text(json.dumps({"files": {SHARD: 1}, "step": 1}))
+    with pytest.raises(CheckpointError, match="instead of 1"):
+        read_state(folder)
+
+
+def test_a_damaged_checkpoint_is_passed_over_where_the_user_says_so(model_folder, tmp_path, capsys):
+    run = recipe(model_folder, tmp_path / "run", "sft", run={"steps": 3, "save_every": 1, "keep": 2})
+    train(run)
+    final = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+    flipped(tmp_path / "run" / "checkpoint-3" / SHARD)
+    with pytest.raises(CheckpointError, match=r"checkpoint-3/.*its checksum differs.*or set run\.skip_damaged: true"):
+        train(run)
+    skips = recipe(
+        model_folder, tmp_path / "run", "sft", run={**run.run.model_dump(exclude={"epochs"}), "skip_damaged": True}
+    )
+    train(skips)
+    assert "It is checkpoint-3.damaged now, and checkpoint-2 is taken" in capsys.readouterr().err
+    assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == final
+    found = [name for name in names(tmp_path / "run") if name.startswith("checkpoint")]
+    assert found == ["checkpoint-2", "checkpoint-3", "checkpoint-3.damaged"]
+    for step in (2, 3):
+        flipped(tmp_path / "run" / f"checkpoint-{step}" / SHARD)
+    with pytest.raises(CheckpointError, match="checkpoint-2/"):  # nothing is before it: the run is not begun anew
+        train(skips)
+
+
+def test_what_a_killed_run_left_is_removed_when_it_goes_on(model_folder, tmp_path):
+    run = recipe(model_folder, tmp_path / "run", "sft", run={"steps": 2, "save_every": 1, "keep": 1})
+    train(run)
+    folder = tmp_path / "run"
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-1")  # killed before the older one was deleted
+    (folder / ".checkpoint-9.tmp").mkdir()
+    (folder / "rollouts").mkdir()
+    (folder / "rollouts" / ".step-000001.parquet.elsewhere-1.tmp").touch()
+    train(run)
+    assert [name for name in names(folder) if "checkpoint" in name] == ["checkpoint-2"]
+    assert names(folder / "rollouts") == []
 
 
 def test_the_checkpoint_of_another_model_is_refused(tmp_path):

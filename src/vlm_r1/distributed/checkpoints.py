@@ -2,15 +2,15 @@
 processes reads them back.
 
 `checkpoint-N/` holds the trained parameters and the optimizer's state under the parameters' names, plus `state.json`,
-whose `files` lists every file with its size: a checkpoint that lost bytes is refused by name. It is written aside and
-renamed, so one that has its final name is whole. No pickle is read or written.
+whose `files` lists every file with its size and checksum, and whose `checksum` is that of its own content
+(`distributed.whole`). It is written aside and renamed, so one that has its final name is whole. No pickle is read or
+written.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,10 +27,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from vlm_r1.distributed.processes import World
+from vlm_r1.distributed.whole import about, checksum_of, list_checkpoints, remedy
 from vlm_r1.errors import CheckpointError, writing_remedy
-from vlm_r1.files import put, sync
+from vlm_r1.files import put, remove, sync
 
-_NAME = re.compile(r"checkpoint-(\d+)$")
 REFUSALS = (Exception, CheckpointException)
 """What reading and writing can raise; torch's own is no `Exception`."""
 WEIGHT, STATE = "model.", "optim."
@@ -49,7 +49,9 @@ class CheckpointWriter:
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._meshes: dict[Any, DeviceMesh] = {}
-        self._writing: tuple[int, dict[str, Any], Future[Any]] | None = None
+        self._writing: tuple[int, dict[str, Any], Future[dict[str, Any]]] | None = None
+        for left in run_dir.glob(".checkpoint-*.tmp") if world.is_main else ():  # of a process that was killed
+            remove(left)
 
     def save(self, step: int, policy: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> None:
         """Copy the tensors of `step` to CPU memory and start to write them; the one before is finished first.
@@ -62,7 +64,7 @@ class CheckpointWriter:
             shutil.rmtree(aside, ignore_errors=True)
         self._agree(None)
         failed: tuple[int, str, str] | None = None
-        future: Future[Any] | None = None
+        future: Future[dict[str, Any]] | None = None
         try:
             aside.mkdir(parents=True, exist_ok=True)
             tensors = {name: self._copied(value) for name, value in tensors_of(policy, optimizer).items()}
@@ -85,25 +87,29 @@ class CheckpointWriter:
         self._writing = None
         aside, target = self.run_dir / f".checkpoint-{step}.tmp", self.run_dir / f"checkpoint-{step}"
         failed: tuple[int, str, str] | None = None
+        mine: dict[str, Any] = {}
         try:
-            future.result()
-            for file in aside.iterdir():
-                sync(file)
+            mine = future.result()
         except REFUSALS as error:
             failed = self._blame(error)
         self._agree(failed, target)
+        files = {name: written for part in self.world.gather(mine) for name, written in part.items()}
         try:
             if self.world.is_main:
-                self._publish(aside, target, {"step": step, **state})
+                self._publish(aside, target, {"files": files, "step": step, **state})
         except OSError as error:
             failed = self._blame(error)
         self._agree(failed, target)
 
     def _publish(self, aside: Path, target: Path, state: dict[str, Any]) -> None:
-        files = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
-        (aside / "state.json").write_text(json.dumps({"files": files, **state}), encoding="utf-8")
+        signed = {**state, "checksum": checksum_of(state)}
+        (aside / "state.json").write_text(json.dumps(signed), encoding="utf-8")
         put(aside, target)
-        for old in list_checkpoints(self.run_dir)[: -self.keep]:
+        self.prune()
+
+    def prune(self) -> None:
+        """Delete checkpoints beyond those that are kept, on the main process."""
+        for old in list_checkpoints(self.run_dir)[: -self.keep] if self.world.is_main else ():
             if old.name != f"checkpoint-{self.kept}":
                 shutil.rmtree(old)
 
@@ -118,19 +124,26 @@ class CheckpointWriter:
         """Every process learns whether one failed. Raises `CheckpointError` naming it."""
         for told in self.world.gather(failed):
             if told is not None:
-                rank, why, remedy = told
+                rank, why, cure = told
                 if self.world.is_main and target is not None:
                     shutil.rmtree(target.with_name(f".{target.name.strip('.').removesuffix('.tmp')}.tmp"), True)
                 who = f" by rank {rank}" if self.world.size > 1 else ""
+                last = [path.name for path in list_checkpoints(self.run_dir)][-1:]
+                left = f"{last[0]} is intact, and the run continues from it" if last else "the run begins anew"
                 raise CheckpointError(
-                    f"{target}: could not be written{who} ({why}); earlier checkpoints are intact. To "
-                    f"continue, {remedy}, then start the same command again: the run continues from the last one"
+                    f"{target}: could not be written{who} ({why}); to continue, {cure}, then start the same command "
+                    f"again: {left}"
                 )
 
-    def _write(self, tensors: dict[str, Any], aside: Path) -> None:
+    def _write(self, tensors: dict[str, Any], aside: Path) -> dict[str, Any]:
+        """Write this process's files; their names with sizes and checksums."""
         how: dict[str, Any] = {"no_dist": True} if self._group is None else {"process_group": self._group}
         with _quiet():
             dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True), **how)
+        mine = sorted(aside.glob(f"shard-{self.world.rank + 1:05d}-*"))
+        for file in mine:
+            sync(file)
+        return {file.name: about(file) for file in mine}
 
     def _copied(self, value: Any) -> Any:
         """A copy in CPU memory: training goes on while it is written."""
@@ -168,7 +181,6 @@ def load_checkpoint(checkpoint: Path, policy: nn.Module, place: Place, world: Wo
 
     Raises `CheckpointError` where a tensor is missing or a file cannot be read.
     """
-    remedy = f"delete {checkpoint} to continue from the one before it"
     if (checkpoint / "optimizer.pt").is_file():
         raise CheckpointError(
             f"{checkpoint}: is of the release before, whose runs this one does not continue; start a new run from its "
@@ -179,7 +191,7 @@ def load_checkpoint(checkpoint: Path, policy: nn.Module, place: Place, world: Wo
         found: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
         places, numbers = _places_for(found, policy, place)
         if missing := sorted(places.keys() - found.keys()):
-            raise CheckpointError(f"{checkpoint}: holds no {missing[0]}; {remedy}")
+            raise CheckpointError(f"{checkpoint}: holds no {missing[0]}; {remedy(checkpoint)}")
         with _quiet(), torch.no_grad():
             dcp.load(places, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=world.size == 1)
         for state, key in numbers:
@@ -187,7 +199,7 @@ def load_checkpoint(checkpoint: Path, policy: nn.Module, place: Place, world: Wo
     except CheckpointError:
         raise
     except REFUSALS as error:
-        raise CheckpointError(f"{checkpoint}: cannot be read ({reason(error)}); {remedy}") from error
+        raise CheckpointError(f"{checkpoint}: cannot be read ({reason(error)}); {remedy(checkpoint)}") from error
 
 
 def _places_for(
@@ -213,28 +225,6 @@ def _places_for(
             if not size and not dtype.is_floating_point:
                 numbers.append((state, key))
     return places, numbers
-
-
-def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
-    found = [p for p in run_dir.glob("checkpoint-*") if _NAME.search(p.name)] if run_dir.is_dir() else []
-    return sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]))
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The state of a checkpoint. Raises `CheckpointError` where a file is missing or shorter than when written."""
-    remedy = f"delete {checkpoint} to continue from the one before it"
-    try:
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint}/state.json: cannot be read ({reason(error)}); {remedy}") from None
-    for name, size in state["files"].items():
-        file = checkpoint / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != size:
-            what = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise CheckpointError(f"{file}: {what}; {remedy}")
-    return dict(state)
 
 
 def read_weights_of(checkpoint: Path, policy: nn.Module) -> None:

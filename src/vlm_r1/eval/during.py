@@ -67,6 +67,7 @@ class Checkpoints:
         self.done = self.saved = session.start
         self.best: Best | None = None
         self._compare()
+        session.writer.prune()  # one that was killed may have left more
 
     def __enter__(self) -> Checkpoints:
         return self

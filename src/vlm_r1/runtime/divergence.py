@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_r1.distributed.checkpoints import list_checkpoints
 from vlm_r1.distributed.finite import not_finite
 from vlm_r1.distributed.sharding import reshard
+from vlm_r1.distributed.whole import list_checkpoints, step_of
 from vlm_r1.errors import DivergenceError
 from vlm_r1.models.packing import pack
 from vlm_r1.runtime.session import Session
@@ -68,8 +68,7 @@ def _diverged(session: Session, step: int, version: int, what: str, broken: str 
     """
     session.writer.wait()
     optim, run_dir = session.recipe.optim, session.run_dir
-    steps = [int(path.name.rpartition("-")[2]) for path in list_checkpoints(run_dir)]
-    good = [f"{run_dir}/checkpoint-{number}" for number in steps if number <= version - bool(broken)]
+    good = [path for path in list_checkpoints(run_dir) if step_of(path) <= version - bool(broken)]
     times = f", {session.skipped} times in a row since step {session.skipped_from + 1}" if session.skipped > 1 else ""
     where = f"first in {broken}" if broken else "the weights are, and so is what they make of a small prompt"
     begin = (

@@ -11,7 +11,8 @@ from transformers import AutoConfig
 
 from vlm_r1.config import ModelConfig
 from vlm_r1.config_file import load_config
-from vlm_r1.distributed.checkpoints import list_checkpoints, read_state, read_weights_of
+from vlm_r1.distributed.checkpoints import read_weights_of
+from vlm_r1.distributed.whole import list_checkpoints, read_state
 from vlm_r1.errors import UserError
 from vlm_r1.models.adapters import base_of_adapter
 from vlm_r1.models.load import load_policy, prompt_of_model

@@ -306,7 +306,7 @@ class Writing:
         if isinstance(error, OSError):
             raise CheckpointError(
                 f"{self.path}: cannot be written ({error.strerror or error}); {writing_remedy(error)}, "
-                "then start the same command again: the run continues from its last checkpoint"
+                "then start the same command again: the run continues from its last checkpoint, if it has one"
             ) from error
 
 

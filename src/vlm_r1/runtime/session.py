@@ -17,11 +17,12 @@ from vlm_r1 import __version__
 from vlm_r1.config import Recipe
 from vlm_r1.config_file import load_config, resolved_yaml
 from vlm_r1.distributed.check import check_cluster, join
-from vlm_r1.distributed.checkpoints import CheckpointWriter, list_checkpoints, load_checkpoint, read_state
+from vlm_r1.distributed.checkpoints import CheckpointWriter, load_checkpoint
 from vlm_r1.distributed.finite import demand_finite
 from vlm_r1.distributed.loading import open_policy
 from vlm_r1.distributed.processes import World
 from vlm_r1.distributed.watchdog import Watchdog
+from vlm_r1.distributed.whole import list_checkpoints, newest_state, read_state
 from vlm_r1.errors import CheckpointError, UserError
 from vlm_r1.models.adapters import REFERENCE, adapt, base_of_adapter, load_adapter, trained_parameters
 from vlm_r1.models.family import Family, Part
@@ -96,6 +97,7 @@ class Session:
                 f"{checkpoint}: is not there (eval.keep_best was not set when it was written, or it was deleted); "
                 "set eval.load_best_at_end: false, and the same command finishes the run with the last step"
             )
+        read_state(checkpoint, self.world)
         load_checkpoint(checkpoint, self.loaded.policy, lambda p: place_of(self.optimizer, p), self.world)
 
     def finish(self) -> Path:
@@ -177,11 +179,10 @@ def _session(recipe: Recipe, inputs: Inputs, run_dir: Path, world: World, loaded
     rates: dict[Part, float | None] = {"vision": recipe.optim.lr_vision, "connector": recipe.optim.lr_connector}
     scales = learning_rate_scales(loaded.family, rates, recipe.optim.lr)
     optimizer = build_optimizer(loaded.policy, recipe.optim, scales)
-    state: dict[str, Any] = {}
-    if checkpoints := list_checkpoints(run_dir):
-        state = read_state(checkpoints[-1])
-        load_checkpoint(checkpoints[-1], loaded.policy, lambda p: place_of(optimizer, p), world)
-        demand_finite(loaded.policy, world, checkpoints[-1])
+    checkpoint, state = newest_state(run_dir, world, skip_damaged=recipe.run.skip_damaged)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, loaded.policy, lambda p: place_of(optimizer, p), world)
+        demand_finite(loaded.policy, world, checkpoint)
     start = int(state.get("step", 0))
     if world.is_main:
         log.truncate_after(start)
@@ -236,7 +237,10 @@ def cache_features(loaded: LoadedPolicy, recipe: Recipe) -> None:
 
 
 MAY_CHANGE = {
-    *(f"run.{key}" for key in ("steps", "save_every", "keep", "threads", "dir", "log_rollouts_every", "trackers")),
+    *(
+        f"run.{key}"
+        for key in ("steps", "save_every", "keep", "skip_damaged", "threads", "dir", "log_rollouts_every", "trackers")
+    ),
     *("run.track_images_every", "run.shard_size", "run.hang_timeout_s"),
     *("rl.token_budget", "sft.token_budget", "rl.reference_offload", "rollout.max_sequences", "rollout.kv_cache_gb"),
     *("rollout.gather", "rollout.cuda_graphs", "model.attention", "model.compile"),
@@ -244,7 +248,7 @@ MAY_CHANGE = {
     *("rollout.request_timeout_s", "rollout.server_timeout_s", "rollout.max_mismatch"),
     *("model.gradient_checkpointing", "model.logprob_kernel", "model.vision_cache_mb", "model.vision_cache_dir"),
     *("eval.batch_size", "eval.max_new_tokens", "eval.every", "eval.suites", "eval.resamples", "data.eval"),
-    *("eval.keep_best", "eval.early_stopping_patience", "eval.load_best_at_end"),
+    *("optim.max_skipped", "eval.keep_best", "eval.early_stopping_patience", "eval.load_best_at_end"),
 }
 """Settings that a run may be continued with another value of: they change speed, memory, or what is measured."""
 
