@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 
 class UserError(Exception):
-    """Base of all errors that a user can act on."""
+    """Base of all errors that a user can act on. `together`: all processes of a run raise this one, and one says it."""
+
+    together = False
 
 
 class ConfigError(UserError):

@@ -1,6 +1,7 @@
 """Train on several processes, kill one rank (or all) at some moment, and start again.
 
-kill_ranks.py RECIPE FOLDER PROCESSES SHARE...: prints "same" or "other" for each run killed at these shares of a run.
+kill_ranks.py RECIPE FOLDER PROCESSES SIGNAL SHARE...: prints "same" or "other" for each run killed at these shares of a
+run, or "lost" where a signal that runs save at lost a step.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import torch
 
 from vlm_r1.config_file import load_config
 from vlm_r1.distributed import processes
+from vlm_r1.distributed.whole import list_checkpoints, step_of
 from vlm_r1.rl.loop import train
 from vlm_r1.runtime.runlog import read_metrics
 
@@ -38,6 +40,8 @@ def start(recipe: str, run_dir: Path, count: int) -> list[int]:
                 train(load_config(recipe, [f"run.dir={run_dir}"]))
                 processes.stop()
                 code = 0
+            except SystemExit as stop:
+                code = stop.code
             finally:
                 os._exit(code)
         children.append(child)
@@ -54,7 +58,7 @@ def finish(recipe: str, run_dir: Path, count: int) -> tuple[str, list[int]]:
     return hashlib.sha256(weights).hexdigest(), [row["step"] for row in read_metrics(run_dir)]
 
 
-def main(recipe: str, folder: Path, count: int, shares: list[float]) -> None:
+def main(recipe: str, folder: Path, count: int, how: int, shares: list[float]) -> None:
     """Compare each killed run with the one never killed."""
     began = time.monotonic()
     expected = finish(recipe, folder / "never-killed", count)
@@ -64,11 +68,15 @@ def main(recipe: str, folder: Path, count: int, shares: list[float]) -> None:
         children = start(recipe, run_dir, count)
         time.sleep(share * whole)
         for child in children:
-            os.kill(child, signal.SIGKILL)
-        for child in children:
-            os.waitpid(child, 0)
-        print("same" if finish(recipe, run_dir, count) == expected else "other", flush=True)
+            os.kill(child, how)
+        codes = {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children}
+        done, saved = [row["step"] for row in read_metrics(run_dir)], list_checkpoints(run_dir)
+        stops = how != signal.SIGKILL and codes != {0}
+        lost = stops and (codes != {128 + how} or [step_of(path) for path in saved[-1:]] != done[-1:])
+        print("lost" if lost else "same" if finish(recipe, run_dir, count) == expected else "other", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), [float(share) for share in sys.argv[4:]])
+    main(
+        sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), signal.Signals[sys.argv[4]], [float(s) for s in sys.argv[5:]]
+    )

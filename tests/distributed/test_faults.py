@@ -134,6 +134,51 @@ def test_a_full_disk_on_one_rank_is_said_and_nothing_is_lost(model_folder, rewar
     assert_same_run(expected, tmp_path / "run")
 
 
+def test_a_changed_bit_in_the_shard_of_one_rank_is_named_by_all(model_folder, rewards, tmp_path):
+    run = make(model_folder, rewards, run={"steps": 3, "save_every": 1, "keep": 3, "log_rollouts_every": 0})
+    done = torchrun(2, "damaged.py", str(write(run, tmp_path / "run", tmp_path / "recipe.yaml")))
+    shard = tmp_path / "run" / "checkpoint-3" / "shard-00002-model-00001-of-00001.safetensors"
+    said = [line for line in done.stdout.splitlines() if line.startswith("refused")]
+    assert len(said) == 2 and all(f"{shard}: is not what was written" in line for line in said), done.stdout
+    assert (tmp_path / "run" / "checkpoint-3.damaged").is_dir() and "same" in done.stdout, done.stdout
+
+
+def test_numbers_that_are_not_finite_on_one_rank_skip_the_update_on_all(model_folder, rewards, tmp_path):
+    run = make(model_folder, rewards, run={"steps": 4, "save_every": 1, "keep": 9, "log_rollouts_every": 0})
+    limited = run.model_copy(update={"optim": run.optim.model_copy(update={"max_skipped": 2})})
+    files = [write(run, tmp_path / "run", tmp_path / "a.yaml"), write(limited, tmp_path / "lost", tmp_path / "b.yaml")]
+    done = torchrun(2, "diverge.py", *map(str, files))
+    assert [row["skipped_updates"] for row in read_metrics(tmp_path / "run")] == [0, 1, 1, 0]
+    said = [line for line in done.stdout.splitlines() if line.startswith("lost")]
+    told = r"lost: step 3: the \w+ is not finite, 2 times in a row since step 2 .*lost/checkpoint-1:"
+    assert len(said) == 2 and all(re.match(told, line) for line in said), done.stdout
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_starts_a_run_twice_gets_one_line_and_one_that_stops_it_a_checkpoint(
+    model_folder, rewards, tmp_path
+):
+    run = make(model_folder, rewards, run={"steps": 5000, "save_every": 5000, "log_rollouts_every": 0})
+    run_dir = tmp_path / "run"
+    file = write(run, run_dir, tmp_path / "recipe.yaml")
+    command = [sys.executable, "-m", "vlm_r1", "train", str(file), "--processes", "2"]
+    told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, **told) as launcher:
+        while launcher.poll() is None and len(read_metrics(run_dir)) < 2:
+            time.sleep(0.1)
+        again = subprocess.run(command, **told, timeout=120)
+        launcher.terminate()
+        output, _ = launcher.communicate(timeout=120)
+    assert again.returncode == 2, again.stdout
+    refused = rf"error: {run_dir}: process \d+ on \S+ trains in this folder, so this one ends and has changed nothing"
+    assert len(re.findall(refused, again.stdout)) == 1, again.stdout
+    assert launcher.returncode == 143, output[-3000:]
+    steps = [row["step"] for row in read_metrics(run_dir)]
+    assert steps == list(range(1, len(steps) + 1)), "the second process wrote nothing"
+    assert [path.name for path in run_dir.glob("checkpoint-*")] == [f"checkpoint-{steps[-1]}"]
+    assert output.endswith(f"To continue from the last checkpoint: vlm-r1 train {file} --processes 2\n")
+
+
 @pytest.mark.slow
 def test_a_cluster_that_does_not_share_a_folder_fails_before_the_first_step(tmp_path):
     done = torchrun(2, "broken_cluster.py", str(tmp_path), "folders", check=False)

@@ -71,10 +71,10 @@ def _tensors(checkpoint) -> dict[str, int]:
     return found
 
 
-def killed(recipe, folder, processes: int, shares: list[float]) -> list[str]:
+def killed(recipe, folder, processes: int, shares: list[float], how: str = "SIGKILL") -> list[str]:
     file = folder / "recipe.yaml"
     file.write_text(resolved_yaml(recipe))
-    command = [sys.executable, str(SCRIPTS / "kill_ranks.py"), str(file), str(folder), str(processes)]
+    command = [sys.executable, str(SCRIPTS / "kill_ranks.py"), str(file), str(folder), str(processes), how]
     done = subprocess.run([*command, *map(str, shares)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.split()
@@ -83,6 +83,12 @@ def killed(recipe, folder, processes: int, shares: list[float]) -> list[str]:
 def test_two_kills_of_two_processes_change_nothing(model_folder, rewards, tmp_path):
     run = make(model_folder, rewards, run={"steps": 6, "save_every": 1, "log_rollouts_every": 0})
     assert killed(run, tmp_path, 2, [0.4, 0.75]) == ["same"] * 2
+
+
+@pytest.mark.parametrize("method", ["grpo", "sft"])
+def test_two_processes_that_a_scheduler_stops_lose_no_step(model_folder, rewards, tmp_path, method):
+    run = make(model_folder, rewards, method, run={"steps": 8, "save_every": 100, "log_rollouts_every": 0})
+    assert killed(run, tmp_path, 2, [0.6], "SIGTERM") == ["same"]
 
 
 @pytest.mark.slow

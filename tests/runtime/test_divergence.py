@@ -1,4 +1,4 @@
-"""Numbers that are not finite: updates are skipped and counted, and a run whose model is lost says where and what to do."""
+"""Numbers that are not finite: updates are skipped and counted; a run whose model is lost says where and what to do."""
 
 import re
 import shutil

@@ -89,8 +89,8 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Ca
             try:
                 run(*args, **kwargs)
             except UserError as error:
-                _let_the_first_speak()
-                typer.echo(traceback.format_exc() if _STATE["debug"] else f"error: {error}", err=True)
+                if _speaks(error):
+                    typer.echo(traceback.format_exc() if _STATE["debug"] else f"error: {error}", err=True)
                 raise typer.Exit(2) from None
             except (KeyboardInterrupt, Stopped) as stop:
                 again = f" To continue from the last checkpoint: {shlex.join(['vlm-r1', *sys.argv[1:]])}"
@@ -103,12 +103,14 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Ca
     return register
 
 
-def _let_the_first_speak() -> None:
+def _speaks(error: UserError) -> bool:
     """Of several processes with the same error one message is enough: the others are ended while they wait."""
     rank = int(os.environ.get("RANK", "0"))
     if rank:
         time.sleep(FIRST_SPEAKS_S)
+    if rank and not error.together:
         typer.echo(f"rank {rank}: ", nl=False, err=True)
+    return not (rank and error.together)
 
 
 def launched(arguments: list[str], processes: int, restarts: int) -> bool:

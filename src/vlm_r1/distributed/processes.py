@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from vlm_r1.errors import ConfigError, Stopped
+from vlm_r1.errors import ConfigError, Stopped, UserError
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -102,6 +102,8 @@ class World:
         """Raise on every process what one of them met (the lowest rank has it), so that none waits in a collective."""
         for found in self.gather(failure):
             if found is not None:
+                if isinstance(found, UserError):
+                    found.together = True
                 raise found
 
     def barrier(self) -> None:
