@@ -56,7 +56,7 @@ def newest_state(run_dir: Path, world: World, *, skip_damaged: bool = False) -> 
 
 
 def read_state(checkpoint: Path, world: World = ALONE) -> dict[str, Any]:
-    """The state of a checkpoint. Every process calls it: each checks its share of the files.
+    """What a loop kept in a checkpoint. Every process calls it: each checks its share of the files.
 
     Raises `CheckpointError` on all where a file is missing, or not what was written.
     """
@@ -80,9 +80,10 @@ def _verified(checkpoint: Path, world: World) -> dict[str, Any]:
     try:
         state = dict(json.loads(file.read_text(encoding="utf-8")))
         files = dict(state["files"])
-        of_before = all(isinstance(about, int) for about in files.values())  # sizes alone
+        of_before = all(isinstance(written, int) for written in files.values())  # sizes alone
         if not of_before and state.pop("checksum") != checksum_of(state):
             raise CheckpointError(f"{file}: is not what was written (its checksum differs)")
+        del state["files"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read ({str(error) or type(error).__name__})") from None
     for name in sorted(files)[world.rank :: world.size]:

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_r1.errors import CheckpointError, writing_remedy
-from vlm_r1.files import make_folder, remove, replacing, sweep
+from vlm_r1.files import make_folder, remove, replacing, sweep, sync
 from vlm_r1.records import LabelledBox
 
 _WRITTEN = [("think", pa.string()), ("answer", pa.string()), ("failure", pa.string())]
@@ -120,6 +120,11 @@ class RunLog:
                 if self._metrics_path.is_file():
                     os.truncate(self._metrics_path, size)
                 raise
+
+    def sync(self) -> None:
+        """Have the lines so far outlive a power cut, as the checkpoint of their last step does."""
+        if self._metrics_path.is_file():
+            sync(self._metrics_path)
 
     def rollouts(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Write the answers of one step (`ROLLOUT_COLUMNS`; `step` is filled in). Raises `CheckpointError`."""

@@ -86,6 +86,8 @@ class Session:
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Start to write the checkpoint of `step`; every process calls it."""
         self.world.beat("saving a checkpoint")
+        if self.world.is_main:
+            self.log.sync()
         self.writer.save(step, self.policy, self.optimizer, state)
 
     def load(self, step: int) -> None:
