@@ -50,16 +50,15 @@ class Lock:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(handle)
             if error.errno in (errno.EACCES, errno.EAGAIN) or is_alive(self.run_dir):
+                os.close(handle)
                 raise CheckpointError(self._taken()) from None
             print(
                 f"warning: {self.run_dir}: its file system has no locks ({error.strerror}); a second process on "
                 "another machine would not be noticed",
                 file=sys.stderr,
             )
-        else:
-            self._handle = handle
+        self._handle = handle
 
     def _taken(self) -> str:
         signed = read_json(self.run_dir / FILE, "remove it")
