@@ -101,11 +101,12 @@ class RowError(DataError):
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """A value as it appears in a message: JSON-like and cut at `limit` characters."""
+    """A value as it appears in a message: JSON-like, cut at `limit` characters, what cannot be printed as an escape."""
     try:
         text = value if isinstance(value, str) else repr(value)
-    except RecursionError:
-        text = "a deeply nested value"
+    except (RecursionError, ValueError):  # the latter: an integer of thousands of digits
+        text = "a deeply nested value or a huge number"
     text = " ".join(text.split())
     text = text if len(text) <= limit else text[: limit - 3] + "..."
+    text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
     return f'"{text}"' if isinstance(value, str) else text

@@ -10,7 +10,7 @@ from PIL import Image
 from vlm_r1.data.check import check_file, inspect_file
 from vlm_r1.data.faults import FAULT_KINDS
 from vlm_r1.errors import DataError
-from vlm_r1.records import MAX_PIXELS
+from vlm_r1.image_file import MAX_PIXELS
 
 GOOD = {"image": "a.png", "problem": "the cat", "solution": [1, 2, 30, 40]}
 

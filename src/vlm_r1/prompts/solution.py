@@ -108,6 +108,7 @@ def _stated(solution: Any) -> tuple[str | None, Any]:
         return text, None
     try:
         value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a character (a lone surrogate) is in no text
     except (ValueError, RecursionError):
         return text, text
     if isinstance(value, str):
