@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from vlm_r1.config import Recipe
 from vlm_r1.config_keys import unknown_key
 from vlm_r1.config_section import Section
-from vlm_r1.errors import ConfigError, shown
+from vlm_r1.errors import ConfigError, half_character, shown
 
 S = TypeVar("S", bound=Section)
 
@@ -151,8 +151,8 @@ def _walk(node: yaml.Node, keys: Keys, name: str, places: dict[Keys, str], above
         raise ConfigError(f"{here}: more than {MAX_VALUES} values, aliases (*) followed; write fewer")
     if node.tag not in _TAGS:
         raise ConfigError(f"{here}: the tag {node.tag} is not one of a recipe; leave it out")
-    if isinstance(node, yaml.ScalarNode) and any("\ud800" <= sign <= "\udfff" for sign in node.value):
-        raise ConfigError(f"{here}: half a character (a lone surrogate); write the whole one")
+    if isinstance(node, yaml.ScalarNode) and (half := half_character(node.value)):
+        raise ConfigError(f"{here}: {half}; write the whole character, or leave it out")
     above = (*above, node)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):

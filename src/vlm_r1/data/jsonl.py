@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vlm_r1.data.parquet import iter_parquet
-from vlm_r1.errors import DataError, Fault, shown
+from vlm_r1.errors import DataError, Fault, half_character, shown
 
 ENDINGS = (".jsonl", ".json", ".parquet")
 """File endings that can be read."""
 
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 """An escape that stands for a whole character only beside another one."""
 
 
@@ -57,13 +57,10 @@ def _jsonl_rows(data: bytes) -> Iterator[tuple[int, Any]]:
 def _parse(line: bytes) -> Any:
     try:
         value = json.loads(line.decode("utf-8"))
-        if _HALF.search(line):  # UTF-8 holds none: neither a tokenizer nor a table of answers takes it
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        half = half_character(value) if _ESCAPE.search(line) else None
+        if half is not None:
+            return Fault(kind="encoding", what=half, remedy="Write the whole character, or leave it out")
         return value
-    except UnicodeEncodeError as error:
-        near = error.object[max(0, error.start - 20) : error.end + 20]
-        what = f"half a character (a lone surrogate, {shown(error.object[error.start])}) in {shown(near)}"
-        return Fault(kind="encoding", what=what, remedy="Write the whole character, or leave it out")
     except UnicodeDecodeError as error:
         what = f"byte {error.start + 1} of the line is not UTF-8"
         return Fault(kind="encoding", what=what, remedy="Save the file as UTF-8")

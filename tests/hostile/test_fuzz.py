@@ -1,0 +1,46 @@
+"""Contents of each kind's strategy, and the corpus, through every door of the kind (see the package's docstring)."""
+
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from hostile import CORPUS, KINDS, kind, told
+
+DOORS = [(name, door) for name in KINDS if hasattr(kind(name), "CONTENTS") for door in kind(name).DOORS]
+SLOWEST_S = 5.0
+"""Seconds that one small input may take, on a busy machine."""
+
+
+def fuzz(name: str, door: str, folder, examples: int, *, repeatable: bool) -> None:
+    module = kind(name)
+
+    @settings(max_examples=examples, deadline=None, derandomize=repeatable, suppress_health_check=list(HealthCheck))
+    @given(content=module.CONTENTS)
+    def run(content) -> None:
+        start = time.monotonic()
+        told(module.DOORS[door], content, folder)
+        assert time.monotonic() - start < SLOWEST_S
+
+    run()
+
+
+@pytest.mark.parametrize(("name", "door"), DOORS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_few_damaged_inputs(name, door, tmp_path):
+    fuzz(name, door, tmp_path, 25, repeatable=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "door"), DOORS)
+@pytest.mark.filterwarnings("ignore")
+def test_many_damaged_inputs(name, door, tmp_path):
+    fuzz(name, door, tmp_path, 5_000, repeatable=False)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_fuzzing_once_found(name, tmp_path):
+    for file in sorted((CORPUS / name).glob("*")):
+        for door in kind(name).DOORS.values():
+            told(door, file.read_bytes(), tmp_path)
