@@ -5,19 +5,21 @@ A kind of input is a module of this folder, named in `KINDS`:
 - `CASES`: a list of `Case`, each one hostile input and the message that it must meet.
 - `DOORS`: name -> `door(content, folder)`, one way by which this kind of input comes in: a reader, a command, a page.
   A door returns, or raises the `UserError` that its user would see. `folder` is the door's own.
-- `OTHERWISE`: door -> what that door says of a case that others refuse, where it has its own words (None: it takes it).
-- `CONTENTS`: a hypothesis strategy of such inputs, mostly damaged copies of good ones.
+- `OTHERWISE`: door -> what that door says of a case that others refuse, where it has its own words (None: it takes
+  it; `...`: it may take it or not).
+- `CONTENTS`: a hypothesis strategy of such inputs, mostly damaged copies of good ones, and `EXAMPLES`, how many of
+  them are tried in the ordinary tests; the slow ones try `MANY` times as many.
 
 `test_matrix.py` sends every case through every door, and `test_fuzz.py` sends contents of the strategy, and the files
 of `corpus/KIND/`, through every door: `pytest tests/hostile` in short, with `-m slow` many thousands. So a new reader
 or page is one entry of `DOORS`, a new attack one `Case`, a new kind one module and its name in `KINDS`. What the
-fuzzing finds is fixed, and the input kept in `corpus/KIND/`.
+fuzzing finds is fixed, and the input kept in `corpus/KIND/` (or as a `Case`, where it is not the bytes of one file).
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +29,8 @@ from hypothesis import strategies as st
 
 from vlm_r1.errors import UserError
 
-KINDS = ("images", "rows", "recipes")
+KINDS = ("images", "rows", "recipes", "models")
+MANY = 200
 CORPUS = Path(__file__).parent / "corpus"
 
 Door = Callable[[Any, Path], object]
@@ -59,10 +62,10 @@ def told(door: Door, content: Any, folder: Path) -> str | None:
     return None
 
 
-def damaged(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
+def damaged(seeds: list[bytes], how: Sequence[str] = ("set", "cut", "repeat", "end")) -> st.SearchStrategy[bytes]:
     """Copies of `seeds` with a few bytes changed, a part cut out or repeated, or an end cut off."""
     places = st.integers(0, 1 << 16)
-    change = st.tuples(st.sampled_from(("set", "cut", "repeat", "end")), places, st.integers(0, 255), places)
+    change = st.tuples(st.sampled_from(how), places, st.integers(0, 255), places)
     return st.builds(_damage, st.sampled_from(seeds), st.lists(change, min_size=1, max_size=4))
 
 

@@ -182,3 +182,4 @@ CONTENTS = damaged(
         *UNREAD.values(),
     ]
 )
+EXAMPLES = 25

@@ -106,3 +106,4 @@ run: {dir: runs/x, steps: 20, seed: 0}
 optim: {lr: 1e-6, name: !!str adamw}
 """
 CONTENTS = damaged([EXAMPLE, *(case.content for case in CASES if len(case.content) < 300)])
+EXAMPLES = 25

@@ -95,3 +95,4 @@ SEEDS = [
     {"problem": "A. x B. y", "solution": "B", "think": HALF, "task": "choice", "completion": "B", "tokens": 3},
 ]
 CONTENTS = damaged([json.dumps(row).encode() + b"\n" for row in SEEDS])
+EXAMPLES = 25

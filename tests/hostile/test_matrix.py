@@ -17,6 +17,6 @@ def test_a_hostile_input_is_one_message(module, case, tmp_path):
         (tmp_path / name).mkdir()
         message, says = told(door, case.content, tmp_path / name), case.says
         says = says if says is None else module.OTHERWISE.get(name, says)
-        if (message is None) != (says is None) or not re.search(says or "", message or ""):
+        if says is not ... and ((message is None) != (says is None) or not re.search(says or "", message or "")):
             wrong[name] = message or "took it"
     assert not wrong

@@ -254,7 +254,12 @@ class Family:
             self._images.move_to_end(key)
             return self._images[key]
         opened = [image.open() for image in images]
-        found = self.processor.image_processor(images=[opened], return_tensors="pt", **self._image_kwargs)
+        try:
+            found = self.processor.image_processor(images=[opened], return_tensors="pt", **self._image_kwargs)
+        except (ValueError, ArithmeticError) as error:
+            sizes = ", ".join(f"{image.width}x{image.height}" for image in opened)
+            reason = shown(f"image of {sizes} pixels: the model's image processor refuses it ({error})", 240)[1:-1]
+            raise DataError(f"{reason}; crop it or drop the row") from None
         texts = [self.processor.replace_image_token(found, i) for i in range(len(images))]
         content = "".join(image.key for image in images) + self._settings_key
         vision = VisionInput(
