@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_r1.boxes import Box, BoxMap
+from vlm_r1.errors import shown
 from vlm_r1.image_file import decode, read_size, readable
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class SampleImage:
         source = self._source()
         if isinstance(source, bytes):
             return source
-        with readable(str(source)):
+        with readable(shown(str(source), 200)):
             return source.read_bytes()
 
     def _source(self) -> Path | bytes:

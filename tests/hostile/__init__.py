@@ -19,6 +19,7 @@ fuzzing finds is fixed, and the input kept in `corpus/KIND/` (or as a `Case`, wh
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from vlm_r1.errors import UserError
 
 KINDS = ("images", "rows", "recipes", "models")
 MANY = 200
+SLOWEST_S = 10.0
+"""Seconds that one answer may take, on a busy machine."""
 CORPUS = Path(__file__).parent / "corpus"
 
 Door = Callable[[Any, Path], object]
@@ -51,15 +54,19 @@ def kind(name: str) -> ModuleType:
 
 
 def told(door: Door, content: Any, folder: Path) -> str | None:
-    """The message that a door answers with, None where it takes the content. Any other exception is a fault."""
+    """The message that a door answers with, None where it takes the content.
+
+    Any other exception is a fault, and so are a message that cannot be printed and an answer after `SLOWEST_S`.
+    """
+    start, message = time.monotonic(), None
     try:
         door(content, folder)
     except UserError as error:
         message = str(error)
-        message.encode("utf-8")  # it can be printed
+        message.encode("utf-8")
         assert message.strip()
-        return message
-    return None
+    assert time.monotonic() - start < SLOWEST_S
+    return message
 
 
 def damaged(seeds: list[bytes], how: Sequence[str] = ("set", "cut", "repeat", "end")) -> st.SearchStrategy[bytes]:

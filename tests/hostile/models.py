@@ -185,7 +185,7 @@ CASES = [
     ),
     Case("an adapter as a pickle", adapter({PICKLE: pickled({"a": torch.zeros(1)})}), "are not read"),
     Case("an adapter as a pickle with code", adapter({PICKLE: pickled({"a": Attack()})}), "are not read"),
-    Case("an adapter without weights", adapter({}), "has no adapter_model.safetensors"),
+    Case("an adapter without weights", adapter({}), LOADS + ": it has no adapter_model.safetensors"),
     Case("an adapter of other weights", adapter({WEIGHTS: save({"x": torch.zeros(1)})}), "are not those that its"),
     Case("an adapter of a kind that does not exist", adapter({WEIGHTS: save({})}, peft_type="NO"), LOADS),
     Case("an adapter of odd layers", adapter({WEIGHTS: save({})}, target_modules=[3]), LOADS),

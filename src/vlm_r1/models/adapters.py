@@ -77,8 +77,8 @@ def refuse_pickle(path: str) -> None:
     """Raise `ModelError` for the folder or hub id of an adapter whose weights are not in safetensors."""
     if cached_file(path, WEIGHTS, _raise_exceptions_for_missing_entries=False) is None:
         raise ModelError(
-            f'model.path: the adapter "{path}" has no {WEIGHTS}; weights in adapter_model.bin can run '
-            "code and are not read: load them where you trust them, and save them again with peft"
+            f'model.path: the adapter "{path}" cannot be loaded: it has no {WEIGHTS} (weights in adapter_model.bin can '
+            "run code and are not read); save it again with peft where you trust it"
         )
 
 
