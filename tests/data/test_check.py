@@ -22,6 +22,7 @@ def llava(*turns):
 PLANTED = [
     ("json", '{"problem": "x", "solution": 4,, }'),
     ("encoding", b'{"problem": "caf\xe9", "solution": 4}'),
+    ("encoding", '{"image": "a.png", "problem": "half of \\ud83d", "solution": 4}'),
     ("not_object", "[1, 2]"),
     ("question", {"image": "a.png", "solution": 4}),
     ("question", {"image": "a.png", "problem": 7, "solution": 4}),
