@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from vlm_r1.errors import UserError
 
-KINDS = ("answers", "images", "models", "recipes", "rows")
+KINDS = ("annotations", "answers", "images", "models", "recipes", "rows")
 MANY = 200
 SLOWEST_S = 10.0
 """Seconds that one answer may take, on a busy machine."""

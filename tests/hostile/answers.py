@@ -87,7 +87,5 @@ PIECES = [
     *("4", "-4", "1e999", "NaN", "\\frac{1}{2}", "\\boxed{", "\\sqrt{", "(", ")", "$", "yes", "no", "B)", "because"),
     *("<answer>", "</answer>", "<think>", "</think>", "%", "é", "٣", "½", "\0", "\n", " ", "'", '"', "<loc0012>" * 4),
 ]
-CONTENTS = st.one_of(
-    st.text(st.characters(), max_size=60), st.lists(st.sampled_from(PIECES), max_size=25).map("".join).map(inside)
-)
+CONTENTS = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=25).map("".join).map(inside))
 EXAMPLES = 50
