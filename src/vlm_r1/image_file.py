@@ -83,7 +83,7 @@ def _opened(source: Path | bytes, name: str | None) -> Iterator[Image.Image]:
     file = source if isinstance(source, Path) else io.BytesIO(source)
     with readable(name), Image.open(file, formats=FORMATS) as opened:
         if opened.width * opened.height > MAX_PIXELS:
-            raise _too_large(name)
+            raise _too_large(f"{name} of {opened.width}x{opened.height}")
         yield opened
 
 
