@@ -108,12 +108,17 @@ def _type(annotation: Any) -> str:
 def _limits(field: FieldInfo) -> str:
     words = {"gt": "above {}", "ge": "at least {}", "lt": "below {}", "le": "at most {}"}
     found = [
-        text.format(f"2**{value.bit_length() - 1}" if isinstance(value, int) and value > 1 << 20 else value)
+        text.format(_number(value))
         for mark, text in words.items()
         for value in (getattr(part, mark, None) for part in field.metadata)
         if value is not None
     ]
     return f", {' and '.join(found)}" if found else ""
+
+
+def _number(value: float) -> str:
+    power = value.bit_length() - 1 if isinstance(value, int) else 0
+    return f"2**{power}" if power > 15 and value == 1 << power else f"{value:g}"
 
 
 def _default(field: FieldInfo) -> str:

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from pages import DOCS, PAGES, ROOT, blocks, first_column, names, options, plain, table, text
+from pages import DOCS, PAGES, ROOT, blocks, first_column, names, options, plain, table, tables, text
 from PIL import Image
 from support import recipe, save_tiny
 
@@ -174,3 +174,11 @@ def test_a_run_writes_the_files_metrics_and_measures_of_the_pages(run_folder):
     assert unknown(line, first_column("run-folder.md", "metric")) == []
     measures = [*first_column("evaluation.md", "metric"), "METRIC/low", "METRIC/high"]
     assert unknown(json.loads((run_folder / "eval.json").read_text())["before"]["held"], measures) == []
+
+
+def test_every_promise_names_tests_that_exist():
+    promises = [row for rows in tables("reliability.md") for row in rows[1:]]
+    assert len(promises) > 10
+    for _, promise, tests in promises:
+        assert promise and names(tests)
+        assert [name for name in names(tests) if not (ROOT / name).is_file()] == []

@@ -202,7 +202,7 @@ class RewardConfig(Section):
     shadow: list[str] = Field(default_factory=list, description="rewards that are measured and not trained on")
     on_error: Literal["raise", "zero"] = Field("raise", description="what an exception inside a reward does")
     truncated: Literal["score", "zero", "skip"] = Field("score", description="an answer cut at the token limit")
-    timeout_s: float = Field(30.0, gt=0, description="seconds that one call of one reward may take")
+    timeout_s: float = Field(30.0, gt=0, le=1e8, description="seconds that one call of one reward may take")
     options: dict[str, dict[str, Any]] = Field(default_factory=dict, description="reward name -> its keyword arguments")
 
 
@@ -212,8 +212,8 @@ class RLConfig(Section):
     algorithm: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] = Field(
         "grpo", description="a row of `rl.algorithms.ALGORITHMS`"
     )
-    group_size: int = Field(8, gt=1, description="answers per prompt (G)")
-    prompts_per_step: int = Field(16, gt=0, description="prompts in a step (P)")
+    group_size: int = Field(8, gt=1, le=1 << 16, description="answers per prompt (G)")
+    prompts_per_step: int = Field(16, gt=0, le=1 << 20, description="prompts in a step (P)")
     iterations: int = Field(1, gt=0, description="optimiser steps on each batch of rollouts (mu)")
     beta: float = Field(0.0, ge=0, description="weight of the KL divergence from the reference model")
     clip_low: float | None = Field(

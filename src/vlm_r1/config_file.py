@@ -1,7 +1,7 @@
 """YAML and dotted overrides become a `Recipe`; what is wrong is named with its file and line.
 
 The YAML read here is 1.2's core schema: `no` and `on` are words, `1e-6` is a number, `12:30` is a text. A key that is
-given twice is an error.
+given twice is an error, and so are the tags of YAML's other types. It is the only reader of YAML in the package.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from vlm_r1.config import Recipe
 from vlm_r1.config_keys import unknown_key
 from vlm_r1.config_section import Section
-from vlm_r1.errors import ConfigError
+from vlm_r1.errors import ConfigError, half_character, shown
 
 S = TypeVar("S", bound=Section)
 
@@ -25,6 +25,11 @@ Keys = tuple[str | int, ...]
 """The way to a setting: `("data", "train", 0, "scenes")`."""
 
 COMMAND_LINE = "command line"
+
+MAX_VALUES = 20_000
+"""Values in a file, those behind an alias counted wherever it stands: a few hundred bytes can be billions of them."""
+MAX_CHARS = 500_000
+"""Characters in a file."""
 
 EITHER: dict[Keys, str] = {("run", "steps"): "epochs", ("run", "epochs"): "steps"}
 """Settings of which a recipe has one: on the command line one takes the place of the other."""
@@ -42,6 +47,7 @@ _SCALARS = (
     ("int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), "-+0123456789"),
     ("float", _FLOAT, "-+.0123456789"),
 )
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("bool", "null", "int", "float", "str", "seq", "map")}
 
 
 class _Loader(yaml.SafeLoader):
@@ -93,7 +99,7 @@ def resolved_yaml(recipe: Recipe) -> str:
 
 def parse_value(text: str) -> Any:
     """A value given on the command line, read as YAML. Raises `ConfigError`."""
-    return _parse(text, COMMAND_LINE)
+    return parse_yaml(text, COMMAND_LINE)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
@@ -104,7 +110,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); a recipe is a YAML file in UTF-8") from None
     places: dict[Keys, str] = {}
-    values = _parse(text, str(path), places)
+    values = parse_yaml(text, str(path), places)
     if values is None:
         raise ConfigError(f"{path}: is empty; a recipe names at least data.train (vlm-r1 init writes one that does)")
     if not isinstance(values, dict):
@@ -112,8 +118,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
     return values, places
 
 
-def _parse(text: str, name: str, places: dict[Keys, str] | None = None) -> Any:
-    """YAML text to plain values; notes the place of every key in `places`. `name` is what errors call the text."""
+def parse_yaml(text: str, name: str, places: dict[Keys, str] | None = None) -> Any:
+    """YAML text to plain values; notes the place of every key in `places`. `name` is what errors call the text.
+
+    Raises `ConfigError` for what is not YAML, is larger than a recipe can be, or holds half a character.
+    """
+    if len(text) > MAX_CHARS:
+        raise ConfigError(f"{name}: has {len(text)} characters, more than {MAX_CHARS}; write fewer")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -124,16 +135,24 @@ def _parse(text: str, name: str, places: dict[Keys, str] | None = None) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark and places is not None else ""
         raise ConfigError(f"{name}{line}: is not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ConfigError(f"{name}: is not valid YAML: too deeply nested") from None
+    except (yaml.YAMLError, ValueError, LookupError) as error:  # the last two: a text under a number's tag
         raise ConfigError(f"{name}: is not valid YAML: {error}") from None
 
 
 def _walk(node: yaml.Node, keys: Keys, name: str, places: dict[Keys, str], above: tuple[yaml.Node, ...]) -> None:
-    """Record where each key stands; refuse keys given twice and anchors that contain themselves."""
+    """Record where each key stands; refuse keys given twice, anchors that contain themselves, and too many values."""
     here = f"{name}:{node.start_mark.line + 1}"
     if any(node is outer for outer in above):
         raise ConfigError(f"{here}: an alias (*) stands inside its own anchor (&)")
     places.setdefault(keys, here)
+    if len(places) > MAX_VALUES:
+        raise ConfigError(f"{here}: more than {MAX_VALUES} values, aliases (*) followed; write fewer")
+    if node.tag not in _TAGS:
+        raise ConfigError(f"{here}: the tag {node.tag} is not one of a recipe; leave it out")
+    if isinstance(node, yaml.ScalarNode) and (half := half_character(node.value)):
+        raise ConfigError(f"{here}: {half}; write the whole character, or leave it out")
     above = (*above, node)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -144,8 +163,6 @@ def _walk(node: yaml.Node, keys: Keys, name: str, places: dict[Keys, str], above
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(f"{name}:{line}: a key must be a name, got a list or a mapping")
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
             if key.value in seen:
                 first = seen[key.value]
                 raise ConfigError(f'{name}:{line}: key "{key.value}" is given twice (first in line {first}); keep one')
@@ -232,4 +249,4 @@ def _say(value: Any) -> str:
         return f"a mapping ({', '.join(map(str, list(value)[:4]))}{', ...' if len(value) > 4 else ''})"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    return f"{value} ({'a whole number' if isinstance(value, int) else 'a number'})"
+    return f"{shown(value, 60)} ({'a whole number' if isinstance(value, int) else 'a number'})"

@@ -16,7 +16,7 @@ class RolloutConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this mass; 1 keeps every token")
     top_k: int = Field(0, ge=0, description="0 keeps every token")
     min_p: float = Field(0.0, ge=0, le=1, description="keep tokens with at least this share of the likeliest one's")
-    max_new_tokens: int = Field(512, gt=0, description="tokens after which an answer is cut")
+    max_new_tokens: int = Field(512, gt=0, le=1 << 20, description="tokens after which an answer is cut")
     stop_at_answer: bool = Field(
         True,
         description="end a completion at </answer> too, so that the end-of-turn token behind it is neither sampled nor "
@@ -50,9 +50,11 @@ class RolloutConfig(Section):
         description="folder through which weights go to servers; all machines must see it. Default: this machine's "
         "memory",
     )
-    request_timeout_s: float = Field(600.0, gt=0, description="seconds for the answers to one prompt, then asked again")
+    request_timeout_s: float = Field(
+        600.0, gt=0, le=1e8, description="seconds for the answers to one prompt, then asked again"
+    )
     server_timeout_s: float = Field(
-        900.0, gt=0, description="seconds without any server after which the run saves and stops"
+        900.0, gt=0, le=1e8, description="seconds without any server after which the run saves and stops"
     )
     max_mismatch: float = Field(
         0.05,

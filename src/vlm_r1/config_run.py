@@ -13,7 +13,7 @@ class EvalConfig(Section):
     """Greedy evaluation on the held-out splits."""
 
     batch_size: int = Field(32, gt=0, description="questions decoded at once")
-    max_new_tokens: int = Field(512, gt=0, description="tokens after which an answer is cut")
+    max_new_tokens: int = Field(512, gt=0, le=1 << 20, description="tokens after which an answer is cut")
     every: int = Field(0, ge=0, description="evaluate every so many steps; 0: before and after only")
     keep_best: str | None = Field(
         None,
@@ -48,11 +48,12 @@ class RunConfig(Section):
     old_names: ClassVar[dict[str, str]] = {"track_pictures_every": "track_images_every"}
 
     dir: str = Field("runs/run", description="run folder; if it holds checkpoints, the run continues")
-    seed: int = Field(0, description="of scratch weights, data order, sampled answers and intervals")
+    seed: int = Field(0, ge=0, lt=1 << 32, description="of scratch weights, data order, sampled answers and intervals")
     steps: int = Field(100, gt=0, description="steps in all, those before a restart included")
     epochs: float | None = Field(
         None,
         gt=0,
+        le=1_000_000,
         description="in the place of steps: as many as it takes to draw so many times the number of training rows "
         "(sft: of their images)",
     )
@@ -69,7 +70,7 @@ class RunConfig(Section):
         "of one: gradients alone then travel between machines",
     )
     hang_timeout_s: float = Field(
-        100.0, gt=0, description="seconds without any sign of work by one of several processes that end the run"
+        100.0, gt=0, le=1e8, description="seconds without any sign of work by one of several processes that end the run"
     )
     log_rollouts_every: int = Field(1, ge=0, description="steps between rollout tables; 0: none")
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -113,11 +114,28 @@ class RowError(DataError):
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """A value as it appears in a message: JSON-like and cut at `limit` characters."""
+    """A value as it appears in a message: JSON-like, cut at `limit` characters, what cannot be printed as an escape."""
     try:
         text = value if isinstance(value, str) else repr(value)
-    except RecursionError:
-        text = "a deeply nested value"
+    except (RecursionError, ValueError):  # the latter: an integer of thousands of digits
+        text = "a deeply nested value or a huge number"
     text = " ".join(text.split())
     text = text if len(text) <= limit else text[: limit - 3] + "..."
+    text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
     return f'"{text}"' if isinstance(value, str) else text
+
+
+def half_character(value: object) -> str | None:
+    """Where a text, or plain values with texts, holds half a character (a lone surrogate): words for a message.
+
+    JSON and YAML can write one as an escape; UTF-8, tokenizers and tables of answers take none.
+
+    >>> half_character({"problem": "\\ud83d"})
+    'half a character (a lone surrogate) in "{"problem": "\\\\ud83d"}"'
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        near = error.object[max(0, error.start - 20) : error.end + 20]
+        return f"half a character (a lone surrogate) in {shown(near)}"
+    return None

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_r1.boxes import Box, BoxMap
-from vlm_r1.errors import DataError
+from vlm_r1.errors import shown
+from vlm_r1.image_file import decode, read_size, readable
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-MAX_PIXELS = 100_000_000
-"""An image with more pixels than this is refused before it is decoded (a decompression bomb)."""
+IN_MEMORY = "in memory"
+"""What errors call an image that is no file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,56 +37,40 @@ class SampleImage:
     image: Image.Image | None = None
 
     def open(self) -> Image.Image:
-        """Decode to RGB. Raises `DataError` for a missing, truncated, unreadable or too large image."""
-        from PIL import Image, ImageOps, UnidentifiedImageError
-
-        if self.image is not None:
+        """Decode to RGB. Raises `DataError` for a missing, damaged or too large image (`image_file.decode`)."""
+        if self.image is None:
+            return decode(self._source())
+        with readable(IN_MEMORY):
             return self.image.convert("RGB")
-        name = str(self.path) if self.path is not None else "image bytes"
-        try:
-            with Image.open(self._file()) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise DataError(f"{name}: {opened.width}x{opened.height} is over the limit of {MAX_PIXELS} pixels")
-                return ImageOps.exif_transpose(opened).convert("RGB")
-        except FileNotFoundError:
-            raise DataError(f'image "{name}" does not exist') from None
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f'image "{name}" cannot be read ({error}); replace the file or drop the row') from None
-
-    def _file(self) -> Any:
-        return self.path if self.data is None else io.BytesIO(self.data)
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) as shown, read from a file's header. Raises `DataError` as `open` does."""
-        from PIL import Image
-
-        if self.image is not None:
-            return self.image.size
-        try:
-            with Image.open(self._file()) as opened:
-                return shown_size(opened)
-        except (OSError, SyntaxError, Image.DecompressionBombError):
-            return self.open().size
+        return self.image.size if self.image is not None else read_size(self._source())
 
     @property
     def key(self) -> str:
-        """A hash of the content: equal images have equal keys, wherever they are stored."""
+        """A hash of the content: equal images have equal keys, wherever they are stored. Raises `DataError`."""
+        if self.image is None:
+            return hashlib.sha256(self.read()).hexdigest()[:32]
+        with readable(IN_MEMORY):
+            content = f"{self.image.mode}{self.image.size}".encode() + self.image.tobytes()
+        return hashlib.sha256(content).hexdigest()[:32]
+
+    def read(self) -> bytes:
+        """The file's bytes as they are stored; PNG of an image that was made in memory. Raises `DataError`."""
         if self.image is not None:
-            head = f"{self.image.mode}{self.image.size}".encode()
-            return hashlib.sha256(head + self.image.tobytes()).hexdigest()[:32]
-        data = self.data if self.data is not None else Path(self.path).read_bytes()  # type: ignore[arg-type]
-        return hashlib.sha256(data).hexdigest()[:32]
+            sink = io.BytesIO()
+            self.open().save(sink, "PNG")
+            return sink.getvalue()
+        source = self._source()
+        if isinstance(source, bytes):
+            return source
+        with readable(shown(str(source), 200)):
+            return source.read_bytes()
 
-
-def shown_size(opened: Image.Image) -> tuple[int, int]:
-    """(width, height) of a file that Pillow has opened and not decoded, as it will be shown: orientations 5 to 8 lie on
-    their side."""
-    from PIL import Image
-
-    # A PNG's own `getexif` decodes the whole file where the header has none, to look behind the pixels.
-    turned = Image.Image.getexif(opened).get(0x0112, 1) >= 5
-    return opened.size[::-1] if turned else opened.size
+    def _source(self) -> Path | bytes:
+        return self.data if self.data is not None else Path(self.path)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

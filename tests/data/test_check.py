@@ -10,7 +10,7 @@ from PIL import Image
 from vlm_r1.data.check import check_file, inspect_file
 from vlm_r1.data.faults import FAULT_KINDS
 from vlm_r1.errors import DataError
-from vlm_r1.records import MAX_PIXELS
+from vlm_r1.image_file import MAX_PIXELS
 
 GOOD = {"image": "a.png", "problem": "the cat", "solution": [1, 2, 30, 40]}
 
@@ -22,6 +22,7 @@ def llava(*turns):
 PLANTED = [
     ("json", '{"problem": "x", "solution": 4,, }'),
     ("encoding", b'{"problem": "caf\xe9", "solution": 4}'),
+    ("encoding", '{"image": "a.png", "problem": "half of \\ud83d", "solution": 4}'),
     ("not_object", "[1, 2]"),
     ("question", {"image": "a.png", "solution": 4}),
     ("question", {"image": "a.png", "problem": 7, "solution": 4}),

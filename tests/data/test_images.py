@@ -81,5 +81,5 @@ def test_size_comes_from_the_header_and_follows_the_orientation(tmp_path, monkey
 
 
 def test_bytes_that_are_no_image(finder):
-    with pytest.raises(RowError, match="cannot be opened"):
+    with pytest.raises(RowError, match="image bytes cannot be read"):
         finder.size(SampleImage(data=b"not an image"))

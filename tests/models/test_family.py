@@ -154,6 +154,16 @@ def test_a_image_that_cannot_be_read_is_named_with_its_sample(tmp_path):
             tiny().family.encode(sample("q", SampleImage(path=tmp_path / name), id="s4"))
 
 
+def test_an_image_that_the_model_does_not_take_is_named_with_its_sample():
+    with pytest.raises(DataError, match=r"sample s4: image of 2000x5 pixels: the model's image processor refuses it"):
+        tiny().family.encode(sample("q", noise_image(2000, 5), id="s4"))
+
+
+def test_half_a_character_is_named_with_its_sample():
+    with pytest.raises(DataError, match=r"sample s4: half a character \(a lone surrogate\) in .*ud83d"):
+        tiny().family.encode(sample("the \ud83d", id="s4"))
+
+
 def test_a_image_is_processed_once_while_it_is_cached(monkeypatch, tmp_path):
     monkeypatch.setattr(family_module, "CACHED_IMAGES", 2)
     family = another(tiny())

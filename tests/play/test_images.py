@@ -79,7 +79,7 @@ def test_an_upload_must_lie_in_the_private_folder(images, root):
 def test_a_broken_and_a_huge_image_are_told_by_their_own_name(images, huge_png):
     path = images.folder / "x.png"
     path.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r'image "cat\.png" cannot be used') as error:
+    with pytest.raises(DataError, match=r'image "cat\.png" cannot be read') as error:
         images.uploaded({"path": str(path), "orig_name": "cat.png"})
     assert str(images.folder) not in str(error.value)
     for side in (10_001, 14_000):  # over the package's limit, and over twice Pillow's own

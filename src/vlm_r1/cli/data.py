@@ -32,7 +32,7 @@ def data_show(
     out: Annotated[Path, typer.Option(help="The page (.html) or sheet (.png) to write.")] = Path("samples.html"),
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Rows to draw.")] = 20,
     image_root: ImageRoot = None,
-    seed: Annotated[int, typer.Option(help="Another seed draws other rows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other rows.")] = 0,
 ) -> None:
     """Draw some rows of a data file with their questions and true boxes; rows with faults are left out."""
     from vlm_r1.data.show import show_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vlm_r1.data.images import ImageFinder
@@ -122,16 +122,14 @@ def _image_faults(
 
 
 def _decode(image: SampleImage) -> tuple[int, int] | Fault:
+    kind = None
     try:
-        ImageFinder(Path()).size(image)
-    except RowError as error:
-        return error.faults[0]
-    try:
+        _ = image.size
+        kind = "image_truncated"  # its header could be read, so the rest of the file is damaged or cut off
         return image.open().size
-    except DataError as error:
-        # Its header could be read, so the rest of the file is damaged or cut off.
-        what, _, remedy = str(error).partition("; ")
-        return Fault(kind="image_truncated", what=what, remedy=remedy[:1].upper() + remedy[1:])
+    except RowError as error:
+        fault = error.faults[0]
+        return replace(fault, kind=kind) if kind and fault.kind == "image_unreadable" else fault
 
 
 def _count(sample: Sample, report: Report) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 FAULT_KINDS: dict[str, str] = {
-    "encoding": "the file is not UTF-8",
+    "encoding": "the file is not UTF-8, or a text holds half a character",
     "json": "the line is not JSON",
     "not_object": "the line is JSON but no object",
     "empty_file": "the file has no rows",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import re
 from pathlib import Path
 from typing import Any
 
 from vlm_r1.errors import Fault, RowError, shown
-from vlm_r1.records import MAX_PIXELS, SampleImage, shown_size
+from vlm_r1.records import SampleImage
 
 _DATA_URL = re.compile(r"^data:[\w/+.-]*;base64,", re.IGNORECASE)
 # The first bytes of PNG, JPEG, GIF, WebP and BMP files as base64 shows them.
@@ -76,7 +75,7 @@ class ImageFinder:
             resolved = path.resolve()
             inside = resolved.is_relative_to(self._resolved)
             exists = inside and resolved.is_file()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # the last: links that lead in a circle
             return Fault(kind="image_type", what=f"image {shown(text)} is no path ({error})", remedy="Correct the path")
         if not inside:
             what = f"image {shown(text)} leaves the image root {self.root}/"
@@ -88,35 +87,14 @@ class ImageFinder:
 
     def size(self, image: SampleImage) -> tuple[int, int]:
         """Width and height in pixels as the image will be shown, from its header alone. Raises `RowError`."""
-        if image.image is not None:
-            return image.image.size
         if image.path is None:
-            size = _header_size(image)
-        else:
-            if image.path not in self._sizes:
-                self._sizes[image.path] = _header_size(image)
-            size = self._sizes[image.path]
+            return image.size
+        if image.path not in self._sizes:
+            try:
+                self._sizes[image.path] = image.size
+            except RowError as error:
+                self._sizes[image.path] = error.faults[0]
+        size = self._sizes[image.path]
         if isinstance(size, Fault):
             raise RowError([size])
         return size
-
-
-def _header_size(image: SampleImage) -> tuple[int, int] | Fault:
-    from PIL import Image, UnidentifiedImageError
-
-    name = shown(str(image.path)) if image.path is not None else "of bytes"
-    try:
-        with Image.open(image.path if image.data is None else io.BytesIO(image.data)) as opened:  # type: ignore[arg-type]
-            width, height = shown_size(opened)
-    except Image.DecompressionBombError:
-        width = height = MAX_PIXELS
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        return Fault(
-            kind="image_unreadable",
-            what=f"image {name} cannot be opened ({type(error).__name__}: {error})",
-            remedy="Replace the file, or drop the row",
-        )
-    if width * height > MAX_PIXELS:
-        what = f"image {name} is over the limit of {MAX_PIXELS} pixels"
-        return Fault(kind="image_too_large", what=what, remedy="Make it smaller (boxes too), or drop the row")
-    return width, height

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vlm_r1.data.parquet import iter_parquet
-from vlm_r1.errors import DataError, Fault, shown
+from vlm_r1.errors import DataError, Fault, half_character, shown
 
 ENDINGS = (".jsonl", ".json", ".parquet")
 """File endings that can be read."""
+
+_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""An escape that stands for a whole character only beside another one."""
 
 
 def iter_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -52,7 +56,11 @@ def _jsonl_rows(data: bytes) -> Iterator[tuple[int, Any]]:
 
 def _parse(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8"))
+        half = half_character(value) if _ESCAPE.search(line) else None
+        if half is not None:
+            return Fault(kind="encoding", what=half, remedy="Write the whole character, or leave it out")
+        return value
     except UnicodeDecodeError as error:
         what = f"byte {error.start + 1} of the line is not UTF-8"
         return Fault(kind="encoding", what=what, remedy="Save the file as UTF-8")

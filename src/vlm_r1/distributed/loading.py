@@ -26,6 +26,7 @@ from vlm_r1.models.load import (
     LoadedPolicy,
     compute_dtype,
     load_policy,
+    loading,
     make_policy,
     read_pretrained,
     read_weights,
@@ -80,12 +81,13 @@ def _open_sharded(
     offload: bool,
 ) -> LoadedPolicy:
     base, model_config, processor = read_pretrained(config)
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(
-            model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code
-        )
-    model.name_or_path = model.config.name_or_path = base
-    loaded = make_policy(model, processor, config, prompt)
+    with loading(config):
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(
+                model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+            )
+        model.name_or_path = model.config.name_or_path = base
+        loaded = make_policy(model, processor, config, prompt)
     policy, family = loaded.policy, loaded.family
     hollow = _hollow(model)
     if base != (path := resolve_path(config.path)):

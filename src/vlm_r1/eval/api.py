@@ -92,14 +92,14 @@ class _Handler(BaseHTTPRequestHandler):
         """A chat completion."""
         if self.path.rstrip("/") != "/v1/chat/completions":
             return self._refuse(404, f"{self.path}: there are /v1/models and /v1/chat/completions")
-        length = int(self.headers.get("Content-Length") or 0)
-        if not 0 < length <= MAX_BODY_BYTES:
-            return self._refuse(413, f"a request has 1 to {MAX_BODY_BYTES} bytes and a Content-Length")
         try:
+            length = int(self.headers.get("Content-Length") or 0)
+            if not 0 < length <= MAX_BODY_BYTES:
+                return self._refuse(413, f"a request has 1 to {MAX_BODY_BYTES} bytes and a Content-Length")
             request = json.loads(self.rfile.read(length))
             with self.server.lock:
                 reply = chat_completion(request, self.server.answerer, self.server.name)
-        except (UserError, ValueError, AttributeError, TypeError) as error:
+        except (UserError, ValueError, AttributeError, TypeError, RecursionError) as error:
             return self._refuse(400, str(error))
         return self._reply(200, reply)
 
@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(status, {"error": {"message": why, "type": "invalid_request_error"}})
 
     def _reply(self, status: int, content: dict[str, Any]) -> None:
-        data = json.dumps(content, ensure_ascii=False).encode()
+        data = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

@@ -9,7 +9,7 @@ from typing import Literal
 
 from vlm_r1.config import ModelConfig, Recipe, RolloutConfig, RunConfig
 from vlm_r1.distributed import processes
-from vlm_r1.errors import ConfigError, DataError, nearest
+from vlm_r1.errors import ConfigError, DataError, RowError, nearest
 from vlm_r1.eval.answering import open_answering
 from vlm_r1.eval.run import read_rollouts
 from vlm_r1.models.load import prompt_of_model
@@ -41,8 +41,8 @@ def ask(
         raise ConfigError(f'--task: unknown task "{task}": {nearest(task, TASKS)}')
     try:
         sample.images[0].open()
-    except DataError as error:
-        raise DataError(f"{str(error).partition('; ')[0]}; give the path of an image file") from None
+    except RowError as error:
+        raise DataError(f"{error.faults[0].what}; give the path of an image file") from None
     prompt_config = prompt_of_model(model)
     if template is not None:
         try:

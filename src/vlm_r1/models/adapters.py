@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
 
 from vlm_r1.config import LoraConfig, TrainConfig
-from vlm_r1.errors import ConfigError, ModelError, nearest
+from vlm_r1.errors import ConfigError, ModelError, nearest, shown
 from vlm_r1.models.family import Family, Part
 
+WEIGHTS = "adapter_model.safetensors"
+"""The file of an adapter's weights."""
 NAME = "default"
 """peft's name of the adapter that is trained and saved."""
 REFERENCE = "reference"
@@ -42,7 +43,7 @@ def base_of_adapter(path: str) -> str | None:
         return None
     try:
         base = json.loads(Path(file).read_bytes())["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         base = None
     if not isinstance(base, str):
         raise ModelError(f"{file}: is no adapter configuration of peft that names its base_model_name_or_path")
@@ -55,19 +56,29 @@ def load_adapter(model: Any, path: str, name: str = NAME) -> None:
     """Put the adapter of a folder or hub id into its base model and switch it on. Raises `ModelError`."""
     import peft
 
+    refuse_pickle(path)
     try:
         config, weights = peft.PeftConfig.from_pretrained(path), peft.load_peft_weights(path, device="cpu")
         config.lora_dropout = 0.0  # how a run trains, not what an adapter is
         _inject(model, config, name)
         found = peft.set_peft_model_state_dict(model, weights, name)
-    except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # its files may hold anything
+        reason = shown(f"{type(error).__name__}: {error}", 240)[1:-1]
         raise ModelError(f'model.path: the adapter "{path}" cannot be loaded: {reason}') from error
     wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if f".{name}." in key)]
     if wrong:
         raise ModelError(
             f'model.path: the weights of the adapter "{path}" are not those that its adapter_config.json describes '
             f"({wrong[0]}, ...); a file is damaged, or the base model is another one"
+        )
+
+
+def refuse_pickle(path: str) -> None:
+    """Raise `ModelError` for the folder or hub id of an adapter whose weights are not in safetensors."""
+    if cached_file(path, WEIGHTS, _raise_exceptions_for_missing_entries=False) is None:
+        raise ModelError(
+            f'model.path: the adapter "{path}" cannot be loaded: it has no {WEIGHTS} (weights in adapter_model.bin can '
+            "run code and are not read); save it again with peft where you trust it"
         )
 
 

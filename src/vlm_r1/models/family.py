@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vlm_r1.boxes import BoxMap
 from vlm_r1.config import PromptConfig
-from vlm_r1.errors import ConfigError, DataError
+from vlm_r1.errors import ConfigError, DataError, ModelError, half_character, shown
 from vlm_r1.models.policy import merge_images
 from vlm_r1.prompts.templates import chat_messages
 from vlm_r1.records import Prompt, Sample, SampleImage, Truth, VisionInput
@@ -126,8 +126,7 @@ class Family:
 
     def text(self, sample: Sample) -> str:
         """The prompt's text, with one placeholder an image."""
-        messages = chat_messages(sample, self.settings.template)
-        return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return self._render(chat_messages(sample, self.settings.template), add_generation_prompt=True)
 
     def group_images(self, images: Sequence[SampleImage]) -> list[Sequence[SampleImage]]:
         """Images that must be processed together; each alone unless a family says otherwise."""
@@ -154,12 +153,15 @@ class Family:
     def encode(self, sample: Sample) -> Prompt:
         """The prompt of a sample; one thread at a time.
 
-        Raises `DataError` naming the sample for an image that cannot be read.
+        Raises `DataError` naming the sample for an image that cannot be read or text that is not whole characters,
+        and `ModelError` where the model's chat template fails.
         """
         with self._encoding:
             return self._encode(sample)
 
     def _encode(self, sample: Sample) -> Prompt:
+        if half := half_character(sample.question):
+            raise DataError(f"sample {sample.id}: {half}; write the whole character, or leave it out")
         try:
             processed = [self.process(images) for images in self.group_images(sample.images)]
         except DataError as error:
@@ -216,13 +218,22 @@ class Family:
             found[owner.get(id(parameter), "connector")][name] = parameter
         return found
 
+    def _render(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        try:
+            return str(self.processor.apply_chat_template(messages, tokenize=False, **options))
+        except Exception as error:  # it is a program that came with the model
+            raise ModelError(
+                f"model.path: the model's chat template fails ({type(error).__name__}: {shown(str(error))[1:-1]}); "
+                "take chat_template.jinja from where the model came from"
+            ) from None
+
     def _find_end_token(self) -> int:
         stops = self.model.generation_config.eos_token_id
         stops = stops if isinstance(stops, (list, tuple)) else [stops]
         if self.processor.chat_template is not None:
             turns = [("user", "question"), ("assistant", "answer")]
             messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
-            behind = self.processor.apply_chat_template(messages, tokenize=False).rpartition("answer")[2]
+            behind = self._render(messages).rpartition("answer")[2]
             for token in self.tokenizer(behind, add_special_tokens=False)["input_ids"]:
                 if token in stops:
                     return int(token)
@@ -243,7 +254,12 @@ class Family:
             self._images.move_to_end(key)
             return self._images[key]
         opened = [image.open() for image in images]
-        found = self.processor.image_processor(images=[opened], return_tensors="pt", **self._image_kwargs)
+        try:
+            found = self.processor.image_processor(images=[opened], return_tensors="pt", **self._image_kwargs)
+        except (ValueError, ArithmeticError) as error:
+            sizes = ", ".join(f"{image.width}x{image.height}" for image in opened)
+            reason = shown(f"image of {sizes} pixels: the model's image processor refuses it ({error})", 240)[1:-1]
+            raise DataError(f"{reason}; crop it or drop the row") from None
         texts = [self.processor.replace_image_token(found, i) for i in range(len(images))]
         content = "".join(image.key for image in images) + self._settings_key
         vision = VisionInput(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,11 +13,11 @@ from typing import Any
 import httpx
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from vlm_r1.config import ModelConfig, PromptConfig
-from vlm_r1.errors import ModelError
+from vlm_r1.errors import ModelError, UserError, shown
 from vlm_r1.models import shared_prefix, vision_attention
 from vlm_r1.models.adapters import base_of_adapter, load_adapter
 from vlm_r1.models.cpu_layers import speed_up
@@ -84,12 +86,13 @@ def load_policy(
     Raises `ModelError` for a folder without weights, an unknown hub id, or a family that is not supported.
     """
     dtype = dtype or compute_dtype(config)
-    if config.init == "scratch":
-        model, processor = build_scratch(config.scratch, seed)
-        model.to(dtype)
-    else:
-        model, processor = _load_pretrained(config, dtype)
-    loaded = make_policy(model, processor, config, prompt)
+    with loading(config):
+        if config.init == "scratch":
+            model, processor = build_scratch(config.scratch, seed)
+            model.to(dtype)
+        else:
+            model, processor = _load_pretrained(config, dtype)
+        loaded = make_policy(model, processor, config, prompt)
     if model.config.model_type not in FAMILIES:
         check_forward(loaded.policy, loaded.family)
     return loaded
@@ -132,7 +135,7 @@ def read_pretrained(config: ModelConfig) -> tuple[str, Any, Any]:
     looks_local = Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not any(Path(path, name).is_file() for name in MODEL_FILES):
         raise _not_a_model(path)
-    try:
+    with loading(config):
         if not looks_local:
             _reach_hub(path)
         adapted = base_of_adapter(path)
@@ -141,18 +144,36 @@ def read_pretrained(config: ModelConfig) -> tuple[str, Any, Any]:
         check_kind(model_config, base, trust_remote_code=config.trust_remote_code)
         own = adapted is None or Path(path, "processor_config.json").is_file()  # other trainers' adapters have none
         return base, model_config, load_processor(path if own else base, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise _cannot_load(path, error) from error
 
 
 def load_without_weights(config: ModelConfig, prompt: PromptConfig | None = None) -> LoadedPolicy:
     """A policy whose parameters take no memory: it encodes prompts for others to answer. Raises as `load_policy`."""
     base, model_config, processor = read_pretrained(config)
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(model_config, trust_remote_code=config.trust_remote_code)
-    with suppress(OSError):  # a folder need not have one
-        model.generation_config = GenerationConfig.from_pretrained(base)
-    return make_policy(model, processor, config, prompt)
+    with loading(config):
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(model_config, trust_remote_code=config.trust_remote_code)
+        with suppress(OSError):  # a folder need not have one
+            model.generation_config = GenerationConfig.from_pretrained(base)
+        return make_policy(model, processor, config, prompt)
+
+
+@contextmanager
+def loading(config: ModelConfig) -> Iterator[None]:
+    """Turns what is raised while a model is made of a folder, which may hold anything, into a `ModelError`."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        what = "model.scratch: no model can be made of it"
+        if config.init == "pretrained":
+            what = f'model.path: "{resolve_path(config.path)}" cannot be loaded'
+        reason = str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
+        if "trust_remote_code" in reason:
+            reason = "it needs code of its own, which is not run; set model.trust_remote_code: true if you have read it"
+        elif "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than its config.json says; take both from the same model"
+        raise ModelError(f"{what}: {shown(reason, 240)[1:-1]}") from error
 
 
 def _not_a_model(path: str) -> ModelError:
@@ -180,13 +201,10 @@ def _reach_hub(path: str) -> None:
     )
 
 
-def _cannot_load(path: str, error: Exception) -> ModelError:
-    return ModelError(f'model.path: "{path}" cannot be loaded: {str(error).strip().splitlines()[0]}')
-
-
 def read_weights(config: ModelConfig, base: str, *, dtype: torch.dtype, **options: Any) -> Any:
     """The transformers model of a folder or hub id. Raises `ModelError` where it cannot be loaded, or not whole."""
-    try:
+    with loading(config):
+        _check_index(base)
         model, info = AutoModelForImageTextToText.from_pretrained(
             base,
             dtype=dtype,
@@ -195,14 +213,27 @@ def read_weights(config: ModelConfig, base: str, *, dtype: torch.dtype, **option
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _cannot_load(resolve_path(config.path), error) from error
     if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
         raise ModelError(
             f'model.path: "{base}" has no weights for {len(missing)} parameters ({missing[0]}, ...); '
             "its config.json and its weights belong to different models, or a file is missing"
         )
     return model
+
+
+def _check_index(base: str) -> None:
+    """Raise `ModelError` where the index of weights in several files names one outside the folder, or a pickle."""
+    file = cached_file(base, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return
+    content = json.loads(Path(file).read_bytes())
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise ModelError(f"model.path: {file}: has no weight_map of parameters and files; download it again")
+    for name in names.values():
+        path = Path(str(name))
+        if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors":
+            raise ModelError(f"model.path: {file}: names {shown(name)}, which is no .safetensors file of the folder")
 
 
 def _load_pretrained(config: ModelConfig, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ import transformers
 from transformers import AutoProcessor, ProcessorMixin
 from transformers.utils import cached_file
 
-from vlm_r1.errors import ModelError
+from vlm_r1.errors import ModelError, shown
 
 
 @cache
@@ -60,9 +60,12 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
             return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
         if "video_processor" in processor_class.get_attributes():
             processor_class = without_video(processor_class)
-        return processor_class.from_pretrained(path)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f'model.path: no processor can be loaded from "{path}": {_first_line(error)}') from error
+        return processor_class.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # its files may hold anything
+        if "trust_remote_code" in str(error):
+            raise  # the caller says what to do
+        reason = shown(f"{type(error).__name__}: {error}", 240)[1:-1]
+        raise ModelError(f'model.path: no processor can be loaded from "{path}": {reason}') from error
 
 
 VIDEO_PROCESSORS = {
@@ -115,7 +118,3 @@ def _processor_class_name(path: str) -> str | None:
             if name:
                 return str(name)
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from vlm_r1.config import Recipe
-from vlm_r1.config_file import load_config
+from vlm_r1.config_file import load_config, parse_yaml
 from vlm_r1.errors import CheckpointError, ConfigError
 from vlm_r1.plan.generation import Cost, Phases
 from vlm_r1.runtime.runlog import read_metrics
@@ -140,8 +139,8 @@ def line(points: Sequence[tuple[int, float]]) -> Cost:
 
 def _read_file(path: Path) -> Phases:
     try:
-        return Phases.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return Phases.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
+    except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path}: not YAML ({error}); give a run folder or a file like that of: vlm-r1 docs scale-out"
         ) from None

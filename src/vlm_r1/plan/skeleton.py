@@ -15,7 +15,7 @@ from vlm_r1.config import ModelConfig, Recipe
 from vlm_r1.models.adapters import NAME, adapt, linear_layers
 from vlm_r1.models.family import Family, Part
 from vlm_r1.models.freeze import blocks_of, freeze, frozen_features
-from vlm_r1.models.load import LoadedPolicy, make_policy, read_pretrained, resolve_path
+from vlm_r1.models.load import LoadedPolicy, loading, make_policy, read_pretrained, resolve_path
 from vlm_r1.models.scratch import build_scratch
 from vlm_r1.models.vision_cache import VisionCache
 from vlm_r1.plan.layers import repeats_of, thin, watch
@@ -116,9 +116,10 @@ def _build_model(config: ModelConfig, seed: int) -> tuple[Any, Any]:
     if config.init == "scratch":
         return build_scratch(config.scratch, seed)
     base, model_config, processor = read_pretrained(config)
-    model = AutoModelForImageTextToText.from_config(
-        model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code
-    )
+    with loading(config):
+        model = AutoModelForImageTextToText.from_config(
+            model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+        )
     if base != (path := resolve_path(config.path)):
         import peft
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from vlm_r1.data.draw import draw_boxes, fitting_scale
 from vlm_r1.data.images import ImageFinder
 from vlm_r1.data.scenes import load_scenes
 from vlm_r1.errors import DataError, RowError, UserError, shown
-from vlm_r1.records import MAX_PIXELS, LabelledBox, Sample, SampleImage
+from vlm_r1.image_file import decode
+from vlm_r1.records import LabelledBox, Sample, SampleImage
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 """Images that a browser shows."""
@@ -66,22 +68,21 @@ class Images:
 
     def listed(self) -> list[str]:
         """The first `LISTED` images of the image root, relative to it; none that leads out of it."""
-        if self.image_root is None:
+        if self.image_root is None or self._finder is None:
             return []
         found: list[str] = []
         for where, folders, files in os.walk(self.image_root):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
-                path = Path(where, name)
-                if path.suffix.lower() in ENDINGS and self._inside(path):
-                    found.append(path.relative_to(self.image_root).as_posix())
+                if not name.lower().endswith(ENDINGS):
+                    continue
+                name = Path(where, name).relative_to(self.image_root).as_posix()
+                with suppress(RowError):  # a link that leads out, or nowhere
+                    self._finder.find(name)
+                    found.append(name)
                 if len(found) == LISTED:
                     return found
         return found
-
-    def _inside(self, path: Path) -> bool:
-        root = self.image_root.resolve()  # type: ignore[union-attr]
-        return path.resolve().is_relative_to(root)
 
     def from_root(self, name: str) -> Path:
         """A copy, under the private folder, of an image of the image root.
@@ -121,13 +122,9 @@ class Images:
     def checked(self, path: Path, name: str | None = None) -> Image.Image:
         """The decoded image. Raises `DataError`, naming the file alone, for one that is broken or too large."""
         try:
-            return SampleImage(path=path).open()
-        except DataError as error:
-            why = str(error).removeprefix(f'image "{path}" ').removeprefix(f"{path}: ")
-            why = why.removesuffix("; replace the file or drop the row").replace(str(path), path.name)
-            if isinstance(error.__context__, Image.DecompressionBombError):
-                why = f"over the limit of {MAX_PIXELS} pixels"
-            raise DataError(f'The image "{name or path.name}" cannot be used: {why}. Take another one') from None
+            return decode(path, name or path.name)
+        except RowError as error:
+            raise DataError(f"The {error.faults[0].what}. Take another one") from None
 
     def draw(self, image: Image.Image, true: Sequence[LabelledBox], predicted: Sequence[LabelledBox]) -> Path:
         """An image file with boxes (pixels of `image`) drawn in: PNG for small images, else JPEG.

@@ -142,7 +142,7 @@ def _collect(value: Any, points: bool) -> Found:
         if box is None:
             dropped += 1
         else:
-            found.append((box, label))
+            found.append((box, label.encode("utf-8", "replace").decode()))  # JSON can hold half a character
 
     def visit(item: Any, label: str, depth: int) -> None:
         nonlocal dropped

@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-from vlm_r1.errors import Fault, RowError, nearest, shown
+from vlm_r1.errors import Fault, RowError, half_character, nearest, shown
 from vlm_r1.prompts.parse import extract_blocks
 from vlm_r1.prompts.parse_values import lettered_options, unfence
 from vlm_r1.prompts.templates import TASKS
@@ -108,6 +108,8 @@ def _stated(solution: Any) -> tuple[str | None, Any]:
         return text, None
     try:
         value = json.loads(text)
+        if half_character(value):
+            return text, text
     except (ValueError, RecursionError):
         return text, text
     if isinstance(value, str):

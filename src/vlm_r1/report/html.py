@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from vlm_r1.errors import CheckpointError
+from vlm_r1.config_file import parse_yaml
+from vlm_r1.errors import CheckpointError, ConfigError
 from vlm_r1.eval.label_noise import noise_notes
 from vlm_r1.report.curves import MAX_POINTS, curve, is_smoothed, per_row
 from vlm_r1.report.findings import (
@@ -145,8 +145,8 @@ def _table(evals: Sequence[Mapping[str, Any]], found: Sequence[Change]) -> dict[
 def parsed_recipe(text: str | None) -> dict[str, Any]:
     """What a run's `config.yaml` says, unchecked; empty where there is none, or where it cannot be read."""
     try:
-        recipe = yaml.safe_load(text or "")
-    except yaml.YAMLError:
+        recipe = parse_yaml(text or "", "config.yaml")
+    except ConfigError:
         recipe = {}
     return recipe if isinstance(recipe, dict) else {}
 

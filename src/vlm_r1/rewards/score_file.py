@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from vlm_r1.boxes import BoxMap
 from vlm_r1.config import RewardConfig
-from vlm_r1.errors import ConfigError, DataError, UserError, nearest
+from vlm_r1.errors import ConfigError, DataError, UserError, half_character, nearest
 from vlm_r1.files import replacing
 from vlm_r1.prompts.parse import read_answer
 from vlm_r1.prompts.solution import infer_task, read_solution
@@ -101,6 +101,8 @@ def _chunks(path: Path) -> Iterator[list[tuple[int, dict[str, Any]]]]:
                     row = json.loads(line)
                 except (ValueError, RecursionError) as error:
                     raise DataError(f"{path}:{number}: not JSON ({error}); write one object per line") from None
+                if half := half_character(row):
+                    raise DataError(f"{path}:{number}: {half}; write the whole character, or leave it out")
                 if not isinstance(row, dict):
                     raise DataError(f"{path}:{number}: a row must be an object, not {type(row).__name__}")
                 chunk.append((number, row))

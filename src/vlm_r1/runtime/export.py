@@ -14,7 +14,7 @@ from vlm_r1.config_file import load_config
 from vlm_r1.distributed.checkpoints import read_weights_of
 from vlm_r1.distributed.whole import list_checkpoints, read_state
 from vlm_r1.errors import UserError
-from vlm_r1.models.adapters import base_of_adapter
+from vlm_r1.models.adapters import base_of_adapter, refuse_pickle
 from vlm_r1.models.load import load_policy, prompt_of_model
 from vlm_r1.models.processor import load_processor
 from vlm_r1.runtime.model_folder import save_model, write_folder
@@ -82,10 +82,11 @@ def _merge(folder: Path, base: str, target: Path, dtype: str | None) -> None:
     """Weights are merged in float32 and rounded once."""
     import peft
 
+    refuse_pickle(str(folder))
     prompt = prompt_of_model(str(folder))
     model = load_policy(ModelConfig(path=base), prompt).policy.model
     merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
-    own = getattr(torch, dtype) if dtype else AutoConfig.from_pretrained(base).dtype
+    own = getattr(torch, dtype) if dtype else AutoConfig.from_pretrained(base, trust_remote_code=False).dtype
     merged.to(own or torch.float32)
     processor = load_processor(folder if (folder / "processor_config.json").is_file() else base)
     save_model(target, merged, processor, prompt)

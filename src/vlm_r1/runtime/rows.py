@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -13,16 +12,7 @@ from vlm_r1.runtime.runlog import boxes_to_json
 
 def image_bytes(sample: Sample) -> bytes | None:
     """The sample's first image as it is stored, or as PNG where it was made in memory; None without images."""
-    if not sample.images:
-        return None
-    image = sample.images[0]
-    if image.data is not None:
-        return image.data
-    if image.path is not None:
-        return image.path.read_bytes()
-    buffer = io.BytesIO()
-    image.open().save(buffer, "PNG")
-    return buffer.getvalue()
+    return sample.images[0].read() if sample.images else None
 
 
 def answer_row(sample: Sample, answer: Answer) -> dict[str, Any]:

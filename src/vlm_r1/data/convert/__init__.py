@@ -16,7 +16,7 @@ from vlm_r1.data.convert.lisa import convert_lisa
 from vlm_r1.data.convert.ovdeval import convert_ovdeval
 from vlm_r1.data.convert.refcoco import convert_refcoco
 from vlm_r1.data.convert.refl4 import convert_ref_l4, convert_refcoco_reviewed
-from vlm_r1.errors import ConfigError, DataError, nearest
+from vlm_r1.errors import ConfigError, DataError, half_character, nearest
 from vlm_r1.files import replacing
 
 CONVERTERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
@@ -56,6 +56,8 @@ def convert(name: str, inputs: Sequence[Path], out: Path, **options: Any) -> int
         with replacing(out) as aside:
             with aside.open("w", encoding="utf-8") as file:
                 for row in function(inputs, **options):
+                    if half := half_character(row):
+                        raise DataError(f"{', '.join(map(str, inputs))}: {half}; write the whole character")
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     rows += 1
             if not rows:

@@ -24,7 +24,7 @@ def convert_coco(
     filter: Literal["none", "pos_1", "pos_2", "pos_3"] = "none",
     ask: Literal["present", "all"] = "present",
     negatives: Annotated[int, Field(ge=0)] = 0,
-    seed: int = 0,
+    seed: Annotated[int, Field(ge=0)] = 0,
     bare: bool = False,
     image_prefix: str = "",
 ) -> Iterator[dict[str, Any]]:
@@ -52,7 +52,7 @@ def convert_coco(
             hidden = {instances.categories[item.category_id] for item in items} - set(present)
             asked = present if ask == "present" else [name for name in names if name not in hidden]
             if negatives:
-                rng = np.random.default_rng([seed, 4, image_id])
+                rng = np.random.default_rng([seed, 4, abs(image_id)])
                 n = int(rng.integers(1, negatives + 1))
                 asked = asked + draw_absent((*present, *hidden), (), names, n, rng)
                 asked = [asked[int(i)] for i in rng.permutation(len(asked))]

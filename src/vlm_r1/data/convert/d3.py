@@ -16,7 +16,11 @@ from vlm_r1.errors import ConfigError, DataError
 
 
 def convert_d3(
-    inputs: Sequence[Path], *, negatives: Annotated[int, Field(ge=0)] = 3, seed: int = 0, image_prefix: str = ""
+    inputs: Sequence[Path],
+    *,
+    negatives: Annotated[int, Field(ge=0)] = 3,
+    seed: Annotated[int, Field(ge=0)] = 0,
+    image_prefix: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Detection rows from a d3_*_annotations.json, one an image.
 
@@ -37,7 +41,7 @@ def convert_d3(
         found = [(item.box, instances.categories[item.category_id]) for item in items if item.box is not None]
         asked = sorted({label for _, label in found})
         if negatives:
-            rng = np.random.default_rng([seed, 3, image_id])
+            rng = np.random.default_rng([seed, 3, abs(image_id)])
             pool = names
             if groups:
                 ids = groups.get(image_id, [])
@@ -54,7 +58,7 @@ def _group_sentences(images_file: Path, groups_file: Path) -> dict[int, list[int
     images, groups = load_plain_pickle(images_file), load_plain_pickle(groups_file)
     try:
         return {int(key): [int(i) for i in _group(groups, image)] for key, image in images.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{images_file}, {groups_file}: not D3's layout ({type(error).__name__}: {error}); "
             "give images.pkl and groups.pkl as published"

@@ -40,7 +40,7 @@ def load_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
     """A JSON file, tried in each encoding in turn. Raises `DataError`."""
     for encoding in encodings:
         try:
-            return json.loads(path.read_text(encoding=encoding))
+            return json.loads(path.read_text(encoding=encoding), parse_constant=_refuse)
         except UnicodeDecodeError:
             continue
         except OSError as error:
@@ -48,6 +48,10 @@ def load_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: not JSON ({error}); give the annotation file as published") from None
     raise DataError(f"{path}: not text in {' or '.join(encodings)}; give the annotation file as published")
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def load_instances(path: Path, *, crowds: bool = False) -> Instances:
@@ -72,7 +76,7 @@ def load_instances(path: Path, *, crowds: bool = False) -> Instances:
             by_image[instance.image_id].append(instance)
         for image in images.values():
             str(image["file_name"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{path}: not in COCO's instances layout ({type(error).__name__}: {error}); "
             "it holds images, categories and annotations"

@@ -35,7 +35,7 @@ def convert_lisa(
         try:
             questions = [str(text) for text in value["text"]]
             box = _enclosing(value["shapes"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(
                 f"{path}: not in ReasonSeg's layout ({type(error).__name__}: {error}); it holds text and shapes"
             ) from None

@@ -33,7 +33,7 @@ def convert_refcoco(
             ref_id, ref_split = ref["ref_id"], str(ref["split"])
             annotation = by_id[int(ref["ann_id"])]
             sentences = [(sentence["sent_id"], str(sentence["sent"])) for sentence in ref["sentences"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"{pickles[0]}: entry {number} is not a reference of {instances_files[0]} "
                 f"({type(error).__name__}: {error}); give the two files of the same data set"

@@ -40,7 +40,7 @@ def convert_refcoco_reviewed(
                     continue
                 ids = {"id": f"{name}-{split}-{int(annotation['id'])}"}
                 yield ids | row | {"source": name, "split": split, "caption_quality": quality}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(
                 f"{path}: not in the layout of Ref-L4's review ({type(error).__name__}: {error}); "
                 "give a file of refcocos_annotation_reviewed/ as published"
@@ -69,7 +69,7 @@ def convert_ref_l4(
                     continue
                 about = {"category": str(item["ori_category_id"]), "rewritten": bool(item["is_rewrite"])}
                 yield {"id": f"ref-l4-{item['id']}"} | row | {"source": "ref_l4", "split": item["split"]} | about
-        except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
+        except (KeyError, TypeError, ValueError, OSError, pa.ArrowException, OverflowError) as error:
             raise DataError(
                 f"{path}: not in Ref-L4's layout ({type(error).__name__}: {error}); give ref-l4-val.parquet or "
                 "ref-l4-test.parquet as published"
