@@ -103,7 +103,7 @@ BROKEN = {
     "list": ("metrics.jsonl", "[1]\n\n", "metrics.jsonl: line 1: not a metrics line"),
     "eval": ("eval.json", '{"before": {', "eval.json: not JSON"),
     "eval.list": ("eval.json", "[1, 2]", "eval.json: holds [1, 2], not names with values"),
-    "eval.flat": ("eval.json", '{"held": {"accuracy": 0.5}}', 'eval.json: held: "accuracy" is 0.5'),
+    "eval.split": ("eval.json", '{"before": {"held": 0.5, "far": {}}}', 'eval.json: before: "held" is 0.5'),
 }
 
 

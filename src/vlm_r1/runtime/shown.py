@@ -85,13 +85,13 @@ def shown_json(path: Path, tell: Tell) -> dict[str, Any]:
     return found
 
 
-def shown_evaluation(path: Path, tell: Tell, lone: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:
+def shown_evaluation(path: Path, tell: Tell, lone: str = "eval") -> dict[str, dict[str, dict[str, Any]]]:
     """`eval.json` as phase -> split -> metric -> value; empty where there is none.
 
-    A file with a lone evaluation (split -> metric -> value) has the one phase `lone`, where that is given.
+    A file with a lone evaluation (split -> metric -> value, by `vlm-r1 eval --out`) has the one phase `lone`.
     """
     content = shown_json(path, tell)
-    if lone is not None and not any(isinstance(value, dict) for of in _dicts(content) for value in of.values()):
+    if not any(isinstance(value, dict) for of in _dicts(content) for value in of.values()):
         content = {lone: content} if content else {}
     faults = [f"{shown(name)} is not the name of an evaluation" for name in content if not _PHASE.fullmatch(name)]
     found = {}

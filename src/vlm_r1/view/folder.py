@@ -94,7 +94,7 @@ class RunFolder:
 
         A name is a phase of `eval.json`, or the stem of a file that `vlm-r1 eval --out` wrote into the folder.
         """
-        found = shown_evaluation(self.inside("eval.json"), self.tell("eval.json"), "eval")
+        found = shown_evaluation(self.inside("eval.json"), self.tell("eval.json"))
         for path in sorted(self.path.glob("*.json")):
             if path.stem not in found and path.with_suffix(".parquet").is_file():
                 found |= shown_evaluation(self.inside(path.name), self.tell(path.name), path.stem)
