@@ -214,5 +214,7 @@ def random_texts(n, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_rewards_stay_in_their_range_on_100_000_texts(name):
-    for text in random_texts(100_000, seed=len(name)):
+    for number, text in enumerate(random_texts(100_000, seed=len(name))):
         check_rewards(text, [name])
+        if number % 500 == 0 and text:
+            check_time(text * (LONG // len(text)), [name])
