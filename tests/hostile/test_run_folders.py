@@ -6,6 +6,7 @@
 import io
 import json
 import shutil
+import socket
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -339,7 +340,8 @@ def test_one_odd_file_is_named_and_the_rest_is_shown(whole, tmp_path, fault, rea
     file, content, named = FAULTS[fault]
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    content = content if isinstance(content, bytes) else content.replace("HOST", socket.gethostname()).encode()
+    (folder / file).write_bytes(content)
     text = READERS[reader](folder)
     if reader in SEES.get(file, ()) and named is not None:
         assert (f"{folder / file}: " in text) is named, text[-2000:]
