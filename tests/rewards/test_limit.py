@@ -65,6 +65,11 @@ def raise_another():
         raise ValueError("late") from None
 
 
+def use_the_same_timer():
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    time.sleep(0.1)
+
+
 def match_for_ever():
     re.match(r"(a+)+$", "a" * 64 + "b")
 
@@ -78,6 +83,7 @@ def match_for_ever():
         swallow_in_finally,
         raise_another,
         match_for_ever,
+        use_the_same_timer,
     ],
 )
 def test_a_call_cannot_swallow_its_limit(stubborn):

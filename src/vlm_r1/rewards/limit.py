@@ -44,8 +44,9 @@ def call_limited(call: Callable[[], T], seconds: float) -> T:
         late = True
         if frame is here:
             return
-        # The next line raises too: in the body of the `except` that caught this, beyond the reach of its `try`.
-        sys.settrace(again)
+        # The next line raises too: in the body of the `except` that caught this, beyond the reach of its `try`. Not in
+        # frames made later: they may be those of a destructor, which cannot raise.
+        sys.settrace(lambda *event: None)
         while frame is not None and frame is not here:
             frame.f_trace, frame = again, frame.f_back
         raise _TimeUp
@@ -59,11 +60,12 @@ def call_limited(call: Callable[[], T], seconds: float) -> T:
             raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.settrace(tracer)
+        if late:
+            sys.settrace(tracer)
         signal.signal(signal.SIGALRM, handler)
         if outer > 0:
             signal.setitimer(signal.ITIMER_REAL, max(1e-6, outer - (time.monotonic() - start)), interval)
-    if late:
+    if late or time.monotonic() - start > seconds:  # the call may use the same timer itself
         raise TimeoutError(f"took more than {seconds:g} s")
     return result
 
