@@ -61,8 +61,8 @@ class RunFolder:
 
     def tell(self, what: str) -> Tell:
         """For a new reading of `what`: where its faults go, in the place of those told before."""
-        told = self._told[what] = []
-        return told.append
+        self._told.pop(what, None)
+        return lambda fault: self._told.setdefault(what, []).append(fault)
 
     @property
     def problems(self) -> list[str]:
