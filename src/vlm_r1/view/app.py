@@ -62,8 +62,7 @@ def build(find: Callable[[], list[RunFolder]]) -> gr.Blocks:
             several = len(names) > 1
             menus = (gr.CheckboxGroup(names, value=chosen, visible=several), gr.Dropdown(names, visible=several))
         kept = shown(chosen)
-        curves = told(lambda: pages.training(kept))
-        head = told(lambda: pages.head(kept))  # last, as it names what was odd in the files
+        curves, head = told(lambda: pages.training(kept)), told(lambda: pages.head(kept))  # the head names what was odd
         now = Seen(version=_version(kept), head=head, names=tuple(names))
         return (head, curves, now, *menus)
 
