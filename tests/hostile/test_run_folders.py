@@ -44,6 +44,13 @@ LINE = '{"step": 3, "reward": 0.5, "loss": 0.5}\n'
 ROLLOUTS, EVAL = "rollouts/step-000002.parquet", "eval-after.parquet"
 
 
+CONFIG = """
+data: {train: [{path: a.jsonl}], eval: {val: {path: b.jsonl}}}
+run: {steps: 4}
+eval: {every: 1, keep_best: val/mean_iou}
+"""
+
+
 def png():
     sink = io.BytesIO()
     Image.new("RGB", (60, 40), "white").save(sink, "PNG")
@@ -80,7 +87,7 @@ def whole(tmp_path_factory):
     """A run folder without faults."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     log = RunLog(folder)
-    (folder / "config.yaml").write_text("data: {train: a.jsonl}\nrun: {steps: 4}\n")
+    (folder / "config.yaml").write_text(CONFIG)
     (folder / "process.json").write_text('{"host": "elsewhere", "pid": 1, "ended": false}')
     log.environment()
     for step in (1, 2):
@@ -330,6 +337,12 @@ QUICK = {
 def few_resamples(monkeypatch):
     monkeypatch.setattr(evaluations, "RESAMPLES", 10)
     monkeypatch.setattr(evaluations, "RESAMPLES_OF_BOXES", 10)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_nothing_is_odd_in_a_whole_folder(whole, reader):
+    assert f"{whole}/" not in READERS[reader](whole)
+    assert list_runs(whole.parent)[0].state != "broken"
 
 
 @pytest.mark.parametrize("reader", READERS)

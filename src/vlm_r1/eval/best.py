@@ -5,6 +5,7 @@ Both are read from `eval.json`, up to the steps done: a run that was resumed dec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -40,8 +41,8 @@ def find_best(run_dir: Path, recipe: Recipe, done: int) -> Best | None:
         return None
     found = []
     for phase, splits in read_eval(run_dir).items():
-        value = splits.get(split, {}).get(metric)
-        if phase.startswith("step-") and value is not None and (step := int(phase.removeprefix("step-"))) <= done:
+        value, number = splits.get(split, {}).get(metric), re.fullmatch(r"step-(\d{1,18})", phase)
+        if number and isinstance(value, int | float) and (step := int(number[1])) <= done:
             found.append((step, value))
     if not found:
         return None

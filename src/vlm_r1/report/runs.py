@@ -123,7 +123,8 @@ def _read_run(folder: Path, name: str, now: float) -> Run:
     state = "broken"
     if recipe is not None and not problems:
         waiting = any(split.before is not None and split.after is None for split in held_out)
-        ended = done >= recipe.run.steps or is_stale(find_best(folder, recipe, done), recipe)
+        stale = attempt(lambda: is_stale(find_best(folder, recipe, done), recipe), False)
+        ended = stale or done >= recipe.run.steps
         finished = (folder / "final").is_dir() and ended and not waiting
         quiet = now - (written or 0.0)
         goes_on = not finished and attempt(lambda: is_running(folder, quiet, _longest(metrics)), None)
