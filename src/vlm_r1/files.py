@@ -84,7 +84,7 @@ def is_running(pid: int) -> bool:
     """Whether this machine has a process of that id, whoever owns it."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True

@@ -12,6 +12,7 @@ import pytest
 from vlm_r1.config import DataSource
 from vlm_r1.data.source import load_source
 from vlm_r1.errors import EngineError
+from vlm_r1.eval import api
 from vlm_r1.eval.api import ApiServer
 from vlm_r1.eval.elsewhere import Answerer
 
@@ -105,3 +106,12 @@ def test_a_port_that_is_taken_is_named():
         port = taken.getsockname()[1]
         with pytest.raises(EngineError, match=rf"--port {port}: cannot be used \(.*\); name another one"):
             ApiServer(None, "x", port)
+
+
+def test_a_client_that_brings_nothing_is_left(server, monkeypatch):
+    monkeypatch.setattr(api._Handler, "timeout", 0.2)
+    with socket.create_connection(server.server_address, timeout=5) as silent:
+        assert silent.recv(1) == b""
+    with socket.create_connection(server.server_address, timeout=5) as cut:
+        cut.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+        assert cut.recv(1) == b""

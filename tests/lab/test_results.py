@@ -11,7 +11,7 @@ from vlm_r1.lab.grid import arm_jobs
 from vlm_r1.lab.page import page, summary, told
 from vlm_r1.lab.results import measured, questions_per_step, take_quantity
 from vlm_r1.lab.study import Quantity
-from vlm_r1.runtime.runlog import RunLog, read_eval_samples
+from vlm_r1.runtime.runlog import RunLog, eval_path, read_samples
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def runs(done, study):
 
 
 def mean_iou(run, phase) -> float:
-    return float(np.mean([row["iou"] for row in read_eval_samples(run.job.folder, phase)]))
+    return float(np.mean([row["iou"] for row in read_samples(eval_path(run.job.folder, phase))]))
 
 
 def test_a_difference_is_the_mean_over_seeds_of_the_runs_differences(runs, study):
@@ -43,7 +43,7 @@ def test_only_seeds_that_all_arms_have_are_compared(runs, study):
 
 def test_different_questions_are_not_subtracted(runs, study):
     other = next(run for run in runs if run.job.arm == "sft")
-    rows = [row | {"question": "another"} for row in read_eval_samples(other.job.folder, "after")]
+    rows = [row | {"question": "another"} for row in read_samples(eval_path(other.job.folder, "after"))]
     RunLog(other.job.folder).evaluation("after", {"val": {"mean_iou": 0.5}}, rows)
     with pytest.raises(StudyError, match=r'sft/seed-1 and .*rl/seed-1 were asked different questions in split "val"'):
         take_quantity(study.quantities["difference"], study, runs)

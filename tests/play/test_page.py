@@ -36,7 +36,7 @@ def served(speaker, tmp_path_factory):
     with private_folder() as folder:
         playground = Playground([speaker, speaker], Images(folder, root))
         built = build_page(playground)
-        yield launch(built, folder, css=play_css()), playground, root
+        yield launch(built, folder, css=play_css(), uploads=True), playground, root
         playground.close()
         built.close(verbose=False)
     assert not folder.exists()

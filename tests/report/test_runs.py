@@ -98,12 +98,12 @@ BROKEN = {
     "cut.config": ("config.yaml", "run: {steps: 4", "config.yaml:1"),
     "key": ("config.yaml", "rl: {group_sise: 3}", 'unknown key "rl.group_sise"'),
     "bytes": ("config.yaml", b"\xff\xfe\x00", "config.yaml"),
-    "metrics": ("metrics.jsonl", '{"step": 1}\nbroken\n{"step": 2}\n', "metrics.jsonl:2: not a metrics line"),
-    "step": ("metrics.jsonl", '{"step": "one"}\n', "metrics.jsonl: step 'one' is no number"),
-    "list": ("metrics.jsonl", "[1]\n\n", "metrics.jsonl:1: not a metrics line"),
+    "metrics": ("metrics.jsonl", '{"step": 1}\nbroken\n{"step": 2}\n', "metrics.jsonl: line 2: not a metrics line"),
+    "step": ("metrics.jsonl", '{"step": "one"}\n', "metrics.jsonl: line 1: not a metrics line"),
+    "list": ("metrics.jsonl", "[1]\n\n", "metrics.jsonl: line 1: not a metrics line"),
     "eval": ("eval.json", '{"before": {', "eval.json: not JSON"),
-    "eval.list": ("eval.json", "[1, 2]", "eval.json: not an evaluation"),
-    "eval.flat": ("eval.json", '{"held": {"accuracy": 0.5}}', "eval.json: not an evaluation"),
+    "eval.list": ("eval.json", "[1, 2]", "eval.json: holds [1, 2], not names with values"),
+    "eval.split": ("eval.json", '{"before": {"held": 0.5, "far": {}}}', 'eval.json: before: "held" is 0.5'),
 }
 
 

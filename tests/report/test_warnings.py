@@ -20,7 +20,7 @@ def test_logged_warnings_come_latest_first_and_earlier_ones_by_their_step():
         "Step 40: beware.",
         "1 earlier warning: steps 20 (metrics.jsonl).",
     ]
-    assert logged([{"step": 3, "warnings": "the disk is nearly full."}]) == ["Step 3: the disk is nearly full."]
+    assert logged([{"step": 3, "warnings": ["the disk is nearly full."]}]) == ["Step 3: the disk is nearly full."]
     many = logged([{"step": step, "warnings": ["x"]} for step in range(1, 21)])
     assert many[-1] == "18 earlier warnings: steps 1, 2, 3, 4, 5, 6, 7, 8 and later (metrics.jsonl)."
 

@@ -1,4 +1,8 @@
+import contextlib
 import importlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -92,6 +96,137 @@ def test_verl_s_signature(case, path):
 def test_wrong_returns_name_the_reward_and_the_sample(case, path, function):
     with pytest.raises(RewardError, match=rf'{function}" raised .*\(sample s1\)'):
         make(f"{path}:{function}").score(*case("rec", "[0,0,10,5]", boxes=[TRUE]))
+
+
+HOSTILE = """
+import asyncio, os, sys, time
+
+def exits(sample, answer):
+    sys.exit(0)
+
+def exits_all(completions):
+    sys.exit()
+
+async def exits_async(completions):
+    sys.exit(0)
+
+def cancelled(sample, answer):
+    raise asyncio.CancelledError
+
+def recurses(sample, answer):
+    return recurses(sample, answer)
+
+def huge(sample, answer):
+    return 10**400
+
+def not_a_number(sample, answer):
+    return float("nan")
+
+async def hangs(completions):
+    await asyncio.sleep(30)
+
+async def hangs_and_blocks(completions):
+    time.sleep(30)
+
+async def hangs_and_swallows(completions):
+    while True:
+        try:
+            await asyncio.sleep(30)
+        except:
+            pass
+
+def hangs_in_a_loop(sample, answer):
+    while True:
+        try:
+            time.sleep(30)
+        except:
+            pass
+
+def late(sample, answer):
+    try:
+        time.sleep(30)
+    except:
+        return 1.0
+
+def forks(sample, answer):
+    return 0.75 if os.fork() else 0.25
+
+def forks_and_raises(sample, answer):
+    if os.fork():
+        return 0.75
+    raise ValueError
+
+def forks_and_exits(sample, answer):
+    if os.fork():
+        return 0.75
+    sys.exit(0)
+
+async def forks_async(completions):
+    return [0.75 if os.fork() else 0.25] * len(completions)
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    file = tmp_path / "hostile.py"
+    file.write_text(HOSTILE)
+    return file
+
+
+def fails(call, in_thread):
+    """A call's result, in the main thread as in training, or in another as in the playground."""
+    if not in_thread:
+        return call()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+@pytest.mark.parametrize(
+    "function", ["exits", "exits_all", "exits_async", "cancelled", "recurses", "huge", "not_a_number"]
+)
+def test_a_reward_cannot_end_the_run_in_silence(case, hostile, function, in_thread):
+    name, pair = f"{hostile}:{function}", case("rec", "[0,0,10,5]", boxes=[TRUE])
+    with pytest.raises(RewardError, match=rf'{function}" raised .*\(sample s1\)'):
+        fails(lambda: make(name).score(*pair), in_thread)
+    zero = build_rubric(RewardConfig(parts={name: 1.0}, on_error="zero"))
+    assert fails(lambda: zero.score(*pair).total, in_thread) == 0
+    assert zero.counts == {f"errors/{name}": 1}
+
+
+@pytest.mark.parametrize(
+    ("function", "in_thread"),
+    [
+        *((name, False) for name in ("hangs", "hangs_and_blocks", "hangs_and_swallows", "hangs_in_a_loop", "late")),
+        *((name, True) for name in ("hangs", "hangs_and_blocks", "hangs_and_swallows")),
+    ],
+)
+def test_the_time_limit_holds_whatever_a_reward_does(case, hostile, function, in_thread):
+    name = f"{hostile}:{function}"
+    made, start = build_rubric(RewardConfig(parts={name: 1.0}, timeout_s=0.2)), time.monotonic()
+    assert fails(lambda: made.score(*case("rec", "[0,0,10,5]", boxes=[TRUE])).total, in_thread) == 0
+    assert time.monotonic() - start < 3
+    assert made.counts == {f"timeouts/{name}": 1}
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+@pytest.mark.parametrize("function", ["forks", "forks_and_raises", "forks_and_exits", "forks_async"])
+def test_the_child_of_a_reward_that_forks_does_not_train(case, hostile, tmp_path, function, in_thread):
+    pair = case("rec", "[0,0,10,5]", boxes=[TRUE])
+    process, total = os.getpid(), fails(lambda: make(f"{hostile}:{function}").score(*pair).total, in_thread)
+    if os.getpid() != process:
+        (tmp_path / "child").touch()
+        os._exit(0)
+    assert total == 0.75
+    with contextlib.suppress(ChildProcessError):
+        os.wait()
+    assert not (tmp_path / "child").exists()
+
+
+def test_a_reward_file_that_exits_is_named(tmp_path):
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(0)")
+    with pytest.raises(ConfigError, match="raised SystemExit"):
+        make(f"{tmp_path}/ends.py:f")
 
 
 def test_mistakes_in_the_name_are_named(path, tmp_path):

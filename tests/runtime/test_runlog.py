@@ -13,11 +13,12 @@ from vlm_r1.runtime.runlog import (
     RunLog,
     boxes_from_json,
     boxes_to_json,
+    eval_path,
     read_environment,
     read_eval,
-    read_eval_samples,
     read_metrics,
     read_rollouts,
+    read_samples,
     rollout_steps,
 )
 
@@ -126,9 +127,8 @@ def test_evaluation_merges_phases_and_replaces_one(tmp_path):
         "before": {"in_domain": {"n": 2, "mean_iou": 0.25, "acc@0.5": 0.0}},
         "after": {"in_domain": {"n": 2, "mean_iou": 0.75, "acc@0.5": 1.0}},
     }
-    (row,) = read_eval_samples(tmp_path, "after")
+    (row,) = read_samples(eval_path(tmp_path, "after"))
     assert (row["split"], row["iou"], row["correct"]) == ("y", 0.75, None)
-    assert read_eval_samples(tmp_path, "never") == []
     with pytest.raises(ValueError, match="file name"):
         log.evaluation("../before", {}, [])
 

@@ -12,7 +12,7 @@ from vlm_r1.errors import ConfigError
 from vlm_r1.eval.run import evaluate_model
 from vlm_r1.records import Rollout, RolloutGroup
 from vlm_r1.runtime.optim import learning_rate
-from vlm_r1.runtime.runlog import read_eval, read_eval_samples, read_metrics, read_samples
+from vlm_r1.runtime.runlog import eval_path, read_eval, read_metrics, read_samples
 from vlm_r1.runtime.session import open_session
 from vlm_r1.sft.batch import ByImage, image_group
 from vlm_r1.sft.targets import target_ids
@@ -88,7 +88,7 @@ def test_held_out_questions_are_answered_before_during_and_after(model_folder, t
     found = read_eval(tmp_path / "run")
     assert list(found) == ["before", "step-2", "step-4", "after"]
     assert all(splits["held_out"]["n"] == 3 for splits in found.values())
-    rows = {phase: read_eval_samples(tmp_path / "run", phase) for phase in found}
+    rows = {phase: read_samples(eval_path(tmp_path / "run", phase)) for phase in found}
     assert all(len(questions) == 3 for questions in rows.values())
     assert rows["before"] != rows["after"]
     for model, phase in ((model_folder, "before"), (tmp_path / "run" / "final", "after")):

@@ -152,5 +152,5 @@ def test_the_few_numbers_and_the_warnings(run_dir, tmp_path):
         ("In-domain Acc@0.5", "0.500 → 1.000", "steps 0 and 6"),
     ]
     assert warnings(run) == [(5, "the answers grow longer")]
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "warnings": "one"}) + "\n")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "warnings": ["one"]}) + "\n")
     assert tiles(RunFolder(tmp_path)) == [] and warnings(RunFolder(tmp_path)) == [(1, "one")]

@@ -81,6 +81,7 @@ def _image(value: Any) -> Image.Image:
 
 class _Handler(BaseHTTPRequestHandler):
     server: ApiServer
+    timeout = 60  # seconds that a client may bring nothing: each holds a thread
 
     def do_GET(self) -> None:
         """The list of models: this one."""

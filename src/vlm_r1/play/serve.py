@@ -34,7 +34,7 @@ def play(
         playground = Playground([loaded[path] for path in models], images)
         page = build_page(playground)
         try:
-            url = launch(page, folder, port=port, css=play_css(), open_browser=open_browser)
+            url = launch(page, folder, port=port, css=play_css(), open_browser=open_browser, uploads=True)
             print(f"playground: {url} (Ctrl-C ends it)", flush=True)
             wait_for_the_end()
         finally:

@@ -10,6 +10,29 @@ from collections.abc import Mapping
 MAX_CHARS = 20_000
 """An answer longer than this is read up to here: nothing that is asked for takes more."""
 
+MAX_MARKS = 30
+"""Combining marks in a row that are kept, as in Unicode's stream-safe text format: no script has more."""
+
+_MARKS_BY_FORM = "\u0f73\u0f75\u0f81\uff9e\uff9f"
+"""Characters that are no combining marks, and whose compatibility forms begin with one."""
+
+
+def nfkc(text: str) -> str:
+    """A text in Unicode's form NFKC, up to `MAX_CHARS`; what is beyond stands as it is.
+
+    Of more than `MAX_MARKS` combining marks in a row the rest is left out: they are put in order in a time that grows
+    with their number squared.
+    """
+    if text.isascii():
+        return text
+    kept, marks = [], 0
+    for sign in text[:MAX_CHARS]:
+        marks = marks + 1 if unicodedata.combining(sign) or sign in _MARKS_BY_FORM else 0
+        if marks <= MAX_MARKS:
+            kept.append(sign)
+    return unicodedata.normalize("NFKC", "".join(kept)) + text[MAX_CHARS:]
+
+
 _FENCE = re.compile(r"```[^\S\n]*[\w+-]*[^\S\n]*\n?")
 
 
@@ -35,7 +58,7 @@ _MARKS = str.maketrans({"\N{MINUS SIGN}": "-", "*": " ", "`": " ", "$": " ", '"'
 
 def plain(text: str) -> str:
     """An answer without its wrappings: fences, `\\boxed{}`, bold marks, quotes, full-width forms."""
-    text = unicodedata.normalize("NFKC", unfence(text)[:MAX_CHARS])
+    text = nfkc(unfence(text)[:MAX_CHARS])[:MAX_CHARS]  # one character can become 18
     # Two rounds undo \boxed{\text{B}}.
     text = _WRAP.sub(r" \1 ", _WRAP.sub(r" \1 ", text))
     return " ".join(text.translate(_MARKS).split())

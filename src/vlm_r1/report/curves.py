@@ -60,7 +60,7 @@ def phase_step(phase: str, last: int) -> int | None:
     >>> phase_step("before", 90), phase_step("step-25", 90), phase_step("after", 90), phase_step("mine", 90)
     (0, 25, 90, None)
     """
-    match = re.fullmatch(r"step-(\d+)", phase)
+    match = re.fullmatch(r"step-(\d{1,15})", phase)
     return int(match[1]) if match else {"before": 0, "after": last}.get(phase)
 
 

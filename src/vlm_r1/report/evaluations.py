@@ -14,7 +14,8 @@ from vlm_r1.errors import CheckpointError, ConfigError, nearest
 from vlm_r1.eval.bootstrap import RESAMPLES, Statistic, paired_intervals
 from vlm_r1.eval.outcomes import Outcome, outcome_of_row
 from vlm_r1.eval.suites import build_statistic
-from vlm_r1.runtime.runlog import read_samples
+from vlm_r1.runtime.runlog import EVAL_COLUMNS
+from vlm_r1.runtime.shown import Tell, refuse, shown_rows
 
 BOUNDS = ("/low", "/high")
 """Ends of the names of an interval's bounds, which stand beside their metric."""
@@ -84,7 +85,7 @@ def load_evaluations(item: str) -> list[Evaluated]:
     try:
         content = json.loads(file.read_bytes())
         nested = [isinstance(v, dict) and all(isinstance(w, dict) for w in v.values()) for v in content.values()]
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file}: not an evaluation ({error}); write it again with vlm-r1 eval --out") from None
     if not content or not all(isinstance(value, dict) for value in content.values()):
         raise CheckpointError(f"{file}: not an evaluation (split -> metric -> value); write it with vlm-r1 eval --out")
@@ -144,10 +145,10 @@ def shared_metrics(both: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) 
     return [name for name in order if name in common]
 
 
-def evaluated(name: str, metrics: Mapping[str, Any], table: Path) -> Evaluated:
-    """An evaluation from its metrics and the table of its rows, which may be missing."""
+def evaluated(name: str, metrics: Mapping[str, Any], table: Path, tell: Tell = refuse) -> Evaluated:
+    """An evaluation from its metrics and the table of its rows, which may be missing. Raises `CheckpointError`."""
     outcomes: dict[str, list[Outcome]] = {}
-    for row in read_samples(table, _COLUMNS) if table.is_file() else ():
+    for row in shown_rows(table, EVAL_COLUMNS, tell, columns=_COLUMNS) if table.is_file() else ():
         outcomes.setdefault(row["split"] or "", []).append(outcome_of_row(row))
     return Evaluated(name=name, metrics=metrics, outcomes=outcomes)
 

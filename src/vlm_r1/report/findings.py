@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_r1.errors import CheckpointError
 from vlm_r1.records import LabelledBox
 from vlm_r1.report.evaluations import Evaluated, evaluated, paired, shared_metrics
 from vlm_r1.report.pairs import Pair
-from vlm_r1.runtime.runlog import read_eval
+from vlm_r1.runtime.shown import Tell, refuse, shown_evaluation
 
 HEADLINE = ("mean_iou", "acc@0.5", "accuracy", "mAP", "nms_ap")
 """Metrics that get a sentence; a split without any of them gets one for each of its metrics."""
@@ -80,14 +81,14 @@ class Change:
         return "rose" if self.low > ROUNDING else "fell" if self.high < -ROUNDING else "noise"
 
 
-def changes(run_dirs: Sequence[Path]) -> list[Change]:
+def changes(run_dirs: Sequence[Path], tell: Tell = refuse) -> list[Change]:
     """Every metric that all runs have before and after, split by split."""
-    evals = [read_eval(run_dir) for run_dir in run_dirs]
+    evals = [shown_evaluation(Path(run_dir) / "eval.json", tell) for run_dir in run_dirs]
     both = [(e["before"], e["after"]) for e in evals if "before" in e and "after" in e]
     if not both or len(both) < len(evals):
         return []
     runs = [
-        (_phase(run_dir, "before", before), _phase(run_dir, "after", after))
+        (_phase(run_dir, "before", before, tell), _phase(run_dir, "after", after, tell))
         for run_dir, (before, after) in zip(run_dirs, both, strict=True)
     ]
     names = shared_metrics(both)
@@ -113,8 +114,12 @@ def changes(run_dirs: Sequence[Path]) -> list[Change]:
     return found
 
 
-def _phase(run_dir: Path, phase: str, metrics: Mapping[str, Any]) -> Evaluated:
-    return evaluated(phase, metrics, Path(run_dir) / f"eval-{phase}.parquet")
+def _phase(run_dir: Path, phase: str, metrics: Mapping[str, Any], tell: Tell) -> Evaluated:
+    try:
+        return evaluated(phase, metrics, Path(run_dir) / f"eval-{phase}.parquet", tell)
+    except CheckpointError as error:
+        tell(str(error))
+        return Evaluated(name=phase, metrics=metrics, outcomes={})
 
 
 def headline(found: Sequence[Change]) -> list[Change]:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_r1.errors import DataError
+from vlm_r1.errors import CheckpointError, DataError
 from vlm_r1.report.findings import boxes_words, number, signed
 from vlm_r1.report.images import Album, View
 from vlm_r1.report.pairs import Pair, Row, difference
-from vlm_r1.runtime.runlog import boxes_from_json, read_rollouts, rollout_steps
+from vlm_r1.runtime.runlog import ROLLOUT_COLUMNS, boxes_from_json, rollout_path, rollout_steps
+from vlm_r1.runtime.shown import Tell, refuse, shown_rows
 
 Find = Callable[[Iterable[Row]], bytes]
 """Finds the image of some rows; raises `DataError` (`report.held_out.HeldOutImages.find`)."""
@@ -139,14 +140,18 @@ def _side(phase: str, row: Row, image: bytes | None, album: Album) -> Side:
     )
 
 
-def step_cards(run_dir: Path, album: Album, steps: int = 4, each: int = 2) -> list[StepCards]:
+def step_cards(run_dir: Path, album: Album, tell: Tell = refuse, steps: int = 4, each: int = 2) -> list[StepCards]:
     """The best and worst answers by reward of up to `steps` steps, spread evenly from the first kept to the last."""
     kept = rollout_steps(run_dir)
     if len(kept) > steps:
         kept = [kept[round(i * (len(kept) - 1) / (steps - 1))] for i in range(steps)] if steps > 1 else kept[-1:]
     found = []
     for step in kept:
-        rows = read_rollouts(run_dir, step)
+        try:
+            rows = shown_rows(rollout_path(run_dir, step), ROLLOUT_COLUMNS, tell)
+        except CheckpointError as error:
+            tell(str(error))
+            continue
         scored = sorted((row for row in rows if row["reward"] is not None), key=lambda row: row["reward"])
         if not scored:
             continue

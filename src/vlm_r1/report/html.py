@@ -28,26 +28,21 @@ from vlm_r1.report.findings import (
 from vlm_r1.report.gallery import MAX_SPLITS, each_of, shelves, step_cards
 from vlm_r1.report.held_out import HeldOutImages
 from vlm_r1.report.images import Album
-from vlm_r1.report.pairs import Pair, join, read_pairs
+from vlm_r1.report.pairs import Pair, join, read_pairs, read_phase
 from vlm_r1.report.plots import SIZE, charts
 from vlm_r1.report.table import TableRow, before_after_rows
 from vlm_r1.report.warnings import concerns
-from vlm_r1.runtime.runlog import (
-    eval_path,
-    read_environment,
-    read_eval,
-    read_eval_samples,
-    read_metrics,
-    write_atomically,
-)
+from vlm_r1.runtime.runlog import eval_path, write_atomically
+from vlm_r1.runtime.shown import Tell, shown_evaluation, shown_json, shown_metrics
 
 
 def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     """Write `report.html` about one run, or about several runs of one recipe, and return its path.
 
     The page goes into the run folder, for several runs into the folder above the first one, or to `out`. Curves get
-    a band over the runs; images and rollouts come from the first run. What a run does not have is named as missing.
-    Raises `CheckpointError` for a folder that is not there, a broken file or a full disk.
+    a band over the runs; images and rollouts come from the first run. What a run does not have is named as missing,
+    and what is odd in its files is named and left out. Raises `CheckpointError` for a folder that is not there, or a
+    full disk.
     """
     runs = [Path(run_dir) for run_dir in run_dirs]
     for run in runs:
@@ -65,18 +60,21 @@ def render(runs: Sequence[Path]) -> str:
     environment = Environment(
         loader=PackageLoader("vlm_r1.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    metrics = [read_metrics(run) for run in runs]
-    evals = [read_eval(run) for run in runs]
+    faults: list[str] = []
+    tell = faults.append
+    metrics = [shown_metrics(run, tell) for run in runs]
+    evals = [shown_evaluation(run / "eval.json", tell) for run in runs]
     album = Album()
-    pairs = _questions(runs[0], evals[0])
-    found = changes(runs)
+    pairs = _questions(runs[0], evals[0], tell)
+    found = changes(runs, tell)
     heads = headline(found)
     shown = list(pairs.items())[:MAX_SPLITS]
     find = HeldOutImages(eval_path(runs[0], phase) for phase in reversed(evals[0])).find
     gallery = [(split_name(split), len(of), shelves(of, album, find, each_of(len(shown)))) for split, of in shown]
-    steps = step_cards(runs[0], album)
+    steps = step_cards(runs[0], album, tell)
     config, drawn = _text(runs[0] / "config.yaml"), charts(metrics, evals)
-    recipes = [parsed_recipe(_text(run / "config.yaml")) for run in runs]
+    recipes = [parsed_recipe(_text(run / "config.yaml"), f"{run / 'config.yaml'}", tell) for run in runs]
+    versions = shown_json(runs[0] / "environment.json", tell)
     names = [run.resolve().name for run in runs]
     return environment.get_template("report.html.j2").render(
         title=", ".join(names),
@@ -100,8 +98,11 @@ def render(runs: Sequence[Path]) -> str:
         smoothed=-(-len(metrics[0]) // MAX_POINTS) if is_smoothed(metrics) else 0,
         steps=steps,
         config=config,
-        versions=read_environment(runs[0]),
-        missing=_missing(names, metrics, evals, recipes[0], (bool(pairs), bool(steps), config is not None)),
+        versions=versions,
+        missing=[
+            *dict.fromkeys(faults),  # a file may be read for several things
+            *_missing(names, metrics, evals, recipes[0], (bool(pairs), bool(steps), config is not None)),
+        ],
         left_out=album.left_out,
         runs=names,
         number=number,
@@ -110,11 +111,11 @@ def render(runs: Sequence[Path]) -> str:
     )
 
 
-def _questions(run: Path, evaluation: Mapping[str, Any]) -> dict[str, list[Pair]]:
+def _questions(run: Path, evaluation: Mapping[str, Any], tell: Tell) -> dict[str, list[Pair]]:
     """Before and after joined; for a run that was evaluated under another name, that evaluation alone."""
-    pairs = read_pairs(run)
+    pairs = read_pairs(run, tell)
     if not pairs and evaluation:
-        pairs = join([], read_eval_samples(run, list(evaluation)[-1]))
+        pairs = join([], read_phase(run, list(evaluation)[-1], tell))
     return pairs
 
 
@@ -142,11 +143,12 @@ def _table(evals: Sequence[Mapping[str, Any]], found: Sequence[Change]) -> dict[
     return {"heads": [heads[place] for place in kept], "groups": groups, "intervals": bool(intervals)}
 
 
-def parsed_recipe(text: str | None) -> dict[str, Any]:
-    """What a run's `config.yaml` says, unchecked; empty where there is none, or where it cannot be read."""
+def parsed_recipe(text: str | None, name: str, tell: Tell) -> dict[str, Any]:
+    """What a run's `config.yaml`, the file `name`, says, unchecked; empty where there is none, or it cannot be read."""
     try:
-        recipe = parse_yaml(text or "", "config.yaml")
-    except ConfigError:
+        recipe = parse_yaml(text or "", name)
+    except ConfigError as error:
+        tell(str(error))
         recipe = {}
     return recipe if isinstance(recipe, dict) else {}
 

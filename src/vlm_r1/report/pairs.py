@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_r1.runtime.runlog import read_eval_samples
+from vlm_r1.errors import CheckpointError
+from vlm_r1.runtime.runlog import EVAL_COLUMNS, eval_path
+from vlm_r1.runtime.shown import Tell, refuse, shown_rows
 
 Row = Mapping[str, Any]
 
@@ -47,9 +49,19 @@ def difference(pair: Pair, column: str) -> float | None:
     return None if old is None or new is None else float(new) - float(old)
 
 
-def read_pairs(run_dir: Path) -> dict[str, list[Pair]]:
+def read_pairs(run_dir: Path, tell: Tell = refuse) -> dict[str, list[Pair]]:
     """Split -> its questions, in the order they were asked; empty for a run without held-out rows."""
-    return join(read_eval_samples(run_dir, "before"), read_eval_samples(run_dir, "after"))
+    return join(read_phase(run_dir, "before", tell), read_phase(run_dir, "after", tell))
+
+
+def read_phase(run_dir: Path, phase: str, tell: Tell = refuse) -> list[dict[str, Any]]:
+    """The held-out questions of one evaluation (`EVAL_COLUMNS`); empty where there are none."""
+    path = eval_path(Path(run_dir), phase)
+    try:
+        return shown_rows(path, EVAL_COLUMNS, tell) if path.is_file() else []
+    except CheckpointError as error:
+        tell(str(error))
+        return []
 
 
 def join(before: Iterable[Row], after: Iterable[Row]) -> dict[str, list[Pair]]:

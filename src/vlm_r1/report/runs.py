@@ -19,7 +19,7 @@ from vlm_r1.errors import CheckpointError, UserError
 from vlm_r1.eval.best import find_best, is_stale
 from vlm_r1.report.findings import number, split_name
 from vlm_r1.runtime.alive import is_alive
-from vlm_r1.runtime.runlog import read_eval, read_metrics
+from vlm_r1.runtime.shown import Tell, shown_evaluation, shown_metrics
 
 T = TypeVar("T")
 
@@ -116,17 +116,19 @@ def _read_run(folder: Path, name: str, now: float) -> Run:
             return otherwise
 
     recipe = attempt(lambda: _read_recipe(folder), None)
-    metrics = attempt(lambda: _checked_metrics(folder), list[dict[str, Any]]())
-    held_out = attempt(lambda: _held_out(folder), list[HeldOut]())
+    metrics = shown_metrics(folder, problems.append)
+    held_out = _held_out(folder, problems.append)
     done = metrics[-1]["step"] if metrics else 0
     written = attempt(lambda: last_change(folder), None)
     state = "broken"
     if recipe is not None and not problems:
         waiting = any(split.before is not None and split.after is None for split in held_out)
-        ended = done >= recipe.run.steps or is_stale(find_best(folder, recipe, done), recipe)
+        stale = attempt(lambda: is_stale(find_best(folder, recipe, done), recipe), False)
+        ended = stale or done >= recipe.run.steps
         finished = (folder / "final").is_dir() and ended and not waiting
         quiet = now - (written or 0.0)
-        state = "finished" if finished else "running" if is_running(folder, quiet, _longest(metrics)) else "stopped"
+        goes_on = not finished and attempt(lambda: is_running(folder, quiet, _longest(metrics)), None)
+        state = "broken" if problems else "finished" if finished else "running" if goes_on else "stopped"
     return Run(
         name=name if name != "." else folder.resolve().name,
         folder=str(folder),
@@ -170,20 +172,8 @@ def _model(recipe: Recipe) -> str:
     return recipe.model.path if recipe.model.init == "pretrained" else f"scratch {kind}".strip()
 
 
-def _checked_metrics(folder: Path) -> list[dict[str, Any]]:
-    metrics = read_metrics(folder)
-    for row in metrics:
-        if not isinstance(row["step"], int):
-            raise CheckpointError(f"{folder / 'metrics.jsonl'}: step {row['step']!r} is no number; remove that line")
-    return metrics
-
-
-def _held_out(folder: Path) -> list[HeldOut]:
-    evaluation = read_eval(folder)
-    phases = evaluation.values() if isinstance(evaluation, dict) else [None]
-    if not all(isinstance(p, dict) and all(isinstance(values, dict) for values in p.values()) for p in phases):
-        file = folder / "eval.json"
-        raise CheckpointError(f"{file}: not an evaluation (phase -> split -> metric -> value); remove it")
+def _held_out(folder: Path, tell: Tell) -> list[HeldOut]:
+    evaluation = shown_evaluation(folder / "eval.json", tell)
     before, after = evaluation.get("before", {}), evaluation.get("after", {})
     found = []
     for split in dict.fromkeys([*before, *after]):

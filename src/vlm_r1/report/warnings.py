@@ -88,5 +88,4 @@ def _high(metrics: Metrics) -> list[str]:
 
 def sentences(metrics: Metrics) -> list[tuple[int, str]]:
     """(step, sentence) of the warnings that a run logged, in order."""
-    found = [(row["step"], row.get("warnings")) for row in metrics]
-    return [(step, str(text)) for step, said in found if said for text in (said if isinstance(said, list) else [said])]
+    return [(row["step"], text) for row in metrics for text in row.get("warnings") or []]

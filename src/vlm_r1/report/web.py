@@ -21,7 +21,7 @@ from typing import Any
 from vlm_r1.errors import UserError
 
 HOST = "127.0.0.1"
-MAX_UPLOAD = "100mb"
+MAX_UPLOAD_BYTES = 100 * 2**20
 
 _SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
@@ -67,16 +67,26 @@ def private_folder() -> Iterator[Path]:
 
 
 def launch(
-    page: Any, folder: Path, *, port: int | None = None, css: str = "", js: str = "", open_browser: bool = False
+    page: Any,
+    folder: Path,
+    *,
+    port: int | None = None,
+    css: str = "",
+    js: str = "",
+    open_browser: bool = False,
+    uploads: bool = False,
 ) -> str:
     """Serve a `gradio.Blocks` and return its address; `page.close()` ends it.
 
-    Files in `folder` can be shown. Without a port the first free one from 7860 on is taken. Raises `UserError` where
-    there is none.
+    Files in `folder` can be shown, and with `uploads` put there. Without a port the first free one from 7860 on is
+    taken. Raises `UserError` where there is none.
     """
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    from vlm_r1.report.limits import Gate, Limits
+
+    limits = Limits(MAX_UPLOAD_BYTES if uploads else 0)
     # A page of another site whose name is made to point at this machine carries that name as its host.
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     refuse_taken(port)
@@ -92,8 +102,8 @@ def launch(
             run_history=False,
             footer_links=[],
             allowed_paths=[str(folder)],
-            max_file_size=MAX_UPLOAD,
-            app_kwargs={"middleware": [hosts]},
+            max_file_size=MAX_UPLOAD_BYTES,
+            app_kwargs={"middleware": [hosts, Middleware(Gate, limits=limits)]},
             theme=theme(),
             # gradio's own `css` drops container queries
             head=f"<style>{css}</style><script>{js}</script>",
@@ -101,6 +111,7 @@ def launch(
     except OSError:  # gradio's own text names its settings
         place = "the ports from 7860 to 7959 are taken" if port is None else f"port {port} cannot be used"
         raise UserError(f"--port: {place} on {HOST}; name another one") from None
+    limits.watch(page.server)
     return str(url)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +63,7 @@ class Bound:
 
     def _guard(self, samples: Sequence[Sample], call: Callable[[], list[Score]]) -> list[Score]:
         """The call under its limit: a time-out costs the answers their points, an exception stops or is counted."""
+        process = os.getpid()
         self.beat(f'reward "{self.name}" of sample {samples[0].id}', self.limit_s * len(samples))
         try:
             scores = call() if self.timeout_s is None else call_limited(call, self.timeout_s)
@@ -74,15 +78,20 @@ class Bound:
             return [self._zero(f"timeout: {error}") for _ in samples]
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
             if self.on_error == "raise":
                 names = ", ".join(sample.id for sample in samples[:3]) + (", ..." if len(samples) > 3 else "")
                 raise RewardError(
                     f'reward "{self.name}" raised {type(error).__name__}: {error} (sample {names}). '
-                    "Mend the reward, or set rewards.on_error: zero to score 0 and count it"
+                    "Fix the reward, or set rewards.on_error: zero to score 0 and count it"
                 ) from error
             self.counts[f"errors/{self.name}"] += len(samples)
             return [self._zero(f"error: {type(error).__name__}: {error}") for _ in samples]
+        finally:
+            if os.getpid() != process:
+                # A child would go on as a second trainer, on the files and sockets of the first.
+                print(f'reward "{self.name}" forks, and its child returned: the child ends here', file=sys.stderr)
+                os._exit(1)
 
     def _zero(self, note: str) -> Score:
         return Score(total=0.0, parts={self.name: 0.0}, notes=(note,))
@@ -115,7 +124,7 @@ def bind(name: str, config: RewardConfig, counts: Counter[str], beat: Beat = no_
             f'rewards: unknown reward "{name}": {nearest(name, REWARDS)}; '
             "or name a function of yours as path.py:function"
         )
-    one, many_of_plugin = adapt(name, plugin, options)
+    one, many_of_plugin = adapt(name, plugin, options, config.timeout_s)
     return Bound(one=one, many=many_of_plugin, timeout_s=config.timeout_s, **limits)
 
 

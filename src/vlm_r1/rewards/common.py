@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from functools import lru_cache
 
+from vlm_r1.prompts.parse_values import nfkc
 from vlm_r1.records import Answer, LabelledBox, Score
+
+MAX_CACHED_CHARS = 100
+"""Longer labels are folded again each time."""
 
 
 def scored(name: str, value: float, *notes: str) -> Score:
@@ -29,11 +32,16 @@ def boxes_of(answer: Answer) -> tuple[LabelledBox, ...] | None:
     return answer.value if isinstance(answer.value, tuple) else None
 
 
-@lru_cache(maxsize=65536)
 def fold_label(label: str) -> str:
     """A label as it is compared: without case, outer and repeated space, and Unicode form.
 
     >>> fold_label(" Red  Circle ")
     'red circle'
     """
-    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+    # A cache of long texts would fill the memory.
+    return _fold(label) if len(label) <= MAX_CACHED_CHARS else _fold.__wrapped__(label)
+
+
+@lru_cache(maxsize=65536)
+def _fold(label: str) -> str:
+    return " ".join(nfkc(label).casefold().split())

@@ -139,9 +139,11 @@ def math(sample: Sample, answer: Answer, *, timeout_s: float = 3.0) -> Score:
         return failed("math", answer)
     if fold_text(text, case=True) == fold_text(true, case=True):
         return scored("math", 1.0)
+    if len(text) > MAX_MATH_CHARS:
+        return scored("math", 0.0, "the expression is too large to evaluate")
     if _hedged(text, true):
         return scored("math", 0.0, "ambiguous: the answer names more than one result")
-    if len(text) > MAX_MATH_CHARS or _HUGE.search(text):
+    if _HUGE.search(text):
         return scored("math", 0.0, "the expression is too large to evaluate")
     equal = _equal(true, text, timeout_s)
     if equal is None:

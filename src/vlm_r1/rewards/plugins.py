@@ -16,13 +16,13 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlm_r1.errors import ConfigError
 from vlm_r1.records import Answer, Sample, Score, Truth
+from vlm_r1.rewards.limit import call_in_thread
 
 GROUP = "vlm_r1.rewards"
 """The entry-point group under which an installed package offers rewards."""
@@ -42,7 +42,7 @@ def load_plugin(name: str) -> Callable[..., Any] | None:
     for entry in importlib.metadata.entry_points(group=GROUP, name=name):
         try:
             return _callable(entry.load(), f'entry point "{name}" ({entry.value})')
-        except (ImportError, AttributeError) as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(f'reward "{name}": entry point {entry.value} cannot be loaded ({error})') from error
     return None
 
@@ -61,7 +61,7 @@ def _from_file(path: Path, function: str) -> Callable[..., Any]:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise ConfigError(
                 f'reward "{path}:{function}": importing {path} raised {type(error).__name__}: {error}'
@@ -77,11 +77,14 @@ def _callable(value: Any, what: str) -> Callable[..., Any]:
     return value  # type: ignore[no-any-return]
 
 
-def adapt(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> tuple[One, Many | None]:
+def adapt(
+    name: str, function: Callable[..., Any], options: Mapping[str, Any], timeout_s: float
+) -> tuple[One, Many | None]:
     """A user's function as `(one, many)`; `many` is None unless the signature takes a batch (TRL's).
 
     `options` go to the function as keyword arguments, except `conversational` with TRL's signature: it hands
-    completions over as message lists. Raises `ConfigError` for an option that the function does not take.
+    completions over as message lists. A coroutine is cancelled after `timeout_s`. Raises `ConfigError` for an option
+    that the function does not take.
     """
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -92,7 +95,7 @@ def adapt(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -
             raise ConfigError(f'rewards.options.{name}: the function takes no option "{key}"')
     if "completions" in parameters:
         wanted = None if takes_any else frozenset(parameters)
-        many = partial(_call_trl, name, function, settings, wanted, conversational)
+        many = partial(_call_trl, name, function, settings, wanted, conversational, timeout_s)
         return partial(_first, many), many
     if "solution_str" in parameters:
         return partial(_call_verl, name, function, settings), None
@@ -146,6 +149,7 @@ def _call_trl(
     options: Mapping[str, Any],
     wanted: frozenset[str] | None,
     conversational: bool,
+    timeout_s: float,
     samples: Sequence[Sample],
     answers: Sequence[Answer],
 ) -> list[Score]:
@@ -168,8 +172,8 @@ def _call_trl(
             columns[key] = [sample.columns.get(key) for sample in samples]
     result = function(**{k: v for k, v in columns.items() if wanted is None or k in wanted} | dict(options))
     if inspect.iscoroutine(result):
-        with ThreadPoolExecutor(1) as pool:
-            result = pool.submit(asyncio.run, result).result()
+        # In a thread, because this one may run a loop; left behind where it does not let itself be cancelled.
+        result = call_in_thread(partial(asyncio.run, asyncio.wait_for(result, timeout_s)), None)
     return [as_score(name, value) for value in result]
 
 

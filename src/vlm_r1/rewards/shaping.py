@@ -38,6 +38,10 @@ Thai."""
 _WORD = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
 
 
+MAX_CHARS = 65_536
+"""Of a longer text the end is judged, where a model that loops does."""
+
+
 def words_of(text: str, n: int) -> list[str]:
     """What n-grams are made of: words without case and, where `n` or more marks stand in a row, each of those marks.
 
@@ -67,6 +71,6 @@ def repetition(sample: Sample, answer: Answer, *, n: int = 6) -> Score:
     if isinstance(answer.value, tuple):
         text = answer.think or ""
         items = repeated_share([(item.box, fold_label(item.label)) for item in answer.value])
-    words = words_of(text, n)
+    words = words_of(text[-MAX_CHARS:], n)
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return scored("repetition", -max(items, repeated_share(grams)) + 0.0)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import unicodedata
 from fractions import Fraction
 
-from vlm_r1.prompts.parse_values import number_text, read_choice, read_number, read_yes_no
+from vlm_r1.prompts.parse_values import MAX_CHARS, nfkc, number_text, read_choice, read_number, read_yes_no
 from vlm_r1.records import Answer, Sample, Score
 from vlm_r1.rewards.common import failed, not_scorable, scored
 
 
 def fold_text(text: str, *, case: bool = False) -> str:
-    """A text as it is compared: Unicode form, white space folded, without case unless `case`."""
-    text = " ".join(unicodedata.normalize("NFKC", text).split())
+    """A text as it is compared: Unicode form (`nfkc`), white space folded, without case unless `case`."""
+    text = " ".join(nfkc(text).split())
     return text if case else text.casefold()
 
 
@@ -93,13 +92,14 @@ def exact_text(sample: Sample, answer: Answer, *, case: bool = False) -> Score:
 def edit_similarity(sample: Sample, answer: Answer, *, case: bool = True) -> Score:
     """1 - Levenshtein distance / length of the longer text, in [0, 1] (rapidfuzz): for OCR.
 
-    Unicode form and white space are folded, case only with `case: false`. Source: 1 - NED of text recognition.
+    Unicode form and white space are folded, case only with `case: false`; of each text the first `MAX_CHARS` characters
+    are compared. Source: 1 - NED of text recognition.
     """
     texts = _texts("edit_similarity", sample, answer)
     if isinstance(texts, Score):
         return texts
     from rapidfuzz.distance import Levenshtein
 
-    written, true = (fold_text(part, case=case) for part in texts)
+    written, true = (fold_text(part[:MAX_CHARS], case=case)[:MAX_CHARS] for part in texts)
     value = Levenshtein.normalized_similarity(written, true)
     return scored("edit_similarity", float(value))

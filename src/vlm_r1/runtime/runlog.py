@@ -129,7 +129,7 @@ class RunLog:
     def rollouts(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Write the answers of one step (`ROLLOUT_COLUMNS`; `step` is filled in). Raises `CheckpointError`."""
         table = _table([{**row, "step": int(step)} for row in rows], ROLLOUT_COLUMNS)
-        _write_parquet(_rollout_path(self.run_dir, step), table)
+        _write_parquet(rollout_path(self.run_dir, step), table)
 
     def evaluation(
         self,
@@ -171,7 +171,7 @@ class RunLog:
             write_atomically(self._metrics_path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         for later in rollout_steps(self.run_dir):
             if later > step:
-                _rollout_path(self.run_dir, later).unlink()
+                rollout_path(self.run_dir, later).unlink()
         sweep(self.run_dir)
         for left in self.run_dir.glob("rollouts/.step-*.tmp"):  # of a process that was killed, on any machine
             remove(left)
@@ -218,7 +218,7 @@ def rollout_steps(run_dir: Path) -> list[int]:
 
 def read_rollouts(run_dir: Path, step: int) -> list[dict[str, Any]]:
     """The answers of one step, as dicts with `ROLLOUT_COLUMNS`. Raises `CheckpointError` where there are none."""
-    path = _rollout_path(Path(run_dir), step)
+    path = rollout_path(Path(run_dir), step)
     if not path.is_file():
         steps = rollout_steps(run_dir)
         kept = f"steps {steps[0]} to {steps[-1]} have one" if steps else "set run.log_rollouts_every to keep some"
@@ -237,18 +237,9 @@ def read_eval(run_dir: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def read_eval_samples(run_dir: Path, phase: str) -> list[dict[str, Any]]:
-    """The held-out questions of one evaluation, as dicts with `EVAL_COLUMNS`; empty where there are none."""
-    path = eval_path(Path(run_dir), phase)
-    return _read_parquet(path) if path.is_file() else []
-
-
-def read_samples(path: Path, columns: list[str] | None = None, sample_id: str | None = None) -> list[dict[str, Any]]:
-    """The rows of a table of answers; only some columns that it has, or the rows of one sample, where asked for.
-
-    Raises `CheckpointError`.
-    """
-    return _read_parquet(Path(path), columns, None if sample_id is None else [("sample_id", "==", sample_id)])
+def read_samples(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of a table of answers; only some columns that it has where asked for. Raises `CheckpointError`."""
+    return _read_parquet(Path(path), columns)
 
 
 def write_eval_samples(path: Path, samples: list[dict[str, Any]], data: Mapping[str, Any] | None = None) -> None:
@@ -264,7 +255,7 @@ def read_eval_data(path: Path) -> dict[str, Any]:
     """The `data` of `write_eval_samples`; empty where a table holds none. Raises `CheckpointError`."""
     try:
         return json.loads((pq.read_schema(path).metadata or {}).get(_DATA, b"{}"))
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
         raise CheckpointError(f"{path}: not a whole Parquet file ({error}); remove it") from None
 
 
@@ -286,9 +277,9 @@ def boxes_from_json(text: str | None) -> list[LabelledBox]:
     """The boxes of one table cell; a box that is not four finite numbers is left out."""
     found = []
     for item in json.loads(text) if text else []:
-        box = item["box"]
-        if len(box) == 4 and all(isinstance(x, int | float) for x in box):
-            found.append(LabelledBox(box=tuple(box), label=item.get("label") or ""))
+        box, label = item["box"], item.get("label")
+        if len(box) == 4 and all(isinstance(x, int | float) and abs(x) < math.inf for x in box):
+            found.append(LabelledBox(box=tuple(box), label=label if isinstance(label, str) else ""))
     return found
 
 
@@ -339,21 +330,20 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         return {}
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error}); {remedy}") from None
 
 
-def _read_parquet(
-    path: Path, columns: list[str] | None = None, filters: list[tuple[str, str, str]] | None = None
-) -> list[dict[str, Any]]:
+def _read_parquet(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
     try:
         known = None if columns is None else [name for name in pq.read_schema(path).names if name in columns]
-        return pq.read_table(path, columns=known, filters=filters).to_pylist()
-    except (OSError, pa.ArrowException) as error:
+        return pq.read_table(path, columns=known).to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise CheckpointError(f"{path}: not a whole Parquet file ({error}); remove it") from None
 
 
-def _rollout_path(run_dir: Path, step: int) -> Path:
+def rollout_path(run_dir: Path, step: int) -> Path:
+    """The table of one step's answers."""
     return run_dir / "rollouts" / f"step-{step:06d}.parquet"
 
 

@@ -62,9 +62,9 @@ def build(find: Callable[[], list[RunFolder]]) -> gr.Blocks:
             several = len(names) > 1
             menus = (gr.CheckboxGroup(names, value=chosen, visible=several), gr.Dropdown(names, visible=several))
         kept = shown(chosen)
-        head = told(lambda: pages.head(kept))
+        curves, head = told(lambda: pages.training(kept)), told(lambda: pages.head(kept))  # the head names what was odd
         now = Seen(version=_version(kept), head=head, names=tuple(names))
-        return (head, told(lambda: pages.training(kept)), now, *menus)
+        return (head, curves, now, *menus)
 
     def tick(chosen: list[str], seen: Seen) -> tuple[object, ...]:
         look()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -11,11 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from vlm_r1.errors import CheckpointError
 from vlm_r1.report.curves import phase_step
 from vlm_r1.report.held_out import HeldOutImages
 from vlm_r1.report.runs import MARKS, is_run, last_change
-from vlm_r1.runtime.runlog import read_rollouts, read_samples
+from vlm_r1.runtime.runlog import EVAL_COLUMNS, ROLLOUT_COLUMNS
+from vlm_r1.runtime.shown import Tell, metrics_row, shown_evaluation, shown_rows, tell_faults
 from vlm_r1.view.thin import Thinned
 
 Row = dict[str, Any]
@@ -43,6 +45,7 @@ class RunFolder:
         self.path = path.resolve()
         self.name = self.path.name
         self._log = _MetricsLog(self)
+        self._told: dict[str, list[str]] = {}
         self._tables: OrderedDict[tuple[str, int, int], list[Row]] = OrderedDict()
         self._images: dict[str, tuple[tuple[str, int], HeldOutImages]] = {}
         self._lock = threading.Lock()
@@ -56,10 +59,16 @@ class RunFolder:
         """The metrics as curves need them: at most `thin.MAX_ROWS` rows of means."""
         return self._log.thinned()
 
+    def tell(self, what: str) -> Tell:
+        """For a new reading of `what`: where its faults go, in the place of those told before."""
+        self._told.pop(what, None)
+        return lambda fault: self._told.setdefault(what, []).append(fault)
+
     @property
     def problems(self) -> list[str]:
-        """What could not be read of `metrics.jsonl`, in words."""
-        return self._log.problems
+        """What is odd in the files that were read, in words."""
+        tell_faults(self.path / "metrics.jsonl", self._log.faults, self.tell("metrics.jsonl"))
+        return list(dict.fromkeys(text for of in list(self._told.values()) for text in of))
 
     def steps(self) -> list[int]:
         """The steps whose rollouts were kept, ascending."""
@@ -74,21 +83,21 @@ class RunFolder:
 
     def rollouts(self, step: int) -> list[Row]:
         """The answers of one step (`ROLLOUT_COLUMNS`). Raises `CheckpointError`."""
-        return self._table(self.rollout_table(step), lambda: read_rollouts(self.path, step))
+        path = self.rollout_table(step)
+        if not path.is_file():
+            kept = f"steps {self.steps()[0]} to {self.steps()[-1]} have one" if self.steps() else "none has"
+            raise CheckpointError(f"{path}: no rollout table for step {step}; {kept}")
+        return self._table(path, ROLLOUT_COLUMNS)
 
     def evaluations(self) -> dict[str, Metrics]:
         """Name -> split -> metric -> value, in the order of training.
 
         A name is a phase of `eval.json`, or the stem of a file that `vlm-r1 eval --out` wrote into the folder.
         """
-        path = self.inside("eval.json")
-        found = _content(path) if path.is_file() else {}
-        if not all(_is_nested(value) for value in found.values()):
-            found = {"eval": found}
+        found = shown_evaluation(self.inside("eval.json"), self.tell("eval.json"))
         for path in sorted(self.path.glob("*.json")):
             if path.stem not in found and path.with_suffix(".parquet").is_file():
-                found[path.stem] = _content(self.inside(path.name))
-        found = {name: value for name, value in found.items() if re.fullmatch(r"[\w.-]+", name) and _is_nested(value)}
+                found |= shown_evaluation(self.inside(path.name), self.tell(path.name), path.stem)
         last = max((row["step"] for row in self.metrics()), default=10**18)
         places = {name: phase_step(name, last) for name in found}
         return dict(sorted(found.items(), key=lambda item: (places[item[0]] is None, places[item[0]] or 0)))
@@ -96,7 +105,7 @@ class RunFolder:
     def samples(self, name: str) -> list[Row]:
         """The held-out questions of one evaluation (`EVAL_COLUMNS`); empty where they were not kept."""
         path = self.evaluation_table(name)
-        return self._table(path, lambda: read_samples(path)) if path.is_file() else []
+        return self._table(path, EVAL_COLUMNS) if path.is_file() else []
 
     def evaluation_table(self, name: str) -> Path:
         """Where the questions of one evaluation are, if they were kept."""
@@ -140,19 +149,16 @@ class RunFolder:
     def inside(self, name: str) -> Path:
         """A path in the folder. Raises `CheckpointError` where it leads outside, also through a link."""
         path = self.path / name
-        if not path.resolve().is_relative_to(self.path):
+        if not Path(os.path.realpath(path)).is_relative_to(self.path):
             raise CheckpointError(f"{path}: leads outside the run folder; the viewer reads nothing there")
         return path
 
-    def _table(self, path: Path, read: Any) -> list[Row]:
-        try:
-            state = path.stat()
-        except OSError:
-            return read()
+    def _table(self, path: Path, schema: pa.Schema) -> list[Row]:
+        state = path.stat()
         key = (str(path), state.st_mtime_ns, state.st_size)
         with self._lock:
             if key not in self._tables:
-                self._tables[key] = read()
+                self._tables[key] = shown_rows(path, schema, self.tell(path.name))
                 while len(self._tables) > TABLES_KEPT:
                     self._tables.popitem(last=False)
             self._tables.move_to_end(key)
@@ -168,7 +174,7 @@ class _MetricsLog:
         self._rows: list[Row] = []
         self._thin = Thinned()
         self._lock = threading.Lock()
-        self.problems: list[str] = []
+        self.faults: list[str] = []
 
     def read(self) -> list[Row]:
         with self._lock:
@@ -186,7 +192,7 @@ class _MetricsLog:
                 state = os.fstat(file.fileno())
                 inode, offset = self._place
                 if inode != state.st_ino or state.st_size < offset:
-                    self._rows, self._thin, self.problems, offset = [], Thinned(), [], 0
+                    self._rows, self._thin, self.faults, offset = [], Thinned(), [], 0
                 file.seek(offset)
                 data = file.read()
         except FileNotFoundError:
@@ -195,36 +201,15 @@ class _MetricsLog:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
         whole = data.rfind(b"\n") + 1
         for line in data[:whole].split(b"\n"):
-            self._take(path, line)
+            self._take(line)
         self._place = (state.st_ino, offset + whole)
         return self._rows
 
-    def _take(self, path: Path, line: bytes) -> None:
+    def _take(self, line: bytes) -> None:
         if not line.strip():
             return
-        try:
-            row = json.loads(line)
-            whole = isinstance(row, dict) and type(row.get("step")) is int
-        except (ValueError, RecursionError):
-            whole = False
-        if whole:
+        row, odd = metrics_row(line)
+        self.faults += [fault if row is None else f"step {row['step']}: {fault}" for fault in odd]
+        if row is not None:
             self._rows.append(row)
             self._thin.add(row)
-        elif len(self.problems) < 3:
-            text = line[:60].decode(errors="replace")
-            self.problems.append(f"{path}: a line is no metrics line and was left out ({text!r})")
-
-
-def _is_nested(value: Any) -> bool:
-    """Whether a value is split -> metric -> value."""
-    return isinstance(value, dict) and all(isinstance(metrics, dict) for metrics in value.values())
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); remove it and evaluate again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not an evaluation (split -> metric -> value); remove it and evaluate again")
-    return content

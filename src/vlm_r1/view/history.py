@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+
 from vlm_r1.errors import DataError, UserError
 from vlm_r1.report.curves import Points, phase_step
 from vlm_r1.report.held_out import HeldOutImages
-from vlm_r1.runtime.runlog import read_samples
+from vlm_r1.runtime.runlog import EVAL_COLUMNS, ROLLOUT_COLUMNS
+from vlm_r1.runtime.shown import shown_rows
 from vlm_r1.view.cards import Row
 from vlm_r1.view.folder import RunFolder
 from vlm_r1.view.groups import Group
@@ -81,18 +84,22 @@ class Index:
     def _questions(self, path: Path) -> frozenset[Key]:
         version = (str(path), path.stat().st_mtime_ns)
         if version not in self._asked:
-            self._asked[version] = frozenset(map(key_of, read_samples(path, ["sample_id", "question"])))
+            self._asked[version] = frozenset(map(key_of, self._rows(path, EVAL_COLUMNS)))
         return self._asked[version]
+
+    def _rows(self, path: Path, schema: pa.Schema) -> Sequence[Row]:
+        tell = self.run.tell(f"questions of {path.name}")
+        try:
+            return shown_rows(path, schema, tell, columns=("sample_id", "question"))
+        except UserError as error:  # gone or broken
+            tell(str(error))
+            return []
 
     def _work(self) -> None:
         for step in reversed(self.run.steps()):
             if step in self._read:
                 continue
-            try:
-                rows = read_samples(self.run.rollout_table(step), ["sample_id", "question"])
-            except UserError:  # gone or broken: the view of that step says so
-                rows = []
-            for key in {key_of(row): None for row in rows}:
+            for key in {key_of(row): None for row in self._rows(self.run.rollout_table(step), ROLLOUT_COLUMNS)}:
                 self._steps.setdefault(key, []).append(step)
             self._read.add(step)
 
@@ -128,12 +135,12 @@ def moments(indices: Sequence[Index], key: Key) -> list[Moment]:
         prefix = f"{run.name}: " if len(indices) > 1 else ""
         for name, path, keys in index.evaluations():
             if key in keys:
-                rows = _answers(path, key)[:1]
+                rows = _answers(run, path, EVAL_COLUMNS, key)[:1]
                 images.append(partial(run.images(name).find, rows))
                 group = Group(name=f"{prefix}{name.replace('-', ' ')}", rows=rows)
                 found.append(Moment(run=run.name, step=phase_step(name, last), group=group))
         for step in _spread(index.steps(key)):
-            rows = _answers(run.rollout_table(step), key)
+            rows = _answers(run, run.rollout_table(step), ROLLOUT_COLUMNS, key)
             images += [partial(bytes, row["image"]) for row in rows if row.get("image") is not None]
             group = Group(name=f"{prefix}training, step {step}", rows=rows)
             found.append(Moment(run=run.name, step=step, group=group))
@@ -160,8 +167,8 @@ def scores(found: Sequence[Moment], run: str) -> Points:
     return [(step, mean) for step, mean in known if step is not None and mean is not None]
 
 
-def _answers(path: Path, key: Key) -> tuple[Row, ...]:
-    rows = read_samples(path, sample_id=key[0] or None)
+def _answers(run: RunFolder, path: Path, schema: pa.Schema, key: Key) -> tuple[Row, ...]:
+    rows = shown_rows(path, schema, run.tell(f"{key[0]} of {path.name}"), sample_id=key[0] or None)
     found = tuple(row for row in rows if key_of(row) == key)
     first = found[0].get("group") if found else None
     return tuple(row for row in found if row.get("group") == first)

@@ -70,4 +70,6 @@ def table(new: Chosen, old: Chosen | None) -> tuple[list[str], list[CompareRow]]
 
 
 def _evaluated(chosen: Chosen) -> Evaluated:
-    return evaluated(chosen.label, chosen.run.evaluations()[chosen.name], chosen.run.evaluation_table(chosen.name))
+    path = chosen.run.evaluation_table(chosen.name)
+    tell = chosen.run.tell(f"outcomes of {path.name}")
+    return evaluated(chosen.label, chosen.run.evaluations()[chosen.name], path, tell)

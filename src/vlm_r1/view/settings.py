@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_r1.report.html import parsed_recipe
+from vlm_r1.runtime.shown import shown_json
 from vlm_r1.view.folder import RunFolder
 
 WHERE = ("run.dir",)
@@ -26,17 +27,14 @@ class Made:
 
 def made(run: RunFolder) -> Made:
     """What a run folder says of how it was made."""
-    try:
-        versions = json.loads(run.text("environment.json") or "{}")
-    except ValueError:
-        versions = {}
-    told = [f"{name} {value}" for name, value in versions.items()] if isinstance(versions, dict) else []
-    return Made(name=run.name, path=str(run.path), config=run.text("config.yaml"), versions=tuple(told))
+    versions = shown_json(run.inside("environment.json"), run.tell("environment.json"))
+    told = tuple(f"{name} {value}" for name, value in versions.items())
+    return Made(name=run.name, path=str(run.path), config=run.text("config.yaml"), versions=told)
 
 
 def recipe_of(run: RunFolder) -> Mapping[str, Any]:
     """The settings of a run; empty where `config.yaml` is missing or not a mapping."""
-    return parsed_recipe(run.text("config.yaml"))
+    return parsed_recipe(run.text("config.yaml"), str(run.path / "config.yaml"), run.tell("config.yaml"))
 
 
 def differences(runs: Sequence[RunFolder]) -> list[tuple[str, list[str]]]:

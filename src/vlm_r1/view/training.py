@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_r1.errors import CheckpointError
 from vlm_r1.report.curves import PLANS, Line, curve, held_out_lines, logged_names, matching, named
 from vlm_r1.report.findings import metric_name, number
 from vlm_r1.report.html import duration
@@ -14,6 +15,7 @@ from vlm_r1.report.plots import Plot, plots
 from vlm_r1.report.runs import is_running
 from vlm_r1.report.warnings import sentences
 from vlm_r1.runtime.alive import is_alive
+from vlm_r1.runtime.shown import is_step
 from vlm_r1.view.folder import RunFolder
 from vlm_r1.view.settings import recipe_of
 
@@ -99,17 +101,21 @@ def status(run: RunFolder, now: float | None = None) -> Status:
     rows, recipe = run.metrics(), recipe_of(run)
     of = recipe.get("run", {})
     steps = of.get("steps") if isinstance(of, dict) else None
-    steps = steps if isinstance(steps, int) else None
+    steps = steps if is_step(steps) else None
     facts = [_method(recipe)] if _method(recipe) else []
     last = rows[-1]["step"] if rows else 0
     facts.append(f"step {last:,}" + (f" of {steps:,}" if steps else "") if rows else "no step yet")
     pace = [value for _, value in curve(rows[-20:], "time/step_s")]
-    alive = is_alive(run.path)
     seconds = sum(pace) / len(pace) if pace else 0.0
     quiet = max(0.0, now - run.written)
+    tell, alive, runs_on = run.tell("process.json"), None, False
+    try:
+        alive, runs_on = is_alive(run.path), is_running(run.path, quiet, seconds)
+    except CheckpointError as error:
+        tell(str(error))
     if alive is not True and (run.path / "final").exists():
         state = "finished"
-    elif is_running(run.path, quiet, seconds):
+    elif runs_on:
         state = "running"
         facts += [f"{seconds:.2g} s a step"] if seconds else []
         facts += [f"about {duration(seconds * (steps - last))} left"] if seconds and steps and steps > last else []
