@@ -101,6 +101,28 @@ def test_what_cannot_be_answered_is_refused_with_a_reason(server, body, message)
     assert httpx.post(f"{server.url}/embeddings", json=body).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"[" * 200_000, "recursion"),
+        (rb'{"messages": [{"role": "user", "content": "the \ud83d"}]}', "half a character"),
+        (rb'{"messages": [{"role": "user", "content": [{"type": "\ud83d"}]}]}', "is not supported"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 1e999}', "infinity"),
+        (b"\xff", "utf-8"),
+    ],
+)
+def test_a_hostile_body_is_refused_with_a_reason(server, body, message):
+    reply = httpx.post(f"{server.url}/chat/completions", content=body)
+    assert reply.status_code == 400 and message in reply.json()["error"]["message"]
+
+
+def test_a_length_that_is_no_number_is_refused(server):
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as client:
+        client.sendall(head)
+        assert client.recv(100).split(b"\r\n")[0].split()[1] == b"400"
+
+
 def test_a_port_that_is_taken_is_named():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

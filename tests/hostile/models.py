@@ -18,7 +18,7 @@ from support import noise_image, save_tiny
 
 from hostile import Case, damaged
 from vlm_r1.config import ModelConfig
-from vlm_r1.models.load import load_policy, load_without_weights
+from vlm_r1.models.load import load_policy, load_without_weights, prompt_of_model
 from vlm_r1.records import Sample, Truth
 
 Changes = dict[str, bytes | None]
@@ -152,6 +152,10 @@ CASES = [
     ),
     Case("no template", {"chat_template.jinja": None}, RENDERS),
     Case("patches of no pixels", changed(PROCESSOR, lambda c: c["image_processor"].update(patch_size=0)), "refuses it"),
+    Case("prompt settings that are a list", {"vlm_r1.json": b"[[]]"}, "holds no prompt settings"),
+    Case("deep prompt settings", {"vlm_r1.json": nested(5_000)}, "holds no prompt settings"),
+    Case("a prompt that does not ask", {"vlm_r1.json": b'{"template": "{0.__class__}"}'}, "is neither a template"),
+    Case("a prompt of half a character", {"vlm_r1.json": b'{"template": "{question}\\ud83d"}'}, "no prompt settings"),
     Case("weights of another shape", weights(lambda w: w.update({HEAD: w[HEAD][:-1].clone()})), SHAPES),
     Case("weights of one number", weights(lambda w: w.update({HEAD: torch.zeros(())})), SHAPES),
     Case("weights of integers", weights(lambda w: w.update({HEAD: w[HEAD].long()})), None),
@@ -213,7 +217,8 @@ def _folder(content: Changes, folder: Path) -> ModelConfig:
 
 def _answers(content: Changes, folder: Path, load: Callable[..., Any]) -> None:
     with mock.patch("builtins.input", side_effect=KeyboardInterrupt("a question was asked")):
-        loaded = load(_folder(content, folder))
+        config = _folder(content, folder)
+        loaded = load(config, prompt_of_model(config.path))
         loaded.family.encode(Sample(id="0", question="q", truth=Truth(), images=(noise_image(40, 30),)))
 
 
@@ -223,7 +228,15 @@ DOORS = {
 }
 OTHERWISE = {"without its weights": ...}
 
-FUZZED = ("config.json", PROCESSOR, TOKENIZER, "generation_config.json", "tokenizer.json", "chat_template.jinja")
+FUZZED = (
+    "config.json",
+    PROCESSOR,
+    TOKENIZER,
+    "generation_config.json",
+    "tokenizer.json",
+    "chat_template.jinja",
+    "vlm_r1.json",
+)
 CONTENTS = st.sampled_from((*FUZZED, "model.safetensors")).flatmap(
     # No byte is added: a longer number would ask for a larger model than any machine has.
     lambda name: damaged([(base() / name).read_bytes()], how=("set", "end")).map(lambda data: {name: data})

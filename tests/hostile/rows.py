@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from hostile import Case, damaged
@@ -66,7 +67,7 @@ def _load(content: bytes, folder: Path) -> None:
     samples = list(load_source(DataSource(path=str(_write(content, folder)))))
     sink = io.BytesIO()
     table = pa.Table.from_pylist([answer_row(sample, Answer(raw="")) for sample in samples])
-    pa.parquet.write_table(table, sink)
+    pq.write_table(table, sink)
     for sample in samples:
         repr(sample.truth).encode("utf-8")
         json.dumps([sample.question, sample.think, sample.truth.text], ensure_ascii=False).encode("utf-8")

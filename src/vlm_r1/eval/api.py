@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
             request = json.loads(self.rfile.read(length))
             with self.server.lock:
                 reply = chat_completion(request, self.server.answerer, self.server.name)
-        except (UserError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        except (UserError, ValueError, AttributeError, TypeError, ArithmeticError, RecursionError) as error:
             return self._refuse(400, str(error))
         return self._reply(200, reply)
 
