@@ -8,11 +8,12 @@ TEST_WORKERS ?= auto
 PYTEST := $(BIN)/pytest -q -n $(TEST_WORKERS) --maxprocesses 8 --dist worksteal
 CODE := src tests $(wildcard benchmarks) $(wildcard examples) $(wildcard docs) $(wildcard tools)
 
-.PHONY: help setup setup-dev setup-bench vllm-env demo docs lab lab-full test test-slow test-vllm lint format bench clean
+.PHONY: help setup setup-dev setup-bench vllm-env demo docs lab lab-full test test-slow campaigns test-vllm lint format bench clean
 
 help:
 	@echo "make demo   set up, train the shipped tiny model with GRPO for a few minutes, show before and after"
 	@echo "make test   the test suite (make test-slow: the slow tests, which it leaves out)"
+	@echo "make campaigns  fuzzing with tens of thousands of inputs, and twenty kills"
 	@echo "make vllm-env   vLLM in .venv-vllm, for rollouts by servers (with CUDA where there is an NVIDIA GPU)"
 	@echo "make test-vllm  the tests with a real vLLM server, which make test leaves out"
 	@echo "make lab    the paper's findings in miniature, a reduced grid (make lab-full: every arm and seed, hours)"
@@ -62,10 +63,13 @@ lab-full: setup
 	$(BIN)/vlm-r1 lab $(STUDIES)
 
 test: setup-dev
-	$(PYTEST) -m "not slow and not gpu and not vllm" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not campaign and not gpu and not vllm" $(PYTEST_ARGS)
 
 test-slow: setup-dev
 	$(PYTEST) -m "slow and not gpu and not vllm" $(PYTEST_ARGS)
+
+campaigns: setup-dev
+	$(PYTEST) -m campaign $(PYTEST_ARGS)
 
 test-vllm: setup-dev vllm-env
 	$(BIN)/pytest -q -m vllm $(PYTEST_ARGS)

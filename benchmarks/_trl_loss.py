@@ -2,7 +2,7 @@
 
 Of TRL only the sampler is replaced (`_generate_single_turn` returns the made-up completions). Its own code tokenizes
 the prompts, pads, computes advantages, old and reference log-probs (`_generate_and_score_completions`), and then the
-loss (`compute_loss`). One thing is mended for it: a prompt without images among prompts with images becomes `None`,
+loss (`compute_loss`). One thing is repaired for it: a prompt without images among prompts with images becomes `None`,
 which transformers' image processor refuses, so it is handed on as an empty list.
 
 Ours runs `Trainer.step`, with an optimiser that keeps the gradients instead of stepping on them.

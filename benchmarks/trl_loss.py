@@ -87,7 +87,7 @@ DIFFERENCES = {
     "advantage times the sum over its tokens, as in the paper (arXiv 2402.14740); ours weighs tokens the "
     "same but clips each token's own ratio. TRL also subtracts the KL from the reward, ours adds it to the loss.",
     "prompts with and without images": "In one batch TRL hands None to the image processor, which refuses it; "
-    "mended for this comparison.",
+    "repaired for this comparison.",
 }
 
 

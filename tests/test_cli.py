@@ -225,4 +225,4 @@ def test_a_data_file_is_checked_for_real(tmp_path, capsys):
 
 def test_options_that_are_arguments_are_refused(capsys):
     assert run("data", "convert", "coco", "a.json", "--out", "b.jsonl", "--option", "out=c.jsonl") == 2
-    assert "--option out: is no option" in capsys.readouterr().err
+    assert "--option out: is not an option" in capsys.readouterr().err

@@ -97,12 +97,12 @@ def test_a_wrong_key_names_itself_and_the_right_one(recipe, text, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("rl:\n\n  group_size: many\n", 'my.yaml:3: rl.group_size: must be a valid integer; got "many" (a text)'),
+        ("rl:\n\n  group_size: many\n", 'my.yaml:3: rl.group_size: must be a valid integer; got "many" (a string)'),
         ("rl: {group_size: true}\n", "rl.group_size: must be a valid integer; got true (true or false)"),
-        ("rl: {group_size: '4'}\n", 'rl.group_size: must be a valid integer; got "4" (a text)'),
+        ("rl: {group_size: '4'}\n", 'rl.group_size: must be a valid integer; got "4" (a string)'),
         ("rl: {group_size: 1}\n", "rl.group_size: must be greater than 1; got 1"),
         ("optim: {lr: }\n", "optim.lr: must be a valid number; got nothing (null)"),
-        ("run: {dir: 3}\n", "run.dir: must be a text; got 3 (a whole number)"),
+        ("run: {dir: 3}\n", "run.dir: must be a string; got 3 (an integer)"),
         ("run: 3\n", "my.yaml:1: run: must be a mapping of keys; got 3"),
         ("method: ppo\n", "method: must be 'grpo' or 'sft'; got \"ppo\""),
         ("rewards: {parts: {iou: high}}\n", 'rewards.parts.iou: must be a valid number; got "high"'),
@@ -159,14 +159,14 @@ def test_files_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("rl", 'command line: "rl" is no override; write section.key=value'),
-        ("rl..beta=1", "is no override"),
-        ("=1", "is no override"),
+        ("rl", 'command line: "rl" is not an override; write section.key=value'),
+        ("rl..beta=1", "is not an override"),
+        ("=1", "is not an override"),
         ("rl.group_sise=4", 'command line: unknown key "rl.group_sise": did you mean "group_size"?'),
         ("sampler.x=1", 'command line: unknown key "sampler"'),
-        ("rl.group_size.x=1", "rl.group_size is 3 (a whole number) and has no key"),
+        ("rl.group_size.x=1", "rl.group_size is 3 (an integer) and has no key"),
         ("data.train.1.path=a", 'data.train is a list of 1; give an index from 0 to 0, not "1"'),
-        ("prompt.template={question} x", "put a text in quotes: prompt.template='\"...\"'"),
+        ("prompt.template={question} x", "put a string in quotes: prompt.template='\"...\"'"),
         ("rl.group_size=x", 'command line: rl.group_size: must be a valid integer; got "x"'),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_file_that_is_no_file_is_named(tmp_path):
                 read(tmp_path / name)
     finder = ImageFinder(tmp_path)
     for name in ("loop.png", "a", "a/x.png", "gone.png", "pipe.png"):
-        with pytest.raises(RowError, match=r"is no path|does not exist|leaves"):
+        with pytest.raises(RowError, match=r"is not a path|does not exist|leaves"):
             finder.find(name)
     Image.new("RGB", SIZE).save(tmp_path / "good.png")
     assert Images(tmp_path, tmp_path).listed() == ["good.png"]

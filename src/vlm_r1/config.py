@@ -154,7 +154,7 @@ class TrainConfig(Section):
     @classmethod
     def _known(cls, how: str | None) -> str | None:
         if how is not None and how not in HOW[:3] and not re.fullmatch(r"last_[1-9]\d*", how):
-            raise ValueError(f'"{how}" is no way to train a part; {nearest(how, HOW)}')
+            raise ValueError(f'"{how}" is not a way to train a part; {nearest(how, HOW)}')
         return how
 
     @model_validator(mode="after")
@@ -188,7 +188,7 @@ class LoraConfig(Section):
 class PromptConfig(Section):
     """How a question is put."""
 
-    template: str = Field("r1", description="a name in prompts.templates.TEMPLATES or a text with {question}")
+    template: str = Field("r1", description="a name in prompts.templates.TEMPLATES or a string with {question}")
     coordinates: Literal["family", "relative_1000", "original_pixels"] = Field(
         "family", description="the space boxes are written in; published checkpoints were trained on others"
     )

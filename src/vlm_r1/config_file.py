@@ -1,6 +1,6 @@
 """YAML and dotted overrides become a `Recipe`; what is wrong is named with its file and line.
 
-The YAML read here is 1.2's core schema: `no` and `on` are words, `1e-6` is a number, `12:30` is a text. A key that is
+The YAML read here is 1.2's core schema: `no` and `on` are words, `1e-6` is a number, `12:30` is a string. A key that is
 given twice is an error, and so are the tags of YAML's other types. It is the only reader of YAML in the package.
 """
 
@@ -57,7 +57,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper that also quotes a text which `_Loader` would read as a number."""
+    """PyYAML's safe dumper that also quotes a string which `_Loader` would read as a number."""
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
@@ -177,12 +177,12 @@ def _override(values: dict[str, Any], places: dict[Keys, str], override: str) ->
     names = dotted.strip().split(".")
     if not equals or not all(names):
         raise ConfigError(
-            f'{COMMAND_LINE}: "{override}" is no override; write section.key=value, as in rl.group_size=16'
+            f'{COMMAND_LINE}: "{override}" is not an override; write section.key=value, as in rl.group_size=16'
         )
     try:
         value = parse_value(text)
     except ConfigError as error:
-        raise ConfigError(f"{error} (in {override!r}); put a text in quotes: {dotted}='\"...\"'") from None
+        raise ConfigError(f"{error} (in {override!r}); put a string in quotes: {dotted}='\"...\"'") from None
     keys: Keys = ()
     at: Any = values
     for position, name in enumerate(names):
@@ -224,7 +224,7 @@ def _explain(problem: Mapping[str, Any], places: Mapping[Keys, str], path: str, 
         return f"{place}: {_dotted(keys) or 'the file'}: {problem['ctx']['error']}"
     if problem["type"] in {"model_type", "model_attributes_type", "dict_type"}:
         return f"{place}: {_dotted(keys)}: must be a mapping of keys; got {_say(problem['input'])}"
-    must = problem["msg"].replace("Input should be", "must be").replace("a valid string", "a text")
+    must = problem["msg"].replace("Input should be", "must be").replace("a valid string", "a string")
     return f"{place}: {_dotted(keys)}: {must}; got {_say(problem['input'])}"
 
 
@@ -238,15 +238,15 @@ def _dotted(keys: Keys) -> str:
 
 
 def _say(value: Any) -> str:
-    """A value as YAML people know it, cut short: `null`, `true`, `"text" (a text)`, `a list`."""
+    """A value as YAML people know it, cut short: `null`, `true`, `"text" (a string)`, `a list`."""
     if value is None:
         return "nothing (null)"
     if isinstance(value, bool):
         return f"{str(value).lower()} (true or false)"
     if isinstance(value, str):
-        return f'"{value if len(value) <= 60 else value[:57] + "..."}" (a text)'
+        return f'"{value if len(value) <= 60 else value[:57] + "..."}" (a string)'
     if isinstance(value, dict):
         return f"a mapping ({', '.join(map(str, list(value)[:4]))}{', ...' if len(value) > 4 else ''})"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    return f"{shown(value, 60)} ({'a whole number' if isinstance(value, int) else 'a number'})"
+    return f"{shown(value, 60)} ({'an integer' if isinstance(value, int) else 'a number'})"

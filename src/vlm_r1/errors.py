@@ -1,4 +1,4 @@
-"""What a user did wrong, said so that they can mend it.
+"""What a user did wrong, said so that they can fix it.
 
 Every message names the thing (file and line, key, sample id), what was wrong with it, and what to do.
 The command line prints the message alone and exits with 2. A bug in the package is never one of these.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IN_MEMORY = "in memory"
-"""What errors call an image that is no file."""
+"""What errors call an image that is not a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

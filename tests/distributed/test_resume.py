@@ -91,7 +91,7 @@ def test_two_processes_that_a_scheduler_stops_lose_no_step(model_folder, rewards
     assert killed(run, tmp_path, 2, [0.6], "SIGTERM") == ["same"]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_twenty_kills_of_two_processes_change_nothing(model_folder, rewards, tmp_path):
     random.seed(11)
     run = make(model_folder, rewards, run={"steps": 8, "save_every": 1, "log_rollouts_every": 0})

@@ -60,5 +60,5 @@ def test_a_suite_for_a_split_that_is_not_there_is_said(tmp_path):
         data={"eval": {"val": {"scenes": {"split": "in_domain", "n": 1}}}},
         eval={"suites": {"vall": "rec"}},
     )
-    with pytest.raises(ConfigError, match=r'eval\.suites: "vall" is no split .*did you mean "val"'):
+    with pytest.raises(ConfigError, match=r'eval\.suites: "vall" is not a split .*did you mean "val"'):
         read_inputs(settings)

@@ -8,10 +8,10 @@ A kind of input is a module of this folder, named in `KINDS`:
 - `OTHERWISE`: door -> what that door says of a case that others refuse, where it has its own words (None: it takes
   it; `...`: it may take it or not).
 - `CONTENTS`: a hypothesis strategy of such inputs, mostly damaged copies of good ones, and `EXAMPLES`, how many of
-  them are tried in the ordinary tests; the slow ones try `MANY` times as many.
+  them are tried in the ordinary tests; a campaign tries `MANY` times as many.
 
 `test_matrix.py` sends every case through every door, and `test_fuzz.py` sends contents of the strategy, and the files
-of `corpus/KIND/`, through every door: `pytest tests/hostile` in short, with `-m slow` many thousands. So a new reader
+of `corpus/KIND/`, through every door: `pytest tests/hostile` in short, with `-m campaign` many thousands. So a new reader
 or page is one entry of `DOORS`, a new attack one `Case`, a new kind one module and its name in `KINDS`. What the
 fuzzing finds is fixed, and the input kept in `corpus/KIND/` (or as a `Case`, where it is not the bytes of one file).
 """

@@ -25,7 +25,7 @@ def test_a_few_damaged_inputs(name, door, tmp_path):
     fuzz(name, door, tmp_path, kind(name).EXAMPLES, repeatable=True)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(("name", "door"), DOORS)
 @pytest.mark.filterwarnings("ignore")
 def test_many_damaged_inputs(name, door, tmp_path):

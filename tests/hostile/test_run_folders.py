@@ -37,7 +37,7 @@ ODD_VALUES = {
     "cut": '{"a"',
     "half a character": '"\\ud800"',
 }
-"""JSON that is no number."""
+"""JSON that is not a number."""
 NO_NUMBERS = {"nothing": "null", "NaN": "NaN", "infinity": "-Infinity", "beyond floats": "1e999"}
 """Read as a number that is not known: the trainer writes null for those."""
 LINE = '{"step": 3, "reward": 0.5, "loss": 0.5}\n'
@@ -330,7 +330,7 @@ QUICK = {
     f"{EVAL}: an image 0 wide",
     "rollouts: a step without its zeros",
 }
-"""Those that every test run takes; the others are slow for their number alone."""
+"""Those that every test run takes; the others are a campaign for their number alone."""
 
 
 @pytest.fixture(autouse=True)
@@ -347,7 +347,7 @@ def test_nothing_is_odd_in_a_whole_folder(whole, reader):
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
-    "fault", [*sorted(QUICK), *(pytest.param(name, marks=pytest.mark.slow) for name in FAULTS if name not in QUICK)]
+    "fault", [*sorted(QUICK), *(pytest.param(name, marks=pytest.mark.campaign) for name in FAULTS if name not in QUICK)]
 )
 def test_one_odd_file_is_named_and_the_rest_is_shown(whole, tmp_path, fault, reader):
     file, content, named = FAULTS[fault]

@@ -69,5 +69,5 @@ def test_the_reason_names_the_numbers():
 
 @pytest.mark.parametrize("fields", [{}, {"all": ["a > 0"], "any": ["b > 0"]}, {"all": ["a >= 0"]}, {"any": ["a > b"]}])
 def test_a_rule_that_cannot_be_read_is_refused(fields):
-    with pytest.raises(ValueError, match=r"give either all or any|is no condition"):
+    with pytest.raises(ValueError, match=r"give either all or any|is not a condition"):
         When(**fields)

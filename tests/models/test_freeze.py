@@ -65,8 +65,8 @@ def test_the_last_blocks_of_tower_and_language_model():
         ({"vision": "frozen", "connector": "frozen", "language": "frozen"}, "every part is frozen"),
         ({"language": "lora", "connector": "full"}, "beside a part with lora"),
         ({"connector": "last_1"}, "the connector has no blocks"),
-        ({"vision": "forzen"}, r'"forzen" is no way to train a part; did you mean "frozen"'),
-        ({"vision": "last_0"}, '"last_0" is no way'),
+        ({"vision": "forzen"}, r'"forzen" is not a way to train a part; did you mean "frozen"'),
+        ({"vision": "last_0"}, '"last_0" is not a way'),
     ],
 )
 def test_contradictions_are_named(settings, message):

@@ -1,4 +1,4 @@
-"""One door to every model, and one message for what is no model."""
+"""One door to every model, and one message for what is not a model."""
 
 import json
 import shutil

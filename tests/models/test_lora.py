@@ -239,7 +239,7 @@ def damaged(adapter, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("no json", "is no adapter configuration of peft"),
+        ("no json", "is not an adapter configuration of peft"),
         ("no weights", "cannot be loaded"),
         ("cut", "cannot be loaded"),
         ("no base", 'the base model "/nowhere/base" is not there; write its folder into base_model_name_or_path'),

@@ -60,7 +60,7 @@ def test_without_a_root_nothing_is_offered(tmp_path):
     assert images.listed() == []
     with pytest.raises(DataError, match="--image-root"):
         images.from_root("a.png")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         Images(tmp_path, tmp_path / "missing")
 
 

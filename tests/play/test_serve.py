@@ -29,7 +29,7 @@ def test_what_cannot_be_served_is_refused_with_one_message(capsys, tmp_path, mon
     assert call("tiny", tmp_path / "empty") == 2
     assert "is not a model folder" in capsys.readouterr().err
     assert call("tiny", "--image-root", tmp_path / "missing") == 2
-    assert "is no folder; name one that holds images" in capsys.readouterr().err
+    assert "is not a folder; name one that holds images" in capsys.readouterr().err
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -92,9 +92,9 @@ def test_boxes_in_the_forms_that_models_write(text, expected):
 def test_labels_are_kept_and_may_be_missing():
     answer = in_answer('[{"bbox_2d": [1,2,3,4], "label": "Red  Circle"}, {"bbox_2d": [1,2,3,5]}]', "ovd")
     assert [item.label for item in answer.value] == ["Red  Circle", ""]
-    mended = in_answer("[{'bbox_2d': [1,2,3,4], 'label': 'a'}, {'bbox_2d': [5,6", "ovd")
-    assert [item.label for item in mended.value] == ["a"]
-    assert mended.dropped == 1
+    repaired = in_answer("[{'bbox_2d': [1,2,3,4], 'label': 'a'}, {'bbox_2d': [5,6", "ovd")
+    assert [item.label for item in repaired.value] == ["a"]
+    assert repaired.dropped == 1
 
 
 @pytest.mark.parametrize("text", ["None", "none", " null ", "[]", '"None"', "```json\nNone\n```", "None.", "[]\n"])
@@ -228,7 +228,7 @@ def test_reading_never_raises(text):
     check_any_text(text)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_reading_never_raises_on_100_000_texts():
     rng = random.Random(0)
     for _ in range(100_000):

@@ -191,7 +191,7 @@ def test_a_megabyte_is_read_up_to_a_limit(name):
     check_time("<think>t</think><answer>" + "\ufdfa\u0327\u0301" * 333_333 + "</answer>", [name])
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("piece", PIECES)
 def test_no_reward_takes_long_for_any_long_answer(piece):
     rng = random.Random(repr(piece))
@@ -211,7 +211,7 @@ def random_texts(n, seed):
             yield "".join(rng.choices(WORDS, k=rng.randrange(20)))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", NAMES)
 def test_rewards_stay_in_their_range_on_100_000_texts(name):
     for number, text in enumerate(random_texts(100_000, seed=len(name))):

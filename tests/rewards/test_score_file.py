@@ -132,7 +132,7 @@ GOOD = answered("4", 4)
         ("{oops", r"rows\.jsonl:2: not JSON"),
         ("[1]", r"rows\.jsonl:2: a row must be an object, not list"),
         ({"completion": "x"}, r'rows\.jsonl:2: the row has no "solution" \(it has: completion\)'),
-        ({"solution": 4}, r'rows\.jsonl:2: "completion" must be a text, not null'),
+        ({"solution": 4}, r'rows\.jsonl:2: "completion" must be a string, not null'),
         ({**GOOD, "task": "nummber"}, r'rows\.jsonl:2: unknown task "nummber": did you mean "number"'),
         ({**GOOD, "tokens": -1}, r'rows\.jsonl:2: "tokens" is -1'),
         ({**GOOD, "model_size": [1, 1]}, r'rows\.jsonl:2: "model_size" needs "image_size"'),

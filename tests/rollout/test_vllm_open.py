@@ -28,7 +28,7 @@ def test_an_address_that_cannot_work_is_refused(tmp_path, url, told):
 
 
 def test_a_server_that_does_not_answer_is_named(tmp_path):
-    with pytest.raises(EngineError, match=r"http://127.0.0.1:9: is no vLLM server that answers"):
+    with pytest.raises(EngineError, match=r"http://127.0.0.1:9: is not a vLLM server that answers"):
         opened(tmp_path, "http://127.0.0.1:9").__enter__()
 
 
@@ -50,5 +50,5 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_a_server_elsewhere_that_keeps_its_weights_needs_no_shared_folder(tmp_path):
     settings = recipe(tmp_path, tmp_path / "run", rollout={"engine": "vllm", "servers": ["http://node7.invalid:8000"]})
-    with pytest.raises(EngineError, match="is no vLLM server that answers"):
+    with pytest.raises(EngineError, match="is not a vLLM server that answers"):
         open_vllm(tiny(), settings, ALONE, trains=False).__enter__()

@@ -81,7 +81,7 @@ def gone(found: list[int], seconds: float = 5.0) -> bool:
 
 
 def test_it_starts_answers_and_starts_again_at_the_same_address(make, tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "3")  # of the training job, which the server is no part of
+    monkeypatch.setenv("RANK", "3")  # of the training job, which the server is not part of
     beats, server = [], make()
     assert not server.alive() and not server.healthy()
     server.kill()

@@ -45,12 +45,12 @@ def rows(tmp_path):
         (
             {"data": {"eval": HELD}, "eval": {"keep_best": "hold/mean_iou", "every": 1}},
             ConfigError,
-            r'eval\.keep_best: "hold" is no split of data\.eval: did you mean "held"',
+            r'eval\.keep_best: "hold" is not a split of data\.eval: did you mean "held"',
         ),
         (
             {"data": {"eval": HELD}, "eval": {"keep_best": "held/iou", "every": 1}},
             ConfigError,
-            r'eval\.keep_best: "iou" is no metric of held: did you mean "mean_iou"',
+            r'eval\.keep_best: "iou" is not a metric of held: did you mean "mean_iou"',
         ),
         (
             {"data": {"eval": HELD}, "eval": {"keep_best": "held/mean_length", "every": 1}},

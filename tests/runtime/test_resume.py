@@ -107,7 +107,7 @@ def test_a_run_that_a_scheduler_stops_loses_no_step_and_ends_the_same(model_fold
     assert killed_runs(run, tmp_path, [0.5, 0.8], how) == ["same"] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_run_killed_at_twenty_random_moments_ends_as_the_one_never_killed(model_folder, tmp_path):
     shares = [random.uniform(0, 1) for _ in range(20)]
     run = settings(model_folder, tmp_path / "run", "grpo", steps=5, save_every=1)

@@ -68,5 +68,5 @@ def data_convert(
 
     options = parse_options(option)
     if taken := {"name", "inputs", "out"} & set(options):
-        raise ConfigError(f"--option {min(taken)}: is no option; it is given as an argument or as --out")
+        raise ConfigError(f"--option {min(taken)}: is not an option; it is given as an argument or as --out")
     convert(name, inputs, out, **options)

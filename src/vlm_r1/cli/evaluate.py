@@ -70,7 +70,7 @@ def predict(
     template: Annotated[
         str | None,
         typer.Option(
-            help="plain, r1, reference, qwen_rec, r1_task or a text with {question}; default: the one the model was "
+            help="plain, r1, reference, qwen_rec, r1_task or a string with {question}; default: the one the model was "
             "trained with, else r1."
         ),
     ] = None,

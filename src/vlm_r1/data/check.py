@@ -65,7 +65,7 @@ def check_file(path: Path, image_root: Path | None = None, task: str | None = No
     for message in report.messages():
         print(message)
     if report.faults:
-        raise DataError(f"{path}: {len(report.faults)} faults in {report.bad_rows} of {report.rows} rows; mend them")
+        raise DataError(f"{path}: {len(report.faults)} faults in {report.bad_rows} of {report.rows} rows; fix them")
     return report
 
 

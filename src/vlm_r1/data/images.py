@@ -76,7 +76,9 @@ class ImageFinder:
             inside = resolved.is_relative_to(self._resolved)
             exists = inside and resolved.is_file()
         except (OSError, ValueError, RuntimeError) as error:  # the last: links that lead in a circle
-            return Fault(kind="image_type", what=f"image {shown(text)} is no path ({error})", remedy="Correct the path")
+            return Fault(
+                kind="image_type", what=f"image {shown(text)} is not a path ({error})", remedy="Correct the path"
+            )
         if not inside:
             what = f"image {shown(text)} leaves the image root {self.root}/"
             return Fault(kind="image_outside_root", what=what, remedy="Set image_root to a folder that contains it")

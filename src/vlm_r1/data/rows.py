@@ -96,11 +96,11 @@ def _field_faults(raw: RawRow) -> list[Fault]:
         what = f"the reward is {shown(raw.reward)}, not a name"
         faults.append(Fault(kind="reward", what=what, remedy='Write one name ("iou"), or leave it out'))
     if raw.think is not None and not isinstance(raw.think, str):
-        what = f"think is {shown(raw.think)}, not a text"
+        what = f"think is {shown(raw.think)}, not a string"
         faults.append(Fault(kind="field", what=what, remedy="Put the thought in quotes, or leave it out"))
     for name, value in (("id", raw.id), ("source", raw.source)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int))):
-            what = f"{name} is {shown(value)}, neither a text nor a whole number"
+            what = f"{name} is {shown(value)}, neither a string nor an integer"
             faults.append(Fault(kind="field", what=what, remedy="Put it in quotes, or leave it out"))
     return faults
 

@@ -205,7 +205,7 @@ def load_checkpoint(checkpoint: Path, policy: nn.Module, place: Place, world: Wo
 def _places_for(
     found: Mapping[str, Any], policy: nn.Module, place: Place
 ) -> tuple[dict[str, Tensor], list[tuple[dict[str, Any], str]]]:
-    """The tensors to read into, and the states that are whole numbers: the optimizer gets state for the parameters that
+    """The tensors to read into, and the states that are integers: the optimizer gets state for the parameters that
     had some."""
     places: dict[str, Tensor] = {}
     numbers: list[tuple[dict[str, Any], str]] = []

@@ -66,4 +66,4 @@ def check_best(recipe: Recipe, splits: Mapping[str, Sequence[Sample]]) -> None:
     measured = summary(outcomes, recipe.eval.suites.get(split), resamples=0)
     valid = [name for name in measured if name not in ("n", "mean_length") and not name.startswith("failures/")]
     if metric not in valid:
-        raise ConfigError(f'eval.keep_best: "{metric}" is no metric of {split}: {nearest(metric, valid)}')
+        raise ConfigError(f'eval.keep_best: "{metric}" is not a metric of {split}: {nearest(metric, valid)}')

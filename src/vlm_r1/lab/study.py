@@ -88,7 +88,7 @@ class When(Section):
     def _readable(cls, conditions: list[str]) -> list[str]:
         for condition in conditions:
             if not CONDITION.fullmatch(condition):
-                raise ValueError(f'"{condition}" is no condition; write QUANTITY > NUMBER or QUANTITY < NUMBER')
+                raise ValueError(f'"{condition}" is not a condition; write QUANTITY > NUMBER or QUANTITY < NUMBER')
         return conditions
 
     @model_validator(mode="after")

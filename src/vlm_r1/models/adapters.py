@@ -46,7 +46,7 @@ def base_of_adapter(path: str) -> str | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         base = None
     if not isinstance(base, str):
-        raise ModelError(f"{file}: is no adapter configuration of peft that names its base_model_name_or_path")
+        raise ModelError(f"{file}: is not an adapter configuration of peft that names its base_model_name_or_path")
     if base.startswith(("/", ".", "~")) and not Path(base, "config.json").is_file():
         raise ModelError(f'{file}: the base model "{base}" is not there; write its folder into base_model_name_or_path')
     return base

@@ -63,7 +63,7 @@ class Images:
     def __post_init__(self) -> None:
         if self.image_root is not None:
             if not self.image_root.is_dir():
-                raise UserError(f"--image-root {self.image_root}: is no folder; name one that holds images")
+                raise UserError(f"--image-root {self.image_root}: is not a folder; name one that holds images")
             self._finder = ImageFinder(self.image_root)
 
     def listed(self) -> list[str]:
@@ -87,7 +87,7 @@ class Images:
     def from_root(self, name: str) -> Path:
         """A copy, under the private folder, of an image of the image root.
 
-        Raises `DataError` for a path that leaves the root by any way, that does not exist, or that is no image.
+        Raises `DataError` for a path that leaves the root by any way, that does not exist, or that is not an image.
         """
         if self._finder is None:
             raise DataError("There is no folder of images; start the playground with --image-root FOLDER")

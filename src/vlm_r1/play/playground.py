@@ -204,7 +204,7 @@ def _asked(form: Form, sample: Sample) -> Asked:
         return Asked(sample=sample, max_new_tokens=limit, template=template)
     temperature = form.temperature
     if not isinstance(temperature, (int, float)) or not 0.01 <= temperature <= 5:
-        raise DataError(f"The temperature {temperature} is no number from 0.01 to 5")
+        raise DataError(f"The temperature {temperature} is not a number from 0.01 to 5")
     written = str(form.seed or "").strip()
     seed = (
         _whole("The seed", int(written) if written.isdecimal() and len(written) < 20 else written, 0, (1 << 63) - 1)
@@ -219,7 +219,7 @@ def _asked(form: Form, sample: Sample) -> Asked:
 def _whole(name: str, value: Any, low: int, high: int) -> int:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not low <= value <= high or value != int(value):
-        raise DataError(f"{name} {value} is no whole number from {low} to {high}")
+        raise DataError(f"{name} {value} is not an integer from {low} to {high}")
     return int(value)
 
 

@@ -14,8 +14,8 @@ def play(
 ) -> None:
     """Load the models, serve the page, and return when the user ends it.
 
-    Raises `UserError` where gradio is not installed, the image root is no folder or the port is taken, and `ModelError`
-    for a model that cannot be loaded; nothing is served then.
+    Raises `UserError` where gradio is not installed, the image root is not a folder or the port is taken, and
+    `ModelError` for a model that cannot be loaded; nothing is served then.
     """
     require_gradio()
     refuse_taken(port)  # before a model is loaded

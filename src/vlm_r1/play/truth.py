@@ -48,7 +48,7 @@ def read_truth(text: str, task: str, size: tuple[int, int]) -> Truth | None:
 def _boxes(text: str) -> list[dict[str, object]]:
     """Boxes written one a line (or between semicolons); nothing where the text says that nothing is there.
 
-    Raises `DataError` for a line that is no box.
+    Raises `DataError` for a line that is not a box.
     """
     if text.strip(" .\"'").casefold() in ("none", "null", "[]"):
         return []

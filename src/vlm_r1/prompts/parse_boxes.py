@@ -16,7 +16,7 @@ _POINT_KEYS = ("point_2d", "point", "coordinate", "coordinates", "click")
 _LABEL_KEYS = ("label", "name", "category", "class")
 _NOTHING = ("none", "null", "[]", "none.", "null.", "[].")
 MAX_REPAIRED = 2000
-"""Longest broken JSON, in characters, that is mended as one piece."""
+"""Longest broken JSON, in characters, that is repaired as one piece."""
 
 MAX_DEPTH = 6
 """Lists and objects deeper than this hold no boxes: real answers use three levels."""
@@ -75,9 +75,9 @@ def _load(text: str) -> Any:
 
 
 def _repair(text: str) -> Any:
-    """Broken JSON from its first bracket on, mended where it can be; None where there is none.
+    """Broken JSON from its first bracket on, repaired where it can be; None where there is none.
 
-    The mender's time grows with the square of some texts' length (12 s for 20,000 characters), so a longer text is
+    The repairer's time grows with the square of some texts' length (12 s for 20,000 characters), so a longer text is
     taken apart into its flat objects first.
     """
     starts = [index for index in (text.find("["), text.find("{")) if index >= 0]
@@ -85,25 +85,25 @@ def _repair(text: str) -> Any:
         return None
     text = text[min(starts) :]
     if len(text) <= MAX_REPAIRED:
-        return _mend(text)
+        return _repair_whole(text)
     items: list[Any] = []
-    mended = 0
+    repaired = 0
     for match in _FLAT_OBJECT.finditer(text):
         item = _load(match.group())
-        if item is None and len(match.group()) <= MAX_REPAIRED // 4 and mended < 32:
-            item, mended = _mend(match.group()), mended + 1
+        if item is None and len(match.group()) <= MAX_REPAIRED // 4 and repaired < 32:
+            item, repaired = _repair_whole(match.group()), repaired + 1
         items.append(item)
     return items
 
 
-def _mend(text: str) -> Any:
+def _repair_whole(text: str) -> Any:
     # Imported here: most answers are clean, and start-up stays fast.
     import json_repair
 
     try:
         return json_repair.loads(text, skip_json_loads=True)
     except (ValueError, RecursionError, IndexError, KeyError, TypeError, AttributeError):
-        # The mender is a heuristic over arbitrary text: where it trips, the answer is unreadable.
+        # The repairer is a heuristic over arbitrary text: where it trips, the answer is unreadable.
         return None
 
 
@@ -190,7 +190,7 @@ def _collect(value: Any, points: bool) -> Found:
 def _from_text(text: str, points: bool) -> Found:
     """Boxes in running text, of the first form found: brackets, `(x, y), (x, y)`, `(x, y, x, y)`, bare, `<loc>`."""
     if "{" in text and any(key in text for key in _BOX_KEYS):
-        # Broken JSON with labels: the mender keeps the labels, a pattern would lose them.
+        # Broken JSON with labels: the repairer keeps the labels, a pattern would lose them.
         return [], 0
     items: list[tuple[list[float], str]] = []
     for pattern in (_PLAIN_BOX, _PAIR_BOX, _ROUND_BOX, _BARE_BOX):

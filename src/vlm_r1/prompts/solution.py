@@ -67,7 +67,7 @@ def infer_task(solution: Any, question: str = "") -> str:
     if isinstance(value, list):
         if any(isinstance(item, (list, dict)) for item in value):
             return "ovd"
-        # A list of numbers that is no box is a fault rather than a text.
+        # A list of numbers that is not a box is a fault rather than a text.
         return "rec" if len(value) == 4 or any(isinstance(item, (int, float)) for item in value) else "text"
     if not isinstance(value, str):
         return "text"

@@ -132,7 +132,7 @@ def template_text(template: str) -> str:
     if "{question}" in template or "{instruction}" in template:
         return template
     raise ConfigError(
-        f'prompt.template: "{template}" is neither a template nor a text with {{question}}: '
+        f'prompt.template: "{template}" is neither a template nor a string with {{question}}: '
         f"{nearest(template, TEMPLATES)}"
     )
 

@@ -163,7 +163,7 @@ def last_change(folder: Path) -> float | None:
 def _read_recipe(folder: Path) -> Recipe:
     file = folder / "config.yaml"
     if not file.is_file():
-        raise CheckpointError(f"{file}: is missing; a run writes it when it starts, so this is no run folder")
+        raise CheckpointError(f"{file}: is missing; a run writes it when it starts, so this is not a run folder")
     return load_config(file)
 
 

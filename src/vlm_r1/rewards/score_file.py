@@ -170,7 +170,7 @@ def _completion(row: Mapping[str, Any]) -> str:
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1].get("content")
     if not isinstance(value, str):
-        raise DataError(f'"completion" must be a text, not {json.dumps(value)[:80]}')
+        raise DataError(f'"completion" must be a string, not {json.dumps(value)[:80]}')
     return value
 
 

@@ -14,7 +14,7 @@ from vlm_r1.records import Prompt, SamplingParams
 
 END_OF_ANSWER = "</answer>"
 BYTE = re.compile("<0x([0-9A-F]{2})>")
-"""How vocabularies spell a byte that is no part of a longer token."""
+"""How vocabularies spell a byte that is not part of a longer token."""
 
 
 def uniforms(prompts: Sequence[Prompt], first: int, count: int, sampling: SamplingParams) -> Tensor | None:

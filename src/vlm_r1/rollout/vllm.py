@@ -349,7 +349,7 @@ class VLLMEngine:
                 problems += [f"{seat.server.url}: {sentence}" for sentence in lacks]
             except Unfit as why:
                 raise EngineError(
-                    f"{seat.server.url}: is no vLLM server that answers ({why}); start it with vlm-r1 serve, or "
+                    f"{seat.server.url}: is not a vLLM server that answers ({why}); start it with vlm-r1 serve, or "
                     "correct rollout.servers"
                 ) from None
         return EngineState(name="vllm", version=self.version, dtype=dtype, is_trainer=False, problems=tuple(problems))

@@ -50,7 +50,7 @@ def _read(recipe: Recipe, trains: bool) -> Inputs:
     template_text(recipe.prompt.template)
     for key, split in [*(("suites", name) for name in recipe.eval.suites), ("keep_best", best_metric(recipe)[0])]:
         if split and split not in recipe.data.eval:
-            raise ConfigError(f'eval.{key}: "{split}" is no split of data.eval: {nearest(split, recipe.data.eval)}')
+            raise ConfigError(f'eval.{key}: "{split}" is not a split of data.eval: {nearest(split, recipe.data.eval)}')
     if trains and not recipe.data.train:
         raise ConfigError("data.train: is empty; name at least one source (path, hub or scenes)")
     rubric = build_rubric(recipe.rewards) if trains and recipe.method == "grpo" else None

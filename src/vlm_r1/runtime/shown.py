@@ -44,7 +44,7 @@ def tell_faults(path: Path, faults: list[str], tell: Tell) -> None:
 
 
 def metrics_row(line: bytes) -> tuple[dict[str, Any] | None, list[str]]:
-    """A line of `metrics.jsonl` and what is odd in it; None where it is no line of metrics.
+    """A line of `metrics.jsonl` and what is odd in it; None where it is not a line of metrics.
 
     A row has a step, numbers, and lists of sentences; what was not finite is None, as the trainer writes it.
     """
@@ -132,7 +132,7 @@ def shown_rows(
     except (OSError, pa.ArrowException, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a whole Parquet file ({shown(str(error))}); remove it") from None
     for number, row in enumerate(rows, start=1):
-        _mend(row, number, faults)
+        _repair(row, number, faults)
     tell_faults(path, faults, tell)
     return rows
 
@@ -148,7 +148,7 @@ def _fitted(table: pa.Table, field: pa.Field, faults: list[str]) -> pa.ChunkedAr
     return pa.chunked_array([pa.nulls(len(table), field.type)])
 
 
-def _mend(row: dict[str, Any], number: int, faults: list[str]) -> None:
+def _repair(row: dict[str, Any], number: int, faults: list[str]) -> None:
     """Put None in the place of each cell that nothing can be made of."""
     for name, value in row.items():
         if isinstance(value, float):

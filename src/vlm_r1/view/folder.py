@@ -32,7 +32,8 @@ _STEP = re.compile(r"step-(\d{1,18})\.parquet")
 class RunFolder:
     """The files of one run.
 
-    Example: `RunFolder(Path("runs/demo")).metrics()[-1]["reward"]`. Raises `CheckpointError` for what is no run folder.
+    Example: `RunFolder(Path("runs/demo")).metrics()[-1]["reward"]`. Raises `CheckpointError` for what is not a run
+    folder.
     """
 
     def __init__(self, path: Path) -> None:

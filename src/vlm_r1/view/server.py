@@ -17,7 +17,7 @@ from vlm_r1.view.folder import RunFolder
 def view(paths: Sequence[Path], port: int | None = None, *, open_browser: bool = False) -> None:
     """Serve the page over some run folders, or over those inside a folder, and return when the user ends it.
 
-    Raises `CheckpointError` for what is no run folder, and `UserError` where gradio is not installed or the port is
+    Raises `CheckpointError` for what is not a run folder, and `UserError` where gradio is not installed or the port is
     taken; nothing is served then.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # held-out data of the hub is read from this machine or not at all
@@ -35,7 +35,7 @@ def view(paths: Sequence[Path], port: int | None = None, *, open_browser: bool =
 
 
 def build_page(paths: Sequence[Path]) -> Any:
-    """The `gradio.Blocks` over some run folders. Raises `CheckpointError` for what is no run folder."""
+    """The `gradio.Blocks` over some run folders. Raises `CheckpointError` for what is not a run folder."""
     runs = Runs(paths)
     from vlm_r1.view.app import build
 

@@ -26,7 +26,7 @@ class Thinned:
         self._absent: set[str] = set()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take in one line of metrics; what is no number in it is left out."""
+        """Take in one line of metrics; what is not a number in it is left out."""
         if not self._sums or self._in_last == self._length:
             if len(self._sums) >= self._most:
                 self._merge()

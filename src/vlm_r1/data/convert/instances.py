@@ -51,7 +51,7 @@ def load_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
 
 
 def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def load_instances(path: Path, *, crowds: bool = False) -> Instances:

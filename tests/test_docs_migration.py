@@ -1,4 +1,4 @@
-"""docs/moving.md names settings and rewards that exist, and the names of others that an error translates."""
+"""docs/migration.md names settings and rewards that exist, and the names of others that an error translates."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from vlm_r1.config_keys import OTHER_NAMES, all_keys
 
-PAGE = (Path(__file__).parent.parent / "docs" / "moving.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "migration.md").read_text(encoding="utf-8")
 SECTIONS = {"model", "data", "train", "lora", "prompt", "rollout", "rewards", "rl", "sft", "optim", "eval", "run"}
 
 
