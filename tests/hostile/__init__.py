@@ -11,8 +11,8 @@ A kind of input is a module of this folder, named in `KINDS`:
   them are tried in the ordinary tests; a campaign tries `MANY` times as many.
 
 `test_matrix.py` sends every case through every door, and `test_fuzz.py` sends contents of the strategy, and the files
-of `corpus/KIND/`, through every door: `pytest tests/hostile` in short, with `-m campaign` many thousands. So a new reader
-or page is one entry of `DOORS`, a new attack one `Case`, a new kind one module and its name in `KINDS`. What the
+of `corpus/KIND/`, through every door: `pytest tests/hostile` in short, with `-m campaign` many thousands. So a new
+reader or page is one entry of `DOORS`, a new attack one `Case`, a new kind one module and its name in `KINDS`. What the
 fuzzing finds is fixed, and the input kept in `corpus/KIND/` (or as a `Case`, where it is not the bytes of one file).
 """
 
