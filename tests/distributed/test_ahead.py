@@ -37,6 +37,7 @@ def runs(recipe, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_the_same_run(runs):
     assert_same_run(runs[1], runs[2])
     assert [line["rollout/staleness"] for line in read_metrics(runs[2])] == [0, 1, 1, 1, 1]

@@ -135,6 +135,7 @@ def test_a_full_disk_on_one_rank_is_said_and_nothing_is_lost(model_folder, rewar
     assert_same_run(expected, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_changed_bit_in_the_shard_of_one_rank_is_named_by_all(model_folder, rewards, tmp_path):
     run = make(model_folder, rewards, run={"steps": 3, "save_every": 1, "keep": 3, "log_rollouts_every": 0})
     done = torchrun(2, "damaged.py", str(write(run, tmp_path / "run", tmp_path / "recipe.yaml")))
@@ -144,6 +145,7 @@ def test_a_changed_bit_in_the_shard_of_one_rank_is_named_by_all(model_folder, re
     assert (tmp_path / "run" / "checkpoint-3.damaged").is_dir() and "same" in done.stdout, done.stdout
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_on_one_rank_skip_the_update_on_all(model_folder, rewards, tmp_path):
     run = make(model_folder, rewards, run={"steps": 4, "save_every": 1, "keep": 9, "log_rollouts_every": 0})
     limited = run.model_copy(update={"optim": run.optim.model_copy(update={"max_skipped": 2})})

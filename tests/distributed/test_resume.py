@@ -80,11 +80,13 @@ def killed(recipe, folder, processes: int, shares: list[float], how: str = "SIGK
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_two_kills_of_two_processes_change_nothing(model_folder, rewards, tmp_path):
     run = make(model_folder, rewards, run={"steps": 6, "save_every": 1, "log_rollouts_every": 0})
     assert killed(run, tmp_path, 2, [0.4, 0.75]) == ["same"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["grpo", "sft"])
 def test_two_processes_that_a_scheduler_stops_lose_no_step(model_folder, rewards, tmp_path, method):
     run = make(model_folder, rewards, method, run={"steps": 8, "save_every": 100, "log_rollouts_every": 0})

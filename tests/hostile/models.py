@@ -194,8 +194,8 @@ CASES = [
     Case("an adapter of a kind that does not exist", adapter({WEIGHTS: save({})}, peft_type="NO"), LOADS),
     Case("an adapter of odd layers", adapter({WEIGHTS: save({})}, target_modules=[3]), LOADS),
     Case("an adapter of a negative rank", adapter({WEIGHTS: save({})}, r=-1), LOADS),
-    Case("a deep adapter", adapter({SETTINGS: nested(5_000)}), "no adapter configuration"),
-    Case("an adapter that is a list", adapter({SETTINGS: b"[]"}), "no adapter configuration"),
+    Case("a deep adapter", adapter({SETTINGS: nested(5_000)}), "not an adapter configuration"),
+    Case("an adapter that is a list", adapter({SETTINGS: b"[]"}), "not an adapter configuration"),
     Case(
         "an adapter whose base is elsewhere",
         adapter({}, base_model_name_or_path="../../x"),

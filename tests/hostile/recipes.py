@@ -88,7 +88,7 @@ def _runs(content: bytes, folder: Path) -> None:
 
 
 def _report(content: bytes, folder: Path) -> None:
-    parsed_recipe(content.decode("utf-8", "replace"))
+    parsed_recipe(content.decode("utf-8", "replace"), "config.yaml", lambda told: None)
 
 
 DOORS = {"train": _load, "runs": _runs, "report": _report}

@@ -192,8 +192,10 @@ def test_several_samples_stand_side_by_side_with_their_rewards_and_texts_stay_te
     samples.fill("3")
     samples.press("Tab")
     at.get_by_role("button", name="More").click()
-    field(at, "seed").fill("4")
-    field(at, "limit").fill("40")
+    for name, value in (("seed", "4"), ("limit", "40")):
+        field(at, name).fill(value)
+        field(at, name).press("Tab")
+        expect(field(at, name)).to_have_value(value)
     ask(at)
     cards = at.locator("#answers-1 .answer")
     expect(cards).to_have_count(3)
@@ -286,9 +288,11 @@ def test_it_fits_a_phone_and_is_dark_where_asked(open_page, served):
     page = open_page(color_scheme="dark", viewport={"width": 390, "height": 844})
     opened(page, served[0])
     ask(page)
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    first, second = (page.locator(f"#answers-{i}").bounding_box() for i in (1, 2))
-    assert second["y"] > first["y"] + first["height"] - 1 and first["width"] > 300
+    page.wait_for_function("""() => {
+        const [one, two] = [1, 2].map(i => document.querySelector(`#answers-${i}`).getBoundingClientRect());
+        const narrow = document.documentElement.scrollWidth <= window.innerWidth;
+        return narrow && two.top > one.bottom - 1 && one.width > 300;
+    }""")
     shot = Image.open(io.BytesIO(page.screenshot())).convert("L").resize((1, 1), Image.Resampling.BOX)
     assert shot.getpixel((0, 0)) < 110 > Image.open(io.BytesIO(page.screenshot())).convert("L").getpixel((2, 400))
 

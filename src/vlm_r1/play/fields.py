@@ -48,7 +48,7 @@ def image_parts(scenes: list[tuple[str, str]], images: Images) -> Parts:
         "listed": gr.Dropdown(
             images.listed(),
             value=None,
-            label=f"Or an image of {images.image_root}: type to search, or a path in it",
+            label=f"Or an image of {images.image_root and images.image_root.resolve().name}: type to search, or a path",
             allow_custom_value=True,
             visible=images.image_root is not None,
             elem_id="folder",
