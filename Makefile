@@ -4,8 +4,9 @@ PIP_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --no-input --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 # As many tests at once as there are cores, eight at most; with TEST_WORKERS=0 one after the other in this process.
+# Slow tests stay with their file: what a file's tests share takes minutes to make.
 TEST_WORKERS ?= auto
-PYTEST := $(BIN)/pytest -q -n $(TEST_WORKERS) --maxprocesses 8 --dist worksteal
+PYTEST := $(BIN)/pytest -q -n $(TEST_WORKERS) --maxprocesses 8 --dist
 CODE := src tests $(wildcard benchmarks) $(wildcard examples) $(wildcard docs) $(wildcard tools)
 
 .PHONY: help setup setup-dev setup-bench vllm-env demo docs lab lab-full test test-slow campaigns test-vllm lint format bench clean
@@ -63,13 +64,13 @@ lab-full: setup
 	$(BIN)/vlm-r1 lab $(STUDIES)
 
 test: setup-dev
-	$(PYTEST) -m "not slow and not campaign and not gpu and not vllm" $(PYTEST_ARGS)
+	$(PYTEST) worksteal -m "not slow and not campaign and not gpu and not vllm" $(PYTEST_ARGS)
 
 test-slow: setup-dev
-	$(PYTEST) -m "slow and not gpu and not vllm" $(PYTEST_ARGS)
+	$(PYTEST) loadfile -m "slow and not gpu and not vllm" $(PYTEST_ARGS)
 
 campaigns: setup-dev
-	$(PYTEST) -m campaign $(PYTEST_ARGS)
+	$(PYTEST) worksteal -m campaign $(PYTEST_ARGS)
 
 test-vllm: setup-dev vllm-env
 	$(BIN)/pytest -q -m vllm $(PYTEST_ARGS)
