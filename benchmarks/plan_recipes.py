@@ -87,16 +87,21 @@ def planned(file: Path, model: Path, size: str, gpus: int, memory: int, *overrid
     return row
 
 
-def write(rows: list[dict[str, Any]], out: Path, measured_at: str) -> None:
-    """The results, and a page about them."""
-    result = {
-        "benchmark": "plan_recipes",
+def recorded(name: str, rows: list[dict[str, Any]], measured_at: str) -> dict[str, Any]:
+    """The rows of benchmarks/NAME.py with what they were made by."""
+    return {
+        "benchmark": name,
         "rows": rows,
         "versions": versions(),
         "commit": measured_at,
         "date": datetime.date.today().isoformat(),
-        "command": "python benchmarks/plan_recipes.py",
+        "command": f"python benchmarks/{name}.py",
     }
+
+
+def write(rows: list[dict[str, Any]], out: Path, measured_at: str) -> None:
+    """The results, and a page about them."""
+    result = recorded("plan_recipes", rows, measured_at)
     (out / "plan_recipes.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     lines = [
         "# What the paper's recipes take, by plan",

@@ -10,14 +10,13 @@ Writes `docs/results/plan_table.json` and `.md`.
 
 from __future__ import annotations
 
-import datetime
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from _measure import commit, versions
-from plan_recipes import SIZES, write_model
+from _measure import commit
+from plan_recipes import SIZES, recorded, write_model
 
 from vlm_r1.config_file import load_config
 from vlm_r1.plan.fit import settle
@@ -61,14 +60,7 @@ def main() -> None:
                     rows.append(cell | fewest(model, overrides, memory))
                     print(rows[-1], flush=True)
     out = ROOT / "docs" / "results"
-    result = {
-        "benchmark": "plan_table",
-        "rows": rows,
-        "versions": versions(),
-        "commit": measured_at,
-        "date": datetime.date.today().isoformat(),
-        "command": "python benchmarks/plan_table.py",
-    }
+    result = recorded("plan_table", rows, measured_at)
     (out / "plan_table.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (out / "plan_table.md").write_text(page(result), encoding="utf-8")
 

@@ -53,6 +53,11 @@ class Stopped(SystemExit):
 
     code: int
 
+    @classmethod
+    def by(cls, number: int) -> Stopped:
+        """What the signal of this number asks for."""
+        return cls(128 + number)
+
 
 class StudyError(UserError):
     """A study of `vlm-r1 lab` cannot be run or measured: names the study and the run."""

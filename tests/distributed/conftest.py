@@ -13,6 +13,7 @@ REWARDS = (
     "def some(sample, answer):\n    return varied(sample, answer) if zlib.crc32(sample.id.encode()) % 2 else 0.5\n"
 )
 STEPS = 5
+EVAL = {"data": {"eval": {"held_out": {"scenes": {"split": "in_domain", "n": 5}}}}, "eval": {"max_new_tokens": 4}}
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,13 @@ import shutil
 
 import pytest
 from apart import SERVED
-from distributed.conftest import make
+from distributed.conftest import EVAL, make
 from distributed.running import assert_same_run, torchrun, with_folder
 
 from vlm_r1.config_file import resolved_yaml
 from vlm_r1.distributed.whole import list_checkpoints
 from vlm_r1.runtime.runlog import read_metrics
 
-EVAL = {"data": {"eval": {"held_out": {"scenes": {"split": "in_domain", "n": 5}}}}, "eval": {"max_new_tokens": 4}}
 KEPT = {"run": {"steps": 5, "save_every": 1, "keep": 5}}
 
 

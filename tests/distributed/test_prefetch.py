@@ -1,14 +1,13 @@
 """A run that reads its batches ahead is, bit for bit, the run that reads each when it is needed."""
 
 import pytest
-from distributed.conftest import make
+from distributed.conftest import EVAL, make
 from distributed.running import assert_same_run, run_all
 
 from vlm_r1.distributed.whole import read_state
 
 pytestmark = pytest.mark.slow
 
-EVAL = {"data": {"eval": {"held_out": {"scenes": {"split": "in_domain", "n": 5}}}}, "eval": {"max_new_tokens": 4}}
 NAMES = ("grpo", "dapo", "frozen", "sft")
 
 

@@ -1,12 +1,10 @@
 """One run on 1, 2 and 4 processes: the same answers, losses, gradient norms, weights, metrics and evaluations."""
 
 import pytest
-from distributed.conftest import make, text_and_images
+from distributed.conftest import EVAL, make, text_and_images
 from distributed.running import assert_same_run, run_all
 
 pytestmark = pytest.mark.slow
-
-EVAL = {"data": {"eval": {"held_out": {"scenes": {"split": "in_domain", "n": 5}}}}, "eval": {"max_new_tokens": 4}}
 
 
 @pytest.fixture(scope="module")

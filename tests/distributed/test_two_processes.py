@@ -1,10 +1,8 @@
 """Two processes make the run of one. What else may differ between numbers of processes is in the slow tests."""
 
 import pytest
-from distributed.conftest import make
+from distributed.conftest import EVAL, make
 from distributed.running import assert_same_run, run_all
-
-EVAL = {"data": {"eval": {"held_out": {"scenes": {"split": "in_domain", "n": 5}}}}, "eval": {"max_new_tokens": 4}}
 
 
 @pytest.fixture(scope="module")

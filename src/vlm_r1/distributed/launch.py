@@ -54,7 +54,7 @@ def launch(arguments: Sequence[str], count: int, restarts: int) -> None:
             elastic_launch(config, sys.executable)("-u", "-m", "vlm_r1", *arguments)
             return
         except SignalException as error:
-            raise KeyboardInterrupt if error.sigval == signal.SIGINT else Stopped(128 + error.sigval) from None
+            raise KeyboardInterrupt if error.sigval == signal.SIGINT else Stopped.by(error.sigval) from None
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             if failure.exitcode == USER_ERROR:

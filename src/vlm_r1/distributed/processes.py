@@ -115,11 +115,11 @@ class World:
     def stop_if(self, number: int) -> None:
         """Raise `Stopped` for a signal; 0 is none."""
         if number:
-            raise Stopped(128 + number)
+            raise Stopped.by(number)
 
     def asked(self) -> Stopped | None:
         """What `raise_together` takes where a signal asked this process to end."""
-        return Stopped(128 + self.signal) if self.signal else None
+        return Stopped.by(self.signal) if self.signal else None
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -38,13 +38,14 @@ class Lock:
         if self._handle is not None:
             os.close(self._handle)
 
-    def take(self) -> None:
-        """Take it, if there is a folder yet. Raises `CheckpointError` where another process has it.
+    def take(self) -> bool:
+        """Take it, if there is a folder; whether it was taken just now.
 
-        Where the file system knows no locks, the process that signed the folder counts, if it runs on this machine.
+        Raises `CheckpointError` where another process has it. Where the file system knows no locks, the process
+        that signed the folder counts, if it runs on this machine.
         """
         if self._handle is not None or not self.run_dir.is_dir():
-            return
+            return False
         with Writing(self.run_dir / LOCK):
             handle = os.open(self.run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -59,6 +60,7 @@ class Lock:
                 file=sys.stderr,
             )
         self._handle = handle
+        return True
 
     def _taken(self) -> str:
         signed = read_json(self.run_dir / FILE, "remove it")

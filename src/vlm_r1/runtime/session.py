@@ -165,9 +165,9 @@ def _claim(lock: Lock, recipe: Recipe, world: World, *, make: bool = False) -> N
         if world.is_main:
             if make:
                 RunLog(lock.run_dir, repair=False)
-            lock.take()
-            _refuse_other_settings(recipe, lock.run_dir)
-            read_eval(lock.run_dir)
+            if lock.take():  # nobody else changes the folder from here on
+                _refuse_other_settings(recipe, lock.run_dir)
+                read_eval(lock.run_dir)
     except UserError as error:
         failure = error
     world.raise_together(failure)
