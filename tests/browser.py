@@ -57,7 +57,7 @@ class Watch:
 def browser():
     """One browser for the tests of a file: playwright's event loop must not be there when other files run theirs."""
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import expect, sync_playwright
 
         found = executable().is_file()
     except ImportError:
@@ -65,6 +65,7 @@ def browser():
     if not found:
         reason = f"no browser: playwright and {executable()} (or $CHROMIUM) are needed"
         pytest.fail(reason) if os.environ.get("VLM_R1_BROWSER") == "required" else pytest.skip(reason)
+    expect.set_options(timeout=20_000)  # of a busy machine
     with sync_playwright() as playwright:
         sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
         started = playwright.chromium.launch(executable_path=executable(), args=sandbox)

@@ -45,7 +45,6 @@ def served(speaker, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tabs(browser):
     """One browser context for the tests of this file, so that the page's scripts are loaded once."""
-    expect.set_options(timeout=20_000)  # of a busy machine
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.watch = Watch(context)
     yield context

@@ -47,12 +47,14 @@ class QuestionTab:
         asked = [self.runs, self.text, self.question]
         tab.select(self._open, [*asked, self.wanted], [self.text, self.question, self.wanted], **QUIET)
         self.text.change(self._find, asked, [self.question], **QUIET)
-        gr.on([self.question.change, self.runs.change], self._look, [self.runs, self.question], filled, **QUIET)
+        # One after another: each reads the place that the one before has left, the timer included.
+        turn = {**QUIET, "concurrency_id": "question"}
+        gr.on([self.question.change, self.runs.change], self._look, [self.runs, self.question], filled, **turn)
         state = [self.runs, self.shown]
-        self.strip.select(self._pick, state, filled, **QUIET)
-        self.back.click(lambda runs, shown: self._look(runs, shown[0], shown[1] - 1), state, filled, **QUIET)
-        self.on.click(lambda runs, shown: self._look(runs, shown[0], shown[1] + 1), state, filled, **QUIET)
-        timer.tick(self._more, [*state, self.said], filled, **QUIET)
+        self.strip.select(self._pick, state, filled, **turn)
+        self.back.click(lambda runs, shown: self._look(runs, shown[0], shown[1] - 1), state, filled, **turn)
+        self.on.click(lambda runs, shown: self._look(runs, shown[0], shown[1] + 1), state, filled, **turn)
+        timer.tick(self._more, [*state, self.said], filled, **turn)
 
     def follow(self, source: gr.HTML, key: gr.State, tabs: gr.Tabs) -> None:
         """Let a click in `source` bring the question whose key is in `key`."""
