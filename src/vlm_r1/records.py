@@ -174,11 +174,31 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolTurn:
+    """What a tool wrote into an answer: context, never sampled and never trained.
+
+    It stands behind the first `at` tokens that the model wrote: `T` token ids at positions `(3, T)`, with the processed
+    `images` of `shown`; the answer goes on at `next_position`. `call` is what was asked, as the model wrote it, `text`
+    what was answered, `failure` a word for what went wrong (one of `envs.FAILURES`), "" where nothing did.
+    """
+
+    at: int
+    token_ids: tuple[int, ...]
+    positions: Tensor
+    next_position: int
+    images: tuple[VisionInput, ...] = ()
+    shown: tuple[SampleImage, ...] = ()
+    call: str = ""
+    text: str = ""
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One sampled answer: `T` token ids (with the stop token) and the sampler's log-prob of each.
 
-    `finish` is "stop" (end of text or `</answer>`) or "length" (cut at the token limit); `version` is that of the
-    weights that wrote it.
+    These are the tokens that the model wrote; `turns` are what tools wrote between them. `finish` is "stop" (end of
+    text or `</answer>`) or "length" (cut at the token limit); `version` is that of the weights that wrote it.
     """
 
     token_ids: tuple[int, ...]
@@ -186,6 +206,12 @@ class Rollout:
     text: str
     finish: str
     version: int = 0
+    turns: tuple[ToolTurn, ...] = ()
+
+    @property
+    def n_context(self) -> int:
+        """Tokens that tools wrote."""
+        return sum(len(turn.token_ids) for turn in self.turns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

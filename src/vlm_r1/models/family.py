@@ -25,12 +25,14 @@ from vlm_r1.config import PromptConfig
 from vlm_r1.errors import ConfigError, DataError, ModelError, half_character, shown
 from vlm_r1.models.policy import merge_images
 from vlm_r1.prompts.templates import chat_messages
-from vlm_r1.records import Prompt, Sample, SampleImage, Truth, VisionInput
+from vlm_r1.records import Prompt, Sample, SampleImage, ToolTurn, Truth, VisionInput
 
 CACHED_IMAGES = 128
 """Processed images kept in memory: an image asked about several times is decoded and resized once."""
 FILLER_SIDE = 64
 """Pixels of the side of a filler's image; families enlarge it to the smallest they take."""
+MARK = "*answer*"
+"""Stands for what a model wrote where a template is asked what follows it."""
 Part = Literal["vision", "connector", "language"]
 
 
@@ -162,18 +164,7 @@ class Family:
     def _encode(self, sample: Sample) -> Prompt:
         if half := half_character(sample.question):
             raise DataError(f"sample {sample.id}: {half}; write the whole character, or leave it out")
-        try:
-            processed = [self.process(images) for images in self.group_images(sample.images)]
-        except DataError as error:
-            raise DataError(f"sample {sample.id}: {error}") from None
-        pieces = self.text(sample).split(self.placeholder())
-        replacements = [text for entry in processed for text in entry.texts]
-        if len(pieces) != len(replacements) + 1:
-            raise DataError(
-                f"sample {sample.id}: the text holds an image placeholder ({self.placeholder()}); remove it"
-            )
-        filled = pieces[0] + "".join(t + piece for t, piece in zip(replacements, pieces[1:], strict=True))
-        token_ids = torch.tensor(self.tokenizer(filled, add_special_tokens=False)["input_ids"])
+        token_ids, processed = self._tokens(sample, sample.images, self.text(sample))
         images = tuple(entry.vision for entry in processed)
         positions = self.positions(token_ids, merge_images(images))
         return Prompt(
@@ -184,6 +175,58 @@ class Family:
             images=images,
             box_map=self.prompt_box_map(processed[0].size, images[0]) if processed else BoxMap(),
             blocks=self.blocks(token_ids),
+        )
+
+    def _tokens(self, sample: Sample, images: Sequence[SampleImage], text: str) -> tuple[Tensor, list[Processed]]:
+        """The ids `(T,)` of a text with one placeholder an image, and the processed images."""
+        try:
+            processed = [self.process(together) for together in self.group_images(images)]
+        except DataError as error:
+            raise DataError(f"sample {sample.id}: {error}") from None
+        pieces = text.split(self.placeholder())
+        replacements = [text for entry in processed for text in entry.texts]
+        if len(pieces) != len(replacements) + 1:
+            raise DataError(
+                f"sample {sample.id}: the text holds an image placeholder ({self.placeholder()}); remove it"
+            )
+        filled = pieces[0] + "".join(t + piece for t, piece in zip(replacements, pieces[1:], strict=True))
+        return torch.tensor(self.tokenizer(filled, add_special_tokens=False)["input_ids"]), processed
+
+    def check_turns(self) -> None:
+        """Raises `ModelError` for a model that tools cannot write to."""
+        name = self.model.config.model_type
+        if self.processor.chat_template is None:
+            raise ModelError(
+                f"env: {name} has no chat template, so there is no turn for a tool to write in; remove env"
+            )
+        if type(self).blocks is not Family.blocks:
+            raise ModelError(
+                f"env: {name} sees the tokens of an image both ways, which answers with images in them do not have; "
+                "take another model, or remove env"
+            )
+
+    def tool_turn(self, sample: Sample, images: Sequence[SampleImage], text: str, position: int) -> ToolTurn:
+        """What a tool answers, as the model reads it: the end of the model's turn, images and text as the next turn of
+        the user, and the begin of the model's next one. `position` is the first one behind what the model wrote.
+
+        Raises `DataError` as `encode` does.
+        """
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+        turns = [("user", [{"type": "text", "text": "question"}]), ("assistant", [{"type": "text", "text": MARK}])]
+        messages = [{"role": role, "content": said} for role, said in [*turns, ("user", content)]]
+        with self._encoding:
+            behind = self._render(messages, add_generation_prompt=True).partition(MARK)[2]
+            token_ids, processed = self._tokens(sample, images, behind)
+            vision = tuple(entry.vision for entry in processed)
+            positions = position + self.positions(token_ids, merge_images(vision))
+        return ToolTurn(
+            at=0,
+            token_ids=tuple(token_ids.tolist()),
+            positions=positions,
+            next_position=int(positions.max()) + 1,
+            images=vision,
+            shown=tuple(images),
+            text=text,
         )
 
     def unexpanded(self, sample: Sample) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,17 +30,39 @@ class Rule:
 
     def plain(self, layout: Layout) -> bool:
         """Whether tokens of a row see all that lies before them, with scores as they are."""
-        width = layout.prefixes.longest + layout.completions.longest
+        width = layout.prefixes.longest + layout.above_index.shape[1] + layout.completions.longest
         return layout.blocks is None and self.softcap is None and (self.window is None or self.window >= width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """The turns of one depth of a row, and all that goes on from each of them.
+
+    `keys_at` and `queries_at` are their places behind the prefixes; run i of `queries` sees the whole of run i of
+    `keys`.
+    """
+
+    keys_at: Tensor
+    keys: Runs
+    queries_at: Tensor
+    queries: Runs
+
+    def to(self, device: torch.device) -> Level:
+        """The same level on a device."""
+        return Level(**{name: getattr(self, name).to(device) for name in Level.__slots__})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """P prefixes and B completions of a row, as attention needs them.
 
+    A completion goes on from its prefix, or from another completion (a turn): it sees all that it goes on from.
+
     `prefix_index` `(P, L)` and `completion_index` `(B, T)` point into the row (padding points at the entry's last
     token); `prefix_unpad` and `completion_unpad` take the flattened padded tensors back to row order;
-    `group_of_completion` `(B,)`; `prefix_lengths` `(P,)`. `blocks` `(P, L)`, where a family has them, numbers groups of
+    `group_of_completion` `(B,)`; `prefix_lengths` `(P,)`. `above_index` `(B, A)` points to the tokens of the turns that
+    a completion goes on from, of which there are `above_lengths` `(B,)`; `parents` are the turns' numbers themselves,
+    -1 for a prefix, and `levels` are the turns by depth. `blocks` `(P, L)`, where a family has them, numbers groups of
     prefix tokens that see each other both ways: from 0 up within a layer's window, `WHOLE` whatever the window;
     `CAUSAL` tokens do not. `prefixes`, `completions` and `per_group` (the tokens of all completions of each
     prefix group) are the row's runs.
@@ -56,6 +78,10 @@ class Layout:
     prefixes: Runs
     completions: Runs
     per_group: Runs
+    above_index: Tensor
+    above_lengths: Tensor
+    parents: tuple[int, ...] = ()
+    levels: tuple[Level, ...] = ()
     blocks: Tensor | None = None
     _masks: dict[tuple[str, int | None], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
@@ -63,7 +89,7 @@ class Layout:
         """The same layout on a device."""
         values = ((name, getattr(self, name)) for name in Layout.__slots__)
         moved: dict[str, Any] = {name: v.to(device) for name, v in values if isinstance(v, (Tensor, Runs))}
-        return replace(self, **moved, _masks={})
+        return replace(self, **moved, levels=tuple(level.to(device) for level in self.levels), _masks={})
 
     def prefix_mask(self, window: int | None) -> Tensor | None:
         """`(P, 1, L, L)`: which prefix tokens a prefix token sees; None where that is plain causal."""
@@ -74,8 +100,9 @@ class Layout:
         return self._cached("prefix", window, self._make_prefix_mask)
 
     def completion_mask(self, window: int | None) -> Tensor:
-        """`(B, 1, T, L + T)`: a completion token sees its whole prefix and its own completion up to itself."""
-        width = self.prefix_index.shape[1] + self.completion_index.shape[1]
+        """`(B, 1, T, L + A + T)`: a completion token sees its whole prefix, the turns that it goes on from, and its own
+        completion up to itself."""
+        width = self.prefix_index.shape[1] + self.above_index.shape[1] + self.completion_index.shape[1]
         window = None if window is None or window >= width else window
         return self._cached("completion", window, self._make_completion_mask)
 
@@ -104,13 +131,16 @@ class Layout:
         device = self.prefix_index.device
         L, T = self.prefix_index.shape[1], self.completion_index.shape[1]
         lengths_B = self.prefix_lengths[self.group_of_completion][:, None, None]
-        at_T, at_L = torch.arange(T, device=device), torch.arange(L, device=device)
+        above_B = self.above_lengths[:, None, None]
+        at_T, at_L, at_A = (torch.arange(n, device=device) for n in (T, L, self.above_index.shape[1]))
         prefix = (at_L < lengths_B).expand(-1, T, L)
+        above = (at_A < above_B).expand(-1, T, -1)
         own = (at_T[:, None] >= at_T[None])[None].expand(len(lengths_B), T, T)
         if window is not None:
-            prefix = prefix & (at_L > lengths_B + at_T[:, None] - window)
+            prefix = prefix & (at_L > lengths_B + above_B + at_T[:, None] - window)
+            above = above & (at_A > above_B + at_T[:, None] - window)
             own = own & (at_T[None] > at_T[:, None] - window)
-        return torch.cat([prefix, own], -1)[:, None]
+        return torch.cat([prefix, above, own], -1)[:, None]
 
 
 def pad_index(lengths: Sequence[int], offset: int = 0) -> tuple[Tensor, Tensor]:
@@ -133,13 +163,18 @@ def make_layout(
     completion_lengths: Sequence[int],
     group_of_completion: Sequence[int],
     blocks: Sequence[Tensor | None] = (),
+    parents: Sequence[int] | None = None,
 ) -> Layout:
     """The layout of prefixes of these lengths followed by completions of these lengths, completion b hanging on its
-    prefix group.
+    prefix group, or on completion `parents[b]`, which comes before it (-1: on the prefix).
 
     Branches are in the order of their prefix groups. `blocks` holds each prefix's block numbers `(L,)`, or None for a
     plain causal one.
     """
+    above = _above(parents or [-1] * len(completion_lengths))
+    starts = torch.tensor((0, *completion_lengths)).cumsum(0).tolist()
+    tokens = [[t for c in path for t in range(starts[c], starts[c + 1])] for path in above]
+    width = max(map(len, tokens), default=0)
     n_prefix = sum(prefix_lengths)
     prefix_index, prefix_unpad = pad_index(prefix_lengths)
     completion_index, completion_unpad = pad_index(completion_lengths, n_prefix)
@@ -157,8 +192,33 @@ def make_layout(
         prefixes=Runs.of(prefix_lengths),
         completions=Runs.of(completion_lengths),
         per_group=Runs.of(per_group),
+        above_index=torch.tensor([[*row, *[0] * (width - len(row))] for row in tokens], dtype=torch.long).view(
+            len(tokens), width
+        ),
+        above_lengths=torch.tensor([len(row) for row in tokens], dtype=torch.long),
+        parents=tuple(parents or [-1] * len(completion_lengths)),
+        levels=tuple(_levels(above, starts)),
         blocks=_padded_blocks(blocks, prefix_index.shape),
     )
+
+
+def _above(parents: Sequence[int]) -> list[tuple[int, ...]]:
+    """The turns that each completion goes on from, the first one first."""
+    found: list[tuple[int, ...]] = []
+    for parent in parents:
+        found.append((*found[parent], parent) if parent >= 0 else ())
+    return found
+
+
+def _levels(above: Sequence[tuple[int, ...]], starts: Sequence[int]) -> Iterator[Level]:
+    for depth in range(max(map(len, above), default=0)):
+        turns = list(dict.fromkeys(path[depth] for path in above if len(path) > depth))
+        behind = [[c for c, path in enumerate(above) if turn in path[depth : depth + 1]] for turn in turns]
+        keys = [list(range(starts[turn], starts[turn + 1])) for turn in turns]
+        queries = [[t for c in run for t in range(starts[c], starts[c + 1])] for run in behind]
+        at = [torch.tensor([t for run in runs for t in run], dtype=torch.long) for runs in (keys, queries)]
+        lengths = [[len(run) for run in runs] for runs in (keys, queries)]
+        yield Level(keys_at=at[0], keys=Runs.of(lengths[0]), queries_at=at[1], queries=Runs.of(lengths[1]))
 
 
 def _padded_blocks(blocks: Sequence[Tensor | None], shape: torch.Size) -> Tensor | None:

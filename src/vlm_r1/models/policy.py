@@ -13,7 +13,7 @@ from vlm_r1.models.logprobs import capped, liger_kernel, token_logprobs
 from vlm_r1.models.packing import PackedRow, PrefixGroup
 from vlm_r1.models.shared_prefix import packed
 from vlm_r1.models.tower_output import TowerOutput
-from vlm_r1.models.vision_cache import VisionCache, WeightsVersion
+from vlm_r1.models.vision_cache import VisionCache, WeightsVersion, repeated
 from vlm_r1.records import Prompt, VisionInput
 
 Staged = TypeVar("Staged", Prompt, PrefixGroup)
@@ -54,16 +54,22 @@ class Policy(nn.Module):
     def features(self, images: Sequence[VisionInput]) -> dict[str, Any]:
         """The vision tower's output for the images, in the form `hidden` takes; empty without images.
 
-        With a cache (the tower is frozen) it runs only on images that the cache does not hold; a connector that is
-        trained runs on all.
+        Images of equal content are encoded once. With a cache (the tower is frozen) it runs only on images that the
+        cache does not hold; a connector that is trained runs on all.
         """
         if not images:
             return {}
-        if self.vision_cache is None:
-            return {"image": self.encode_images(images)}
-        if self.tower_output is None:
+        if self.vision_cache is not None and self.tower_output is None:
             return {"image": self.kept(images)}
-        return {"image": self.tower_output.replay(self.encode_images, images, self.kept(images))}
+        distinct = list({image.key: image for image in images}.values())
+        if len(distinct) == len(images):
+            return {"image": self._encode_trained(images)}
+        return {"image": repeated(self._encode_trained, distinct, [image.key for image in images])}
+
+    def _encode_trained(self, images: Sequence[VisionInput]) -> Any:
+        if self.tower_output is None or self.vision_cache is None:
+            return self.encode_images(images)
+        return self.tower_output.replay(self.encode_images, images, self.kept(images))
 
     def kept(self, images: Sequence[VisionInput]) -> Any:
         """What the cache keeps of images, and the tower makes of those that it does not hold."""
@@ -132,7 +138,8 @@ class Policy(nn.Module):
     def forward(self, row: PackedRow, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy `(S,)` of every scored token of the row."""
         hidden = self.hidden(row.token_ids, row.positions, self.features(row.images), row.layout)
-        return self.score(hidden[row.predictors], row.targets, temperature)
+        found = self.score(hidden[row.predictors], row.targets, temperature)
+        return found if row.scored is None else (found[0][row.scored], found[1][row.scored])
 
     def score(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy `(S,)` of the tokens `(S,)` that hidden states `(S, D)` predict."""

@@ -108,10 +108,31 @@ def recur_prefix(layout: Layout, layer: nn.Module, hidden: Tensor) -> tuple[Tens
 
 
 def recur_completions(layout: Layout, layer: nn.Module, hidden: Tensor, prefixes: State) -> Tensor:
-    """The completions' output `(N_completion, D)`, each from its prefix's states."""
-    batch = hidden[layout.completion_index]
+    """The completions' output `(N_completion, D)`, each from its prefix's states, or from those of its turn."""
+    if layout.levels:
+        return _recur_tree(layout, layer, hidden, prefixes)
+    return _recur_padded(layer, hidden[layout.completion_index], prefixes.take(layout.group_of_completion))[
+        layout.completion_unpad
+    ]
+
+
+def _recur_padded(layer: nn.Module, batch: Tensor, state: State) -> Tensor:
+    """The output `(R T, D)` for rows `(R, T, D)`; what is padded behind them changes nothing before it."""
     T = batch.shape[1]
     if T == 1:  # the rule for one token after a state is the one of decoding, whose fast kernel has no gradient
         batch = F.pad(batch, (0, 0, 0, 1))
-    out = run(layer, batch, prefixes.take(layout.group_of_completion))
-    return out[:, :T].flatten(0, 1)[layout.completion_unpad]
+    return run(layer, batch, state)[:, :T].flatten(0, 1)
+
+
+def _recur_tree(layout: Layout, layer: nn.Module, hidden: Tensor, prefixes: State) -> Tensor:
+    """Completions one by one: a turn's state is the one at its last token, so it cannot be padded."""
+    found: dict[int, State] = {}
+    turns, out = {*layout.parents}, []
+    groups = layout.group_of_completion.split(1)
+    for c, rows in enumerate(hidden[layout.n_prefix :].split(layout.completions.lengths)):
+        parent = layout.parents[c]
+        state = prefixes.take(groups[c]) if parent < 0 else State(found[parent].conv, found[parent].memory)
+        if c in turns:
+            found[c] = state
+        out.append(run(layer, rows[None], state)[0] if len(rows) > 1 else _recur_padded(layer, rows[None], state))
+    return torch.cat(out)

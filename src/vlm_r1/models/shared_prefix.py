@@ -112,6 +112,8 @@ def attend_packed(layout: Layout, query: Tensor, key: Tensor, value: Tensor, rul
 class _SharedPrefix(torch.autograd.Function):
     """Attention of a whole row in three kernels, from flat queries `(N, H, d)`, keys and values `(N, h, d)`: prefixes
     causally, completions over their prefix, completions causally; the last two are merged.
+
+    Where completions go on from turns, each level of turns is one more kernel, merged with the others.
     """
 
     @staticmethod
@@ -121,8 +123,13 @@ class _SharedPrefix(torch.autograd.Function):
         if n < len(q):
             over = attention(q[n:], k[:n], v[:n], layout.per_group, groups, scale=scale)
             own = attention(q[n:], k[n:], v[n:], completions, completions, causal=True, scale=scale)
-            merged = merge(over, own)
-            out, lse = torch.cat([out, merged[0]]), torch.cat([lse, merged[1]], 1)
+            branches = merge(over, own)
+            for level in layout.levels:
+                keys, at = n + level.keys_at, level.queries_at
+                part = attention(q[n + at], k[keys], v[keys], level.queries, level.keys, scale=scale)
+                both = merge((branches[0][at], branches[1][:, at]), part)
+                branches = branches[0].index_copy(0, at, both[0]), branches[1].index_copy(1, at, both[1])
+            out, lse = torch.cat([out, branches[0]]), torch.cat([lse, branches[1]], 1)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.layout, ctx.scale = layout, scale
         return out
@@ -141,8 +148,15 @@ class _SharedPrefix(torch.autograd.Function):
             lse_b = lse[:, n:].contiguous()
             over = gradients(grad_b, q_b, k_p, v_p, out_b, lse_b, layout.per_group, groups, scale=scale)
             own = gradients(grad_b, q_b, k_b, v_b, out_b, lse_b, completions, completions, causal=True, scale=scale)
-            dq = torch.cat([dq, over[0] + own[0]])
-            dk, dv = torch.cat([dk + over[1], own[1]]), torch.cat([dv + over[2], own[2]])
+            dq_b, dk_b, dv_b = over[0] + own[0], own[1], own[2]
+            for level in layout.levels:
+                keys, at = level.keys_at, level.queries_at
+                wanted = (grad_b[at], q_b[at], k_b[keys], v_b[keys], out_b[at], lse_b[:, at].contiguous())
+                part = gradients(*wanted, level.queries, level.keys, scale=scale)
+                dq_b = dq_b.index_add(0, at, part[0])
+                dk_b, dv_b = dk_b.index_add(0, keys, part[1]), dv_b.index_add(0, keys, part[2])
+            dq = torch.cat([dq, dq_b])
+            dk, dv = torch.cat([dk + over[1], dk_b]), torch.cat([dv + over[2], dv_b])
         return dq, dk, dv, None, None
 
 
@@ -156,8 +170,8 @@ def flash_works(query: Tensor) -> bool:
 
 @lru_cache(maxsize=8)
 def _flash_works(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Output and gradients of a row of two prefix groups against plain attention in float32."""
-    layout = make_layout([37, 20], [9, 1, 30], [0, 0, 1]).to(device)
+    """Output and gradients of a row of two prefix groups, one with turns, against plain attention in float32."""
+    layout = make_layout([37, 20], [9, 1, 30, 5, 12], [0, 0, 1, 1, 1], parents=[-1, -1, -1, 2, 3]).to(device)
     generator = torch.Generator(device).manual_seed(0)
     N = layout.n_prefix + sum(layout.completions.lengths)
     q, k, v, grad = (
@@ -208,14 +222,20 @@ def attend_prefix(
 def attend_completions(
     layout: Layout, query: Tensor, key: Tensor, value: Tensor, prompt_k: Tensor, prompt_v: Tensor, rule: Rule
 ) -> Tensor:
-    """Attention of the completions over their prefix's keys and values and their own.
+    """Attention of the completions over their prefix's keys and values, those of their turns, and their own.
 
     `prompt_k` and `prompt_v` are `(P, h, L, d)`, the output `(N_completion, H, d)`.
     """
     rows = (x[0].transpose(0, 1)[layout.n_prefix :] for x in (query, key, value))
     q, k, v = (pad(x, layout.completion_index.shape, layout.completion_unpad).transpose(1, 2) for x in rows)
-    k = torch.cat([prompt_k.index_select(0, layout.group_of_completion), k], 2)
-    v = torch.cat([prompt_v.index_select(0, layout.group_of_completion), v], 2)
+    parts = []
+    for whole, prompt, own in ((key, prompt_k, k), (value, prompt_v, v)):
+        seen = [prompt.index_select(0, layout.group_of_completion), own]
+        if layout.levels:
+            branches = whole[0].transpose(0, 1)[layout.n_prefix :]
+            seen.insert(1, branches[layout.above_index].transpose(1, 2))
+        parts.append(torch.cat(seen, 2))
+    k, v = parts
     out = weigh(q, k, v, layout.completion_mask(rule.window), rule)
     return unpad(out.transpose(1, 2), layout.completion_unpad)
 

@@ -142,19 +142,38 @@ def _kept(output: Mapping[str, Nested]) -> Entry:
             return [keep(v) for v in value]
         return value.detach().to("cpu", copy=value._base is not None)  # a view would keep its whole base alive
 
-    return {name: keep(value) for name, value in output.items() if name not in UNREAD and value is not None}
+    return {name: keep(value) for name, value in _read(output).items()}
+
+
+def _read(output: Mapping[str, Nested]) -> Entry:
+    """The fields that the language model reads."""
+    return {name: value for name, value in output.items() if name not in UNREAD and value is not None}
 
 
 def _split(output: Mapping[str, Nested], batch: Sequence[VisionInput]) -> list[Entry]:
     """The entries of images that were encoded together."""
+    return [_kept(entry) for entry in _by_image(output, batch)]
+
+
+def _by_image(output: Mapping[str, Nested], batch: Sequence[VisionInput]) -> list[Entry]:
     entries: list[Entry] = [{} for _ in batch]
-    for name, value in output.items():
-        if name in UNREAD or value is None:
-            continue
+    for name, value in _read(output).items():
         levels = [_shares(level, batch) for level in (value if name in PER_LEVEL else [value])]
         for i, entry in enumerate(entries):
             entry[name] = [level[i] for level in levels] if name in PER_LEVEL else levels[0][i]
-    return [_kept(entry) for entry in entries]
+    return entries
+
+
+def repeated(
+    encode: Callable[[Sequence[VisionInput]], Mapping[str, Nested]], images: Sequence[VisionInput], order: Sequence[str]
+) -> SimpleNamespace:
+    """The features of the images whose keys are `order`, as the model takes them; each of `images` is encoded once."""
+    try:
+        entries = _by_image(encode(images), images)
+    except _Unsplittable:
+        entries = [_read(encode([image])) for image in images]
+    found = {image.key: entry for image, entry in zip(images, entries, strict=True)}
+    return _join([found[key] for key in order], next(iter(_tensors(entries[0]).values())).device)
 
 
 def _shares(value: Nested, batch: Sequence[VisionInput]) -> list[Nested]:

@@ -35,10 +35,8 @@ class TrainBatch:
 
     @property
     def n_answer_tokens(self) -> int:
-        """Answer tokens that the update runs through the model: all but each answer's last."""
-        return sum(
-            completion.n_tokens for prefix_group in self.prefix_groups for completion in prefix_group.completions
-        )
+        """Answer tokens that the update runs through the model, those of tools too: all but each answer's last."""
+        return sum(prefix_group.n_tokens - len(prefix_group.token_ids) for prefix_group in self.prefix_groups)
 
     def cut(self, budget: int) -> list[TrainBatch]:
         """The batch in rows of at most `budget` tokens, in order."""
@@ -62,7 +60,9 @@ EMPTY = TrainBatch(prefix_groups=(), advantages_B=torch.zeros(0), weights_B=torc
 
 def as_prefix_group(group: RolloutGroup) -> PrefixGroup:
     """A prompt and its answers; positions of each answer go on where the prompt's end."""
-    return make_prefix_group([group.prompt] * len(group.rollouts), [rollout.token_ids for rollout in group.rollouts])
+    answers = group.rollouts
+    turns = [rollout.turns for rollout in answers]
+    return make_prefix_group([group.prompt] * len(answers), [r.token_ids for r in answers], turns=turns)
 
 
 def make_batch(

@@ -11,7 +11,7 @@ from vlm_r1.config import Recipe
 from vlm_r1.rewards.diagnostics import ShadowWatch, Trend, diagnostic_sums, kinds_that_occur
 from vlm_r1.rewards.rubric import Rubric
 from vlm_r1.rl.advantage import mean_only
-from vlm_r1.rl.batch import TrainBatch
+from vlm_r1.rl.batch import TrainBatch, as_prefix_group
 from vlm_r1.rl.experience import Experience
 from vlm_r1.rl.mismatch import MismatchWatch
 from vlm_r1.rl.step import Trainer
@@ -66,10 +66,7 @@ def step_metrics(
     tally = experience_tally(experience, batch, rubric)
     tally.add(update)
     tally.add(clock.tally())
-    groups = [
-        Shape(group.prompt.token_ids, group.prompt.images, [len(r.token_ids) for r in group.rollouts])
-        for group in experience.groups
-    ]
+    groups = [Shape.of(as_prefix_group(group)) for group in experience.groups]
     trained = [Shape.of(prefix_group) for prefix_group in batch.prefix_groups]
     elsewhere = trainer.rollout.engine == "replay" or bool(trainer.rollout.servers)
     sampled, forwards = not elsewhere, int(trainer.reference is not None)

@@ -63,21 +63,31 @@ def peak_flops(name: str, dtype: torch.dtype, *, tf32: bool = False) -> float | 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is counted of a group: its prompt, and its completions' tokens, of which `contexts` are not scored."""
+    """What is counted of a group: its prompt, its images, and its completions' tokens, of which `contexts` are not
+    scored. `repeated` are turns that another completion has too: where they begin and end, and how much is scored."""
 
     token_ids: Sequence[int] | Tensor
     images: Sequence[VisionInput]
     lengths: Sequence[int]
     contexts: Sequence[int] = ()
+    repeated: Sequence[tuple[int, int, int]] = ()
 
     @classmethod
     def of(cls, group: PrefixGroup) -> Shape:
         """That of a prefix group."""
-        lengths, contexts = (
-            [len(b.token_ids) for b in group.completions],
-            [b.context for b in group.completions],
-        )
-        return cls(group.token_ids, group.images, lengths, contexts)
+        lengths = [b.n_tokens + 1 for b in group.completions]
+        contexts = [n - b.n_scored for n, b in zip(lengths, group.completions, strict=True)]
+        seen, repeated = set(), []
+        for completion in group.completions:
+            path: tuple[object, ...] = ()
+            start = len(group.token_ids)
+            for turn in completion.turns:
+                path, stop = (*path, turn.key), start + len(turn.token_ids)
+                if path in seen:
+                    repeated.append((start, stop, turn.written - turn.context))
+                seen.add(path)
+                start = stop
+        return cls(group.token_ids, group.all_images, lengths, contexts, repeated)
 
 
 class Throughput:
@@ -126,7 +136,10 @@ class Throughput:
                 tally.total("flops/rollout", self._shared(one, encoded).forward)
 
     def _shared(self, one: Shape, encoded: float) -> Work:
-        return self.arithmetic.shared(one.token_ids, one.images, one.lengths, one.contexts, encoded)
+        found = self.arithmetic.shared(one.token_ids, one.images, one.lengths, one.contexts, encoded)
+        for start, stop, scored in one.repeated:
+            found = found + -1 * (self.arithmetic.tokens(start, stop) + self.arithmetic.predictions(scored))
+        return found
 
     def rates(self, values: dict[str, float], group_size: int | None = None) -> dict[str, float]:
         """The metrics of a step from those of all processes, of which the counted FLOPs are taken out.

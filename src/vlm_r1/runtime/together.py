@@ -18,12 +18,12 @@ def fill_rows(session: Session, rows: Sequence[Sequence[PrefixGroup]]) -> list[l
     filled = [list(row) for row in rows]
     if world.size == 1:
         return filled
-    count, images = world.maximum(len(rows), any(group.images for row in rows for group in row))
+    count, images = world.maximum(len(rows), any(group.all_images for row in rows for group in row))
     parts = session.loaded.family.parameters()
     sees = bool(images) and any(p.requires_grad for part in ("vision", "connector") for p in parts[part].values())
     filled += [[] for _ in range(int(count) - len(filled))]
     for row in filled:
-        if not row or (sees and not any(group.images for group in row)):
+        if not row or (sees and not any(group.all_images for group in row)):
             row.append(filler(session, image=sees))
     return filled
 

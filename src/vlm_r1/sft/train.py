@@ -104,7 +104,7 @@ def sft_step(session: Session, groups: Sequence[PrefixGroup], step: int) -> Tall
     """One optimizer step on the mean negative log-likelihood per answer token of all prefix groups of all processes."""
     recipe, world, tally = session.recipe, session.world, Tally()
     cut = cut_by_budget(groups, recipe.sft.token_budget)
-    real = [sum(len(b.token_ids) - b.context for group in row for b in group.completions) for row in cut]
+    real = [sum(b.n_scored for group in row for b in group.completions) for row in cut]
     rows = fill_rows(session, cut)
     real += [0] * (len(rows) - len(real))
     total = world.sum(sum(real))[0]
