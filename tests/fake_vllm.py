@@ -107,7 +107,8 @@ class FakeVLLM:
         sampling = SamplingParams(
             max_new_tokens=wanted["max_tokens"],
             temperature=wanted["temperature"] or 1.0,
-            stop_at_answer=wanted.get("stop") == ["</answer>"],
+            stop_at_answer="</answer>" in wanted.get("stop", ()),
+            max_calls=int("</tool>" in wanted.get("stop", ())),
             seed=None if greedy else (wanted["seed"],),
         )
         with self.lock:

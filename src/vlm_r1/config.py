@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vlm_r1.config_rollout import RolloutConfig
+from vlm_r1.config_rollout import EnvConfig, RolloutConfig
 from vlm_r1.config_run import EvalConfig, RunConfig
 from vlm_r1.config_section import Section, renamed, without
 from vlm_r1.errors import nearest
@@ -289,12 +289,25 @@ class Recipe(Section):
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
     rollout: RolloutConfig = RolloutConfig()
+    env: EnvConfig | None = None
     rewards: RewardConfig = RewardConfig()
     rl: RLConfig = RLConfig()
     sft: SFTConfig = SFTConfig()
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _tools_alone(cls, value: Any) -> Any:
+        value = [value] if isinstance(value, str) else value
+        return {"tools": value} if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _env(self) -> Recipe:
+        if self.env is not None and self.rollout.engine == "replay":
+            raise ValueError("rollout.engine: replay has no tables of calls; use engine: native or vllm, or remove env")
+        return self
 
     @model_validator(mode="after")
     def _staleness(self) -> Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -110,3 +110,20 @@ class RolloutConfig(Section):
                 "cannot compute; remove these keys, or use engine: native"
             )
         return self
+
+
+class EnvConfig(Section):
+    """What a model may ask while it answers; `env: zoom` is short for `env: {tools: [zoom]}`."""
+
+    tools: list[str] = Field(
+        min_length=1,
+        description="tools: zoom, crop, point, draw, or path.py:Name of a function or class of your own; or the one "
+        "environment that answers",
+    )
+    max_calls: int = Field(
+        2, gt=0, le=100, description="calls an answer may make; rollout.max_new_tokens counts anew after each"
+    )
+    timeout_s: float = Field(10.0, gt=0, le=1e6, description="seconds a call may take; then the model is told so")
+    options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="name of a class in tools -> keyword arguments it is made with"
+    )

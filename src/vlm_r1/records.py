@@ -159,7 +159,7 @@ class SamplingParams:
 
     `seed` None is greedy decoding; else answer g of the prompt with number p is a function of `(*seed, p, g)` and the
     weights, whatever else is sampled beside it. The recorded log-probs are those of `softmax(logits / temperature)`
-    without the suppressed tokens, before top-k, top-p and min-p.
+    without the suppressed tokens, before top-k, top-p and min-p. An answer may ask its environment `max_calls` times.
 
     Example: `SamplingParams(seed=(0, 12), temperature=0.9, max_new_tokens=512)` at step 12 of a run of seed 0.
     """
@@ -171,34 +171,54 @@ class SamplingParams:
     min_p: float = 0.0
     stop_at_answer: bool = True
     seed: tuple[int, ...] | None = None
+    max_calls: int = 0
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a whole answer: `max_new_tokens` before each call and after the last."""
+        return self.max_new_tokens * (self.max_calls + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """What a model asked of its environment, and what it was told.
+
+    `text` is what it wrote up to here since the last call, `reply` and `images` the answer; `failure` is a kind of
+    `envs.call.FAILURES`, "" where nothing went wrong. `box` is what was looked at, in pixels of the first image.
+    """
+
+    text: str
+    reply: str = ""
+    failure: str = ""
+    box: Box | None = None
+    images: tuple[SampleImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolTurn:
-    """What a tool wrote into an answer: context, never sampled and never trained.
+    """What an environment wrote into an answer, as the model reads it: context, never sampled and never trained.
 
     It stands behind the first `at` tokens that the model wrote: `T` token ids at positions `(3, T)`, with the processed
-    `images` of `shown`; the answer goes on at `next_position`. `call` is what was asked, as the model wrote it, `text`
-    what was answered, `failure` a word for what went wrong (one of `envs.FAILURES`), "" where nothing did.
+    `images` of `call`; the answer goes on at `next_position`. `unexpanded` are the ids with one placeholder an image,
+    as servers take them.
     """
 
     at: int
     token_ids: tuple[int, ...]
+    unexpanded: tuple[int, ...]
     positions: Tensor
     next_position: int
-    images: tuple[VisionInput, ...] = ()
-    shown: tuple[SampleImage, ...] = ()
-    call: str = ""
-    text: str = ""
-    failure: str = ""
+    images: tuple[VisionInput, ...]
+    call: ToolCall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One sampled answer: `T` token ids (with the stop token) and the sampler's log-prob of each.
 
-    These are the tokens that the model wrote; `turns` are what tools wrote between them. `finish` is "stop" (end of
-    text or `</answer>`) or "length" (cut at the token limit); `version` is that of the weights that wrote it.
+    These are the tokens that the model wrote; `turns` are what its environment wrote between them, and `score` is what
+    the environment gave it. `finish` is "stop" (end of text or `</answer>`) or "length" (cut at the token limit);
+    `version` is that of the weights that wrote it.
     """
 
     token_ids: tuple[int, ...]
@@ -207,10 +227,11 @@ class Rollout:
     finish: str
     version: int = 0
     turns: tuple[ToolTurn, ...] = ()
+    score: float | None = None
 
     @property
     def n_context(self) -> int:
-        """Tokens that tools wrote."""
+        """Tokens that the environment wrote."""
         return sum(len(turn.token_ids) for turn in self.turns)
 
 
@@ -240,7 +261,9 @@ class Answer:
 
     `value` depends on the task: boxes (original pixels) as a tuple of `LabelledBox` (empty for "nothing there"), a
     float for a number, a letter for a choice, a string otherwise, None where `failure` is set. `well_formed` says
-    that the whole text has exactly the R1 shape. `dropped` counts malformed, reversed or empty boxes left out.
+    that the whole text has exactly the R1 shape. `dropped` counts malformed, reversed or empty boxes left out. `calls`
+    are what was asked of the environment and `environment` is its score, where there is one; `raw` is all that the
+    model wrote.
 
     Example: `Answer(raw="<think>..</think><answer>4</answer>", think="..", text="4", value=4.0, well_formed=True)`.
     """
@@ -254,6 +277,8 @@ class Answer:
     dropped: int = 0
     n_tokens: int = 0
     truncated: bool = False
+    calls: tuple[ToolCall, ...] = ()
+    environment: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from vlm_r1.models.load import load_policy
 from vlm_r1.records import SampleImage
 from vlm_r1.rl import loop, rollouts
 from vlm_r1.rl.step import Trainer
-from vlm_r1.rollout import native
+from vlm_r1.rollout import decoding
 from vlm_r1.runtime.runlog import read_metrics
 
 G, P, LIMIT, STEPS = 3, 4, 6, 3
@@ -69,7 +69,7 @@ def counting(monkeypatch):
     monkeypatch.setattr("vlm_r1.distributed.loading.load_policy", load)
     monkeypatch.setattr(rollouts, "deal", start)
     monkeypatch.setattr(Trainer, "step", go_on)
-    monkeypatch.setattr(native, "DROP_SHARE", 0.0)
+    monkeypatch.setattr(decoding, "DROP_SHARE", 0.0)
     yield steps, everything
 
 

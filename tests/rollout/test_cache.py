@@ -15,9 +15,9 @@ from support import (
 )
 
 from vlm_r1.records import SamplingParams
-from vlm_r1.rollout import cache, native
+from vlm_r1.rollout import cache, decoding
 from vlm_r1.rollout.cache import DenseCache, FlashCache, Prefill, decode_cache
-from vlm_r1.rollout.native import Decoding
+from vlm_r1.rollout.decoding import Decoding
 
 STOPS = list(range(11, 400, 8))
 KINDS = {"flash": FlashCache, "sdpa": DenseCache}
@@ -29,8 +29,8 @@ SPECIAL = {"aya_vision", "gemma3", "paligemma2"}
 def seen(monkeypatch):
     """The caches that were made, and at each dropping the answers left to each prompt."""
     caches, left, make = [], [], cache.decode_cache
-    monkeypatch.setattr(native, "decode_cache", lambda *args: caches.append(make(*args)) or caches[-1])
-    monkeypatch.setattr(native, "DROP_SHARE", 0.0)
+    monkeypatch.setattr(decoding, "decode_cache", lambda *args: caches.append(make(*args)) or caches[-1])
+    monkeypatch.setattr(decoding, "DROP_SHARE", 0.0)
     for kind in KINDS.values():
 
         def keep(self, rows, keep=kind.keep):

@@ -8,7 +8,7 @@ from support import answered, attending, mixed_prompts, tiny
 from vlm_r1.config import LoraConfig, TrainConfig
 from vlm_r1.models.adapters import adapt
 from vlm_r1.models.freeze import freeze
-from vlm_r1.rollout import native
+from vlm_r1.rollout import decoding
 from vlm_r1.rollout.cache import DenseCache, FlashCache
 from vlm_r1.rollout.lean import LeanLayers
 
@@ -68,7 +68,7 @@ def test_they_record_what_the_models_own_layers_do(monkeypatch, name, folder, se
     loaded = attending(zoo.load(folder), backend)
     if seed is not None:  # answers end early
         loaded.policy.model.generation_config.eos_token_id = list(range(11, 250, 6))
-    monkeypatch.setattr(native, "DROP_SHARE", 0.0)
+    monkeypatch.setattr(decoding, "DROP_SHARE", 0.0)
     kept = []
     for kind in (DenseCache, FlashCache):
         keep = kind.keep

@@ -22,7 +22,7 @@ from vlm_r1.config import ModelConfig, PromptConfig, ScenesSource
 from vlm_r1.data.scenes import load_scenes
 from vlm_r1.models.load import load_policy
 from vlm_r1.rl.batch import as_prefix_group
-from vlm_r1.rollout import native
+from vlm_r1.rollout import decoding
 
 
 def tokens(groups) -> list[tuple[int, ...]]:
@@ -114,16 +114,16 @@ def test_banned_tokens_are_never_written_even_with_huge_logits(seed):
 def test_dropping_finished_answers_changes_no_answer(monkeypatch, share):
     loaded = eager_to_stop(tiny())
     prompts, settings = mixed_prompts(loaded), {"max_new_tokens": 14}
-    monkeypatch.setattr(native, "DROP_SHARE", 2.0)
+    monkeypatch.setattr(decoding, "DROP_SHARE", 2.0)
     kept = answered(loaded, prompts, 2, seed=None, **settings)
-    monkeypatch.setattr(native, "DROP_SHARE", share)
+    monkeypatch.setattr(decoding, "DROP_SHARE", share)
     dropped = answered(loaded, prompts, 2, seed=None, **settings)
     assert tokens(kept) == tokens(dropped)
     assert len({len(ids) for ids in tokens(kept)}) > 1
 
 
 def test_logprobs_stay_exact_while_answers_are_dropped(monkeypatch):
-    monkeypatch.setattr(native, "DROP_SHARE", 0.0)
+    monkeypatch.setattr(decoding, "DROP_SHARE", 0.0)
     loaded = eager_to_stop(tiny())
     groups = answered(loaded, mixed_prompts(loaded), 6, seed=11, max_new_tokens=14)
     recorded = torch.tensor([x for g in groups for r in g.rollouts for x in r.logprobs])
@@ -148,14 +148,14 @@ def test_finish_says_how_an_answer_ended_and_the_stop_token_is_kept():
 
 def force(monkeypatch, loaded, script: list[list[int]]) -> None:
     """Let row i write script[i], whatever the model says; without dropping, so that rows keep their places."""
-    monkeypatch.setattr(native, "DROP_SHARE", 2.0)
+    monkeypatch.setattr(decoding, "DROP_SHARE", 2.0)
     step = iter(range(1000))
 
     def scripted(logprobs_BV, settings, u_B):
         n = next(step)
         return torch.tensor([row[min(n, len(row) - 1)] for row in script])
 
-    monkeypatch.setattr(native, "choose", scripted)
+    monkeypatch.setattr(decoding, "choose", scripted)
 
 
 def test_a_tag_in_one_token_stops_its_row_alone(monkeypatch):
@@ -199,8 +199,8 @@ def test_a_cache_is_gone_when_its_rollout_is(device, monkeypatch):
         made.append(weakref.ref(cache))
         return cache
 
-    decode_cache = native.decode_cache
-    monkeypatch.setattr(native, "decode_cache", watched)
+    decode_cache = decoding.decode_cache
+    monkeypatch.setattr(decoding, "decode_cache", watched)
     loaded = tiny("qwen3_vl", device=device)
     gc.disable()
     try:

@@ -8,10 +8,11 @@ from support import answered
 from vlm_r1.models.packing import pack
 from vlm_r1.records import RolloutGroup, SamplingParams
 from vlm_r1.rl.batch import as_prefix_group
-from vlm_r1.rollout import native
+from vlm_r1.rollout import decoding
 from vlm_r1.rollout.cache import DecodeCache, Prefill
 from vlm_r1.rollout.concurrency import Piece
-from vlm_r1.rollout.native import NativeEngine, decode
+from vlm_r1.rollout.decoding import decode
+from vlm_r1.rollout.native import NativeEngine
 
 NAMES = ["qwen3_5", "qwen3_5_moe"]
 
@@ -42,7 +43,7 @@ def prompts(loaded, entry):
 
 @pytest.mark.parametrize("share", [0.0, 2.0], ids=["dropped-at-once", "never-dropped"])
 def test_log_probs_are_exact_while_answers_are_dropped(monkeypatch, folder, entry, loaded, share):
-    monkeypatch.setattr(native, "DROP_SHARE", share)
+    monkeypatch.setattr(decoding, "DROP_SHARE", share)
     kept = []
     keep = DecodeCache.keep
     monkeypatch.setattr(DecodeCache, "keep", lambda self, rows: kept.append(len(rows)) or keep(self, rows))
@@ -61,7 +62,7 @@ def test_decoding_leaves_the_prompts_states_as_they_were_and_the_update_agrees(e
         prefill = Prefill(loaded.policy, encoded)
     before = {layer: (s.conv.clone(), s.memory.clone()) for layer, s in prefill.states.items()}
     sampling = SamplingParams(max_new_tokens=9, seed=(3,))
-    stop = NativeEngine(loaded).stopping(sampling.stop_at_answer)
+    stop = NativeEngine(loaded).stopping(["</answer>"])
     rollouts = decode(loaded, Piece(prompts=tuple(encoded), first=0, count=3), prefill, sampling, stop)
     assert before
     for layer, (conv, memory) in before.items():

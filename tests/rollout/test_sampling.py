@@ -11,8 +11,9 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from vlm_r1.models.logprobs import masked_logprobs
+from vlm_r1.prompts.parse import END_OF_ANSWER
 from vlm_r1.records import SamplingParams
-from vlm_r1.rollout.sampling import END_OF_ANSWER, StoppingCriteria, choose, filtered
+from vlm_r1.rollout.sampling import StoppingCriteria, choose, filtered
 
 PROBS = torch.tensor([[0.05, 0.40, 0.25, 0.20, 0.10]])
 
@@ -90,8 +91,8 @@ def test_temperature_divides_logits_and_banned_tokens_have_probability_zero():
     assert 2 not in drawn.tolist()
 
 
-def criteria(tokenizer, at_answer: bool = True) -> StoppingCriteria:
-    return StoppingCriteria(tokenizer, [tokenizer.eos_token_id], at_answer, len(tokenizer) + 3)
+def criteria(tokenizer, *endings: str) -> StoppingCriteria:
+    return StoppingCriteria(tokenizer, [tokenizer.eos_token_id], endings, len(tokenizer) + 3)
 
 
 def ends_after(stop: StoppingCriteria, ids: list[int]) -> int | None:
@@ -108,8 +109,8 @@ def test_the_closing_tag_as_one_token_ends_an_answer():
     tokenizer = tiny().tokenizer
     ids = tokenizer("<answer>5</answer> more", add_special_tokens=False)["input_ids"]
     tag = tokenizer.convert_tokens_to_ids("</answer>")
-    assert ends_after(criteria(tokenizer), ids) == ids.index(tag) + 1
-    assert ends_after(criteria(tokenizer, at_answer=False), ids) is None
+    assert ends_after(criteria(tokenizer, END_OF_ANSWER), ids) == ids.index(tag) + 1
+    assert ends_after(criteria(tokenizer), ids) is None
 
 
 @pytest.mark.parametrize("end", [">", ">\n"], ids=["own-token", "merged"])
@@ -118,14 +119,14 @@ def test_the_closing_tag_as_several_tokens_ends_an_answer(end):
     written = tokenizer("<think>a>b</think><answer>5</answer" + end, add_special_tokens=False)["input_ids"]
     assert len(written) > 20
     more = tokenizer("more>", add_special_tokens=False)["input_ids"]
-    assert ends_after(criteria(tokenizer), [*written, *more]) == len(written)
-    assert ends_after(criteria(tokenizer, at_answer=False), written) is None
+    assert ends_after(criteria(tokenizer, END_OF_ANSWER), [*written, *more]) == len(written)
+    assert ends_after(criteria(tokenizer), written) is None
 
 
 def test_the_closing_tag_may_follow_letters_of_other_scripts():
     tokenizer = bytes_tokenizer()
     written = tokenizer("<answer>猫が</answer>", add_special_tokens=False)["input_ids"]
-    assert ends_after(criteria(tokenizer), written) == len(written)
+    assert ends_after(criteria(tokenizer, END_OF_ANSWER), written) == len(written)
 
 
 PIECES = [
@@ -161,12 +162,12 @@ def test_an_answer_ends_where_the_decoded_text_first_holds_the_closing_tag(ids):
     tokenizer = merging_tokenizer()
     texts = [tokenizer.decode(ids[:n]) for n in range(1, len(ids) + 1)]
     expected = next((n for n, text in enumerate(texts, start=1) if END_OF_ANSWER in text), None)
-    assert ends_after(criteria(tokenizer), ids) == expected
+    assert ends_after(criteria(tokenizer, END_OF_ANSWER), ids) == expected
 
 
 def test_end_of_text_ends_an_answer_in_its_own_row_only_and_for_good():
     tokenizer = bytes_tokenizer()
-    stop = criteria(tokenizer)
+    stop = criteria(tokenizer, END_OF_ANSWER)
     states = stop.follow(torch.zeros(3, dtype=torch.uint8), torch.tensor([2, tokenizer.eos_token_id, 5]))
     assert (states == stop.done).tolist() == [False, True, False]
     assert (stop.follow(states, torch.tensor([4, 4, 4])) == stop.done).tolist() == [False, True, False]
@@ -176,5 +177,5 @@ def test_stopping_criteria_decode_nothing(monkeypatch):
     tokenizer = bytes_tokenizer()
     monkeypatch.setattr(type(tokenizer), "decode", None)
     monkeypatch.setattr(type(tokenizer), "batch_decode", None)
-    stop = criteria(tokenizer)
+    stop = criteria(tokenizer, END_OF_ANSWER)
     assert stop.table.shape == (10, len(tokenizer) + 3)

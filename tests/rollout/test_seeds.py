@@ -13,7 +13,7 @@ from vlm_r1.config import RolloutConfig
 from vlm_r1.distributed.processes import ALONE, World
 from vlm_r1.records import Prompt, Sample, SamplingParams, Truth
 from vlm_r1.rl import loop
-from vlm_r1.rollout import concurrency, native
+from vlm_r1.rollout import concurrency, decoding
 from vlm_r1.rollout.concurrency import Limits, cut, kv_bytes_per_token, limits_of
 from vlm_r1.rollout.sampling import uniforms
 from vlm_r1.runtime.runlog import read_rollouts
@@ -70,7 +70,7 @@ def test_fewer_answers_are_the_first_of_more(loaded, expected):
 
 @pytest.mark.parametrize("share", [0.0, 2.0], ids=["dropped-at-once", "never-dropped"])
 def test_when_finished_rows_are_dropped_does_not_count(monkeypatch, loaded, expected, share):
-    monkeypatch.setattr(native, "DROP_SHARE", share)
+    monkeypatch.setattr(decoding, "DROP_SHARE", share)
     assert tokens(answered(loaded, mixed_prompts(loaded), G, seed=7, max_new_tokens=LIMIT)) == expected
 
 

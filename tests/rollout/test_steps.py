@@ -14,12 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from vlm_r1.models.flash import Runs
 from vlm_r1.records import SamplingParams
-from vlm_r1.rollout import native
+from vlm_r1.rollout import decoding
 from vlm_r1.rollout.cache import FlashCache, Prefill
 from vlm_r1.rollout.concurrency import Piece
+from vlm_r1.rollout.decoding import Decoding
 from vlm_r1.rollout.graphs import StepGraph
 from vlm_r1.rollout.lean import LeanLayers
-from vlm_r1.rollout.native import Decoding, NativeEngine
+from vlm_r1.rollout.native import NativeEngine
 
 WAITING = {
     "_local_scalar_dense",
@@ -56,9 +57,9 @@ class Waits(TorchDispatchMode):
 
 def waits_of_decoding(loaded, monkeypatch, tokens, **sampling):
     """What the host waits for between the set-up of decoding and the reading of its answers, and the rollouts."""
-    monkeypatch.setattr(native, "look_every", lambda device: 8)
+    monkeypatch.setattr(decoding, "look_every", lambda device: 8)
     prompts, waits, found, outer = mixed_prompts(loaded), Waits(), [], contextlib.ExitStack()
-    init, finish = Decoding.__init__, native._rollouts
+    init, finish = Decoding.__init__, decoding._rollouts
 
     def start(self, *args, **kwargs):
         init(self, *args, **kwargs)
@@ -80,12 +81,12 @@ def waits_of_decoding(loaded, monkeypatch, tokens, **sampling):
     monkeypatch.setattr(Runs, "of", on_the_host)
     monkeypatch.setattr(torch.Tensor, "tolist", lambda x: waits.found.append("tolist") or tolist(x))
     monkeypatch.setattr(Decoding, "__init__", start)
-    monkeypatch.setattr(native, "_rollouts", end)
+    monkeypatch.setattr(decoding, "_rollouts", end)
     settings = SamplingParams(max_new_tokens=tokens, **sampling)
     with torch.no_grad():
         prefill = Prefill(loaded.policy, prompts)
-        piece, stop = Piece(prompts=tuple(prompts), first=0, count=3), NativeEngine(loaded).stopping(True)
-        rollouts = native.decode(loaded, piece, prefill, settings, stop)
+        piece, stop = Piece(prompts=tuple(prompts), first=0, count=3), NativeEngine(loaded).stopping(["</answer>"])
+        rollouts = decoding.decode(loaded, piece, prefill, settings, stop)
     return found, rollouts
 
 
@@ -107,7 +108,7 @@ def test_the_host_looks_once_in_eight_tokens(monkeypatch, family, sampling):
 def test_dropping_rows_waits_only_where_the_host_looks(monkeypatch, family):
     loaded = attending(tiny(family), "flash")
     loaded.policy.model.generation_config.eos_token_id = list(range(11, 400, 16))
-    monkeypatch.setattr(native, "DROP_SHARE", 0.0)
+    monkeypatch.setattr(decoding, "DROP_SHARE", 0.0)
     kept, keep = [], FlashCache.keep
     monkeypatch.setattr(FlashCache, "keep", lambda self, rows: kept.append(len(rows)) or keep(self, rows))
     found, rollouts = waits_of_decoding(loaded, monkeypatch, 34, seed=(1,))

@@ -19,9 +19,10 @@ from vlm_r1.rl.parity import compare
 from vlm_r1.rollout import vllm
 from vlm_r1.rollout.engine import awake
 from vlm_r1.rollout.native import NativeEngine
-from vlm_r1.rollout.vllm import Seat, VLLMEngine
+from vlm_r1.rollout.vllm import VLLMEngine
 from vlm_r1.rollout.vllm_client import Server
 from vlm_r1.rollout.vllm_request import body_of, stops_of
+from vlm_r1.rollout.vllm_server import Seat
 
 SAMPLED = SamplingParams(max_new_tokens=8, temperature=0.8, seed=(3, 5))
 

@@ -16,10 +16,10 @@ from vlm_r1.models.scratch import build_scratch
 from vlm_r1.records import SamplingParams
 from vlm_r1.rl.parity import compare, score
 from vlm_r1.rollout.native import NativeEngine
-from vlm_r1.rollout.vllm import Seat, VLLMEngine
+from vlm_r1.rollout.vllm import VLLMEngine
 from vlm_r1.rollout.vllm_client import Server
 from vlm_r1.rollout.vllm_launch import Launch
-from vlm_r1.rollout.vllm_server import ServerProcess, free_port
+from vlm_r1.rollout.vllm_server import Seat, ServerProcess, free_port
 from vlm_r1.runtime.model_folder import save_model
 
 pytestmark = pytest.mark.vllm

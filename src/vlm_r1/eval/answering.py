@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from vlm_r1.config import Recipe
 from vlm_r1.distributed.finite import demand_finite
 from vlm_r1.distributed.processes import World
+from vlm_r1.envs.host import open_host
 from vlm_r1.models.adapters import base_of_adapter
 from vlm_r1.models.load import LoadedPolicy, load_policy, load_without_weights, resolve_path
 from vlm_r1.rollout.engine import RolloutEngine
@@ -25,7 +26,7 @@ def open_answering(recipe: Recipe, world: World) -> Iterator[tuple[LoadedPolicy,
         loaded = load_policy(recipe.model, recipe.prompt, seed=recipe.run.seed)
         loaded.policy.to(world.device)
         demand_finite(loaded.policy, world, recipe.model.path)
-        yield loaded, NativeEngine(loaded, recipe.rollout, world)
+        yield loaded, NativeEngine(loaded, recipe.rollout, world, open_host(recipe.env, loaded.family))
         return
     adapted = base_of_adapter(resolve_path(recipe.model.path)) is not None
     loaded = (load_policy if adapted else load_without_weights)(recipe.model, recipe.prompt)

@@ -34,14 +34,18 @@ IMAGES_KEPT = 24
 
 def read_rollouts(group: RolloutGroup) -> list[Answer]:
     """The answers of a group, in pixels of the original image; the one reader of training and evaluation."""
-    prompt = group.prompt
+    prompt, talks = group.prompt, group.sampling is not None and group.sampling.max_calls > 0
     return [
-        read_answer(
-            rollout.text,
-            prompt.sample,
-            prompt.box_map,
-            n_tokens=len(rollout.token_ids),
-            truncated=rollout.finish == "length",
+        replace(
+            read_answer(
+                rollout.text,
+                prompt.sample,
+                prompt.box_map,
+                n_tokens=len(rollout.token_ids),
+                truncated=rollout.finish == "length",
+                calls=[turn.call for turn in rollout.turns] if talks else None,
+            ),
+            environment=rollout.score,
         )
         for rollout in group.rollouts
     ]
@@ -64,7 +68,9 @@ def evaluate(
     (None: than those of the other answers) wrote one. `phase` is what the lines of progress call it.
     """
     sampling = SamplingParams(
-        max_new_tokens=recipe.eval.max_new_tokens, stop_at_answer=recipe.rollout.stop_at_answer, seed=None
+        max_new_tokens=recipe.eval.max_new_tokens,
+        stop_at_answer=recipe.rollout.stop_at_answer,
+        max_calls=recipe.env.max_calls if recipe.env else 0,
     )
     served = recipe.rollout.engine == "vllm"  # servers queue what they are asked
     at_once = max(recipe.eval.batch_size, SERVED_AT_ONCE) if served else recipe.eval.batch_size

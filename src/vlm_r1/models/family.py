@@ -25,7 +25,7 @@ from vlm_r1.config import PromptConfig
 from vlm_r1.errors import ConfigError, DataError, ModelError, half_character, shown
 from vlm_r1.models.policy import merge_images
 from vlm_r1.prompts.templates import chat_messages
-from vlm_r1.records import Prompt, Sample, SampleImage, ToolTurn, Truth, VisionInput
+from vlm_r1.records import Prompt, Sample, SampleImage, ToolCall, ToolTurn, Truth, VisionInput
 
 CACHED_IMAGES = 128
 """Processed images kept in memory: an image asked about several times is decoded and resized once."""
@@ -64,6 +64,7 @@ class Family:
         self.processor = processor
         self.settings = settings
         self.tokenizer = processor.tokenizer
+        self.tools = ""  # what prompts say of the environment, where their template has a place for it
         self._max_pixels = max_pixels
         self._end_token_id: int | None = None
         self._image_kwargs = self.image_kwargs(min_pixels, max_pixels)
@@ -128,7 +129,7 @@ class Family:
 
     def text(self, sample: Sample) -> str:
         """The prompt's text, with one placeholder an image."""
-        return self._render(chat_messages(sample, self.settings.template), add_generation_prompt=True)
+        return self._render(chat_messages(sample, self.settings.template, self.tools), add_generation_prompt=True)
 
     def group_images(self, images: Sequence[SampleImage]) -> list[Sequence[SampleImage]]:
         """Images that must be processed together; each alone unless a family says otherwise."""
@@ -205,9 +206,12 @@ class Family:
                 "take another model, or remove env"
             )
 
-    def tool_turn(self, sample: Sample, images: Sequence[SampleImage], text: str, position: int) -> ToolTurn:
+    def tool_turn(
+        self, sample: Sample, images: Sequence[SampleImage], text: str, *, position: int, ended: bool = False
+    ) -> ToolTurn:
         """What a tool answers, as the model reads it: the end of the model's turn, images and text as the next turn of
-        the user, and the begin of the model's next one. `position` is the first one behind what the model wrote.
+        the user, and the begin of the model's next one. `position` is the first one behind what the model wrote;
+        `ended` says that it wrote the end of its turn itself.
 
         Raises `DataError` as `encode` does.
         """
@@ -217,16 +221,19 @@ class Family:
         with self._encoding:
             behind = self._render(messages, add_generation_prompt=True).partition(MARK)[2]
             token_ids, processed = self._tokens(sample, images, behind)
+            unexpanded = self.tokenizer(behind, add_special_tokens=False)["input_ids"]
+            if ended and int(token_ids[0]) == self.end_token_id:
+                token_ids, unexpanded = token_ids[1:], unexpanded[1:]
             vision = tuple(entry.vision for entry in processed)
             positions = position + self.positions(token_ids, merge_images(vision))
         return ToolTurn(
             at=0,
             token_ids=tuple(token_ids.tolist()),
+            unexpanded=tuple(unexpanded),
             positions=positions,
             next_position=int(positions.max()) + 1,
             images=vision,
-            shown=tuple(images),
-            text=text,
+            call=ToolCall(text="", reply=text, images=tuple(images)),
         )
 
     def unexpanded(self, sample: Sample) -> list[int]:

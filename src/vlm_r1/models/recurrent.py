@@ -8,6 +8,7 @@ gradient checkpointing works as for any other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +34,18 @@ class State:
         """The states of these rows `(R',)`, which may repeat."""
         assert self.conv is not None and self.memory is not None
         return State(self.conv[rows], self.memory[rows])
+
+    @staticmethod
+    def joined(states: Sequence[State]) -> State:
+        """The rows of several states, one after the other."""
+        return State(*(torch.cat([getattr(one, name) for one in states]) for name in ("conv", "memory")))
+
+    def restore(self, before: State, rows: Tensor) -> None:
+        """Take the states of these rows `(R,)` (bool) from those before; each only once there was one."""
+        for name in ("conv", "memory"):
+            old, new = getattr(before, name), getattr(self, name)
+            if old is not None:
+                setattr(self, name, torch.where(rows.view(-1, *[1] * (new.ndim - 1)), old, new))
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
         """Inputs of the convolution before the next token; None before the first one."""

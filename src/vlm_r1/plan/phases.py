@@ -15,7 +15,7 @@ from vlm_r1.plan.units import GATHERED, Gathering, gathered_for_answers
 from vlm_r1.records import SamplingParams
 from vlm_r1.rollout.cache import DecodeCache, DenseCache, Prefill
 from vlm_r1.rollout.concurrency import Piece
-from vlm_r1.rollout.native import DROP_SHARE, Decoding
+from vlm_r1.rollout.decoding import DROP_SHARE, Decoding
 
 PROMPT_CACHE, ANSWER_CACHE = "prompts' keys and values", "answers' keys and values"
 WHOLE_GRADIENTS = "gradients of gathered weights"
@@ -37,7 +37,7 @@ def roll_out(skeleton: Skeleton, piece: Piece, sampling: SamplingParams, *, laye
 
 @torch.no_grad()
 def _decode(skeleton: Skeleton, trace: Trace, prefill: Prefill, n: int, sampling: SamplingParams) -> None:
-    """The first and the last token of every answer, as `rollout.native.decode` computes them; then some are dropped."""
+    """The first and the last token of every answer, as `rollout.decoding` computes them; then some are dropped."""
     limit, rows = sampling.max_new_tokens, len(prefill.lengths) * n
     u_BT = torch.zeros(rows, limit, dtype=torch.double)
     tables = torch.zeros(rows, limit), torch.zeros(rows, limit, dtype=torch.long)  # log-probs and tokens so far

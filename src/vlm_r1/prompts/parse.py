@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlm_r1.boxes import BoxMap
 from vlm_r1.prompts.kinds import Value
 from vlm_r1.prompts.templates import task_of
-from vlm_r1.records import Answer, ParseFailure, Sample
+from vlm_r1.records import Answer, ParseFailure, Sample, ToolCall
 
 FAILURE_KINDS: dict[str, str] = {
     # Of the tags. The first three also leave nothing to read; the others are faults of format alone.
@@ -33,6 +34,9 @@ FAILURE_KINDS: dict[str, str] = {
     "repeated_think": "there is more than one <think> block",
     "wrong_order": "the <answer> block comes before the <think> block",
     "text_outside": "there is text outside the think and answer blocks",
+    # Of calls of tools, where there is an environment.
+    "unclosed_tool": "a <tool> tag is never closed",
+    "too_many_calls": "it ends with a call after its last",
     # Of what stands in the answer.
     "empty_answer": "the answer block is empty",
     "unreadable": "the answer cannot be read as what the task asks for",
@@ -41,6 +45,9 @@ FAILURE_KINDS: dict[str, str] = {
 }
 """Failure kind -> what it means: those of `Answer.failure` and those of `Blocks.fault`."""
 
+END_OF_ANSWER = "</answer>"
+START_OF_CALL, END_OF_CALL = "<tool>", "</tool>"
+_CALLING = re.compile(r"\s*<think>.*?</think>\s*<tool>.*</tool>\s*", re.DOTALL)
 _TAG = re.compile(r"<(/?)(think|answer)>")
 
 
@@ -105,32 +112,48 @@ def _format_fault(raw: str, tags: list[tuple[str, bool, int, int]], blocks: dict
     return "wrong_order" if shape[0] == "answer" else "nested_tag"
 
 
-def read_answer(raw: str, sample: Sample, box_map: BoxMap, *, n_tokens: int = 0, truncated: bool = False) -> Answer:
+def read_answer(
+    raw: str,
+    sample: Sample,
+    box_map: BoxMap,
+    *,
+    n_tokens: int = 0,
+    truncated: bool = False,
+    calls: Sequence[ToolCall] | None = None,
+) -> Answer:
     """Read a model's text as an answer to a sample. Never raises on any text.
 
     `box_map` turns coordinates as the model writes them into pixels of the original image; `n_tokens` and
-    `truncated` are kept on the answer for rewards that look at length. Raises `DataError` for an unknown task.
+    `truncated` are kept on the answer for rewards that look at length. `calls` are what was asked of an environment,
+    None without one: the answer is what stands behind the last. Raises `DataError` for an unknown task.
     """
     kind = task_of(sample).kind
-    blocks = extract_blocks(raw)
-    text = raw if box_map.loc and not _TAG.search(raw) else blocks.answer
+    asking = "".join(call.text for call in calls or ())
+    last = raw[len(asking) :]
+    blocks = extract_blocks(last)
+    text = last if box_map.loc and not _TAG.search(last) else blocks.answer
     value: Value = None
     failure: str | None = None
     dropped = 0
     if text is None:
         failure = blocks.fault if blocks.fault in ("unclosed_answer", "stray_tag", "nested_tag") else "no_answer"
+        if calls is not None and START_OF_CALL in last:
+            failure = "too_many_calls" if END_OF_CALL in last else "unclosed_tool"
     elif not text.strip():
         failure = "empty_answer"
     else:
         value, failure, dropped = kind.read(text, box_map, sample.question)
+    found = [*(extract_blocks(call.text).think for call in calls or ()), blocks.think]
+    thoughts = [thought for thought in found if thought is not None]
     return Answer(
         raw=raw,
-        think=blocks.think,
+        think="\n".join(thoughts) if thoughts else None,
         text=None if text is None else text.strip(),
         value=value,
         failure=None if failure is None else ParseFailure(kind=failure, detail=FAILURE_KINDS[failure]),
-        well_formed=blocks.well_formed,
+        well_formed=blocks.well_formed and all(_CALLING.fullmatch(call.text) for call in calls or ()),
         dropped=dropped,
         n_tokens=n_tokens,
         truncated=truncated,
+        calls=tuple(calls or ()),
     )

@@ -98,12 +98,15 @@ TEMPLATES: dict[str, str] = {
     "answer in <answer> </answer> tags.",
     "qwen_rec": "{question} First output the thinking process in <think> </think> tags and then output the final "
     "answer in <answer> </answer> tags. Output the final answer in JSON format.",
+    # With an environment: what it says of itself, and thoughts before each call.
+    "r1_tools": "{question} {tools} Output the thinking process in <think> </think> tags before each call and before "
+    "the answer, and the final answer in <answer> </answer> tags.",
     # For bare expressions and models that were never taught a format: the task's wording and hint are added.
     "r1_task": "{instruction} {hint} First output the thinking process in <think> </think> tags and then output the "
     "final answer in <answer> </answer> tags.",
 }
 
-_PLACEHOLDER = re.compile(r"\{(question|instruction|hint)\}")
+_PLACEHOLDER = re.compile(r"\{(question|instruction|hint|tools)\}")
 
 
 def task_of(sample: Sample) -> Task:
@@ -125,7 +128,8 @@ def template_text(template: str) -> str:
     """The text of a template named in `TEMPLATES`, or the argument itself where it holds a placeholder.
 
     Placeholders: `{question}` (the sample's question as it stands), `{instruction}` (the question in the task's
-    default wording), `{hint}` (the task's answer format). Raises `ConfigError` for an unknown name.
+    default wording), `{hint}` (the task's answer format), `{tools}` (what the environment says of itself). Raises
+    `ConfigError` for an unknown name.
     """
     if template in TEMPLATES:
         return TEMPLATES[template]
@@ -137,30 +141,35 @@ def template_text(template: str) -> str:
     )
 
 
-def build_question(sample: Sample, template: str) -> str:
-    """The user's text for a sample. With "plain" it is exactly `sample.question`.
+def build_question(sample: Sample, template: str, tools: str = "") -> str:
+    """The user's text for a sample, `tools` where the template asks for them. With "plain" it is exactly
+    `sample.question`.
 
-    Raises `ConfigError` for an unknown template and `DataError` for an unknown task.
+    Raises `ConfigError` for an unknown template or one that asks for tools where there are none, and `DataError` for an
+    unknown task.
     """
     text = template_text(template)
     if text == "{question}":
         return sample.question
+    if "{tools}" in text and not tools:
+        raise ConfigError("prompt.template: asks for {tools}, and there is no env; add env, or take another template")
     task = task_of(sample)
     values = {
         "question": sample.question,
         "instruction": task.question.replace("{question}", sample.question),
         "hint": task.hint,
+        "tools": tools,
     }
     # One pass: braces inside the question (LaTeX, JSON) are never read as placeholders.
     return _PLACEHOLDER.sub(lambda match: values[match.group(1)], text)
 
 
-def chat_messages(sample: Sample, template: str) -> list[dict[str, Any]]:
+def chat_messages(sample: Sample, template: str, tools: str = "") -> list[dict[str, Any]]:
     """One user turn in transformers' chat format: an image entry per image first, then the text.
 
     A sample without images has the text entry alone. The images themselves are handed to the processor
     separately, in the order of `sample.images`. Raises what `build_question` raises.
     """
     content: list[dict[str, Any]] = [{"type": "image"} for _ in sample.images]
-    content.append({"type": "text", "text": build_question(sample, template)})
+    content.append({"type": "text", "text": build_question(sample, template, tools)})
     return [{"role": "user", "content": content}]

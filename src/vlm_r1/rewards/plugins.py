@@ -31,32 +31,33 @@ One = Callable[[Sample, Answer], Score]
 Many = Callable[[Sequence[Sample], Sequence[Answer]], list[Score]]
 
 
-def load_plugin(name: str) -> Callable[..., Any] | None:
-    """The function behind `path.py:function` (relative to the working folder) or an entry-point name.
+def load_plugin(name: str, kind: str = "reward", group: str = GROUP) -> Callable[..., Any] | None:
+    """The function (or class) behind `path.py:name`, relative to the working folder, or an entry point of a group.
 
-    None where the name is neither. Raises `ConfigError` for a missing file or function, or one that fails to import.
+    None where the name is neither. Raises `ConfigError` for a missing file or function, or one that fails to import;
+    `kind` is what its message calls the plugin.
     """
     path, colon, function = name.rpartition(":")
     if colon and path.endswith(".py"):
-        return _from_file(Path(path), function)
-    for entry in importlib.metadata.entry_points(group=GROUP, name=name):
+        return _from_file(Path(path), function, kind)
+    for entry in importlib.metadata.entry_points(group=group, name=name):
         try:
             return _callable(entry.load(), f'entry point "{name}" ({entry.value})')
         except (Exception, SystemExit) as error:
-            raise ConfigError(f'reward "{name}": entry point {entry.value} cannot be loaded ({error})') from error
+            raise ConfigError(f'{kind} "{name}": entry point {entry.value} cannot be loaded ({error})') from error
     return None
 
 
-def _from_file(path: Path, function: str) -> Callable[..., Any]:
+def _from_file(path: Path, function: str, kind: str) -> Callable[..., Any]:
     if not path.is_file():
-        raise ConfigError(f'reward "{path}:{function}": there is no file {path} (looked in {Path.cwd()})')
+        raise ConfigError(f'{kind} "{path}:{function}": there is no file {path} (looked in {Path.cwd()})')
     # One module per file, however often it is named: its state is shared by its functions.
     module_name = f"vlm_r1_reward_{path.resolve()}"
     module = sys.modules.get(module_name)
     if module is None:
         spec = importlib.util.spec_from_file_location(module_name, path)
         if spec is None or spec.loader is None:
-            raise ConfigError(f'reward "{path}:{function}": {path} is not a Python file')
+            raise ConfigError(f'{kind} "{path}:{function}": {path} is not a Python file')
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:
@@ -64,11 +65,11 @@ def _from_file(path: Path, function: str) -> Callable[..., Any]:
         except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise ConfigError(
-                f'reward "{path}:{function}": importing {path} raised {type(error).__name__}: {error}'
+                f'{kind} "{path}:{function}": importing {path} raised {type(error).__name__}: {error}'
             ) from error
     if not hasattr(module, function):
-        raise ConfigError(f'reward "{path}:{function}": {path} has no function "{function}"')
-    return _callable(getattr(module, function), f'reward "{path}:{function}"')
+        raise ConfigError(f'{kind} "{path}:{function}": {path} has no function "{function}"')
+    return _callable(getattr(module, function), f'{kind} "{path}:{function}"')
 
 
 def _callable(value: Any, what: str) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from vlm_r1.config import Recipe
 from vlm_r1.data.source import load_source
 from vlm_r1.distributed.processes import World
 from vlm_r1.distributed.sharding import full_tensors
+from vlm_r1.envs.host import open_host
 from vlm_r1.errors import ConfigError, EngineError
 from vlm_r1.models.load import LoadedPolicy
 from vlm_r1.records import Prompt, SamplingParams
@@ -42,7 +43,7 @@ def open_engine(recipe: Recipe, loaded: LoadedPolicy, world: World, start: int =
             first_sync(served, loaded, world, start)
             yield served
         return
-    engine: RolloutEngine = NativeEngine(loaded, rollout, world)
+    engine: RolloutEngine = NativeEngine(loaded, rollout, world, open_host(recipe.env, loaded.family))
     if rollout.engine == "replay":
         if ALGORITHMS[recipe.rl.algorithm].dynamic_sampling:
             raise ConfigError(

@@ -98,7 +98,7 @@ def judge(
         lengths_PG = torch.tensor([a.n_tokens for a in read]).view(-1, G)
         sampling = groups[0].sampling
         assert sampling is not None
-        shaped_PG = rewards_PG + overlong_penalty(lengths_PG, sampling.max_new_tokens)
+        shaped_PG = rewards_PG + overlong_penalty(lengths_PG, sampling.max_tokens)
     return Experience(
         groups=list(groups),
         answers=answers,

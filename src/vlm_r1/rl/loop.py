@@ -17,6 +17,7 @@ from vlm_r1.rl.experience import RESAMPLE_ROUNDS, Experience, batch_of, judge, p
 from vlm_r1.rl.journal import Journal
 from vlm_r1.rl.metrics import step_metrics
 from vlm_r1.rl.reference import load_reference
+from vlm_r1.rl.rollouts import sampling_of
 from vlm_r1.rl.step import Trainer
 from vlm_r1.rollout.engine import RolloutEngine
 from vlm_r1.runtime.clock import Clock
@@ -82,7 +83,7 @@ def run(session: Session, engine: RolloutEngine, trainer: Trainer) -> None:
                     break
             rollouts.prefetch(step)  # only here: the rounds of this step draw before the next step
             with clock("update"):
-                limit = recipe.rollout.max_new_tokens
+                limit = sampling_of(recipe, step).max_tokens
                 batch = batch_of(found, algorithm, world, limit, keep_all=trainer.reference is not None)
                 update = trainer.step(batch, step)
             with clock("sync"):

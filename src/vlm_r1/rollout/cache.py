@@ -58,14 +58,17 @@ class Prefill:
 class DecodeCache:
     """One decoded token for every live answer at a time, over a `Prefill`, whose keys and values it takes over.
 
-    Answers are rows sorted by prompt.
+    Answers are rows sorted by prompt, and each has a number of own tokens. Where they have calls, `settle` says how
+    many those are, and `rollout.feed` adds what they were told. `live`, where set, are the rows whose states go on.
     """
 
     own_keys: dict[int, Tensor]
     own_values: dict[int, Tensor]
+    live: Tensor | None = None
 
     def __init__(self, prefill: Prefill, group_size: int, max_tokens: int) -> None:
         self.n_prompts, self.max_tokens = len(prefill.lengths), max_tokens
+        self.prompt_lengths, self.width = prefill.layout.prefix_lengths, prefill.layout.prefixes.longest
         rows = torch.arange(self.n_prompts, device=prefill.layout.prefix_lengths.device)
         self.prompt_of_row = rows.repeat_interleave(group_size)
         self.states = {layer: s.take(self.prompt_of_row) for layer, s in prefill.states.items()}
@@ -81,7 +84,12 @@ class DecodeCache:
 
     def recur(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """A recurrent layer for one new token per row, `(R, D)`."""
-        return run(layer, hidden[:, None], self.states[layer.layer_idx])[:, 0]  # type: ignore[index]
+        state = self.states[layer.layer_idx]  # type: ignore[index]
+        before = State(state.conv, state.memory)
+        out = run(layer, hidden[:, None], state)[:, 0]
+        if self.live is not None:
+            state.restore(before, ~self.live)
+        return out
 
     def advance(self) -> None:
         """All layers have seen the token."""
@@ -91,6 +99,18 @@ class DecodeCache:
         """Drop all rows but these (ascending)."""
         self.prompt_of_row = self.prompt_of_row[rows]
         self.states = {layer: state.take(rows) for layer, state in self.states.items()}
+
+    def settle(self, counts_R: Tensor, more: int) -> None:
+        """Only so many own tokens of each row count; there is room for `more` behind the longest."""
+        raise NotImplementedError
+
+    def held(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all rows, their prompt's and their own, `(R, h, L + T, d)`."""
+        raise NotImplementedError
+
+    def append(self, layer: int, rows_N: Tensor, slots_N: Tensor, k: Tensor, v: Tensor) -> None:
+        """Put keys and values `(N, h, d)` into own slots of rows."""
+        raise NotImplementedError
 
 
 class DenseCache(DecodeCache):
@@ -109,13 +129,14 @@ class DenseCache(DecodeCache):
             {i: pad(kept.pop(i), shape, places).transpose(1, 2).float().contiguous() for i in list(kept)}
             for kept in (prefill.keys, prefill.values)
         )
-        self.lengths = layout.prefix_lengths
+        self.lengths = self.prompt_lengths
         self.padded = min(prefill.lengths) < layout.prefixes.longest
         self.own_keys, self.own_values = (
             {i: x.new_empty(*x.shape[:2], group_size, max_tokens, x.shape[3]) for i, x in kept.items()}
             for kept in (self.keys, self.values)
         )
         self.length = 0
+        self.at: Tensor | None = None  # own tokens of each row, where they are not all `length`
         self._biases: dict[int | None, Tensor | None] = {}
         self._arrange()
         self._look()
@@ -162,11 +183,37 @@ class DenseCache(DecodeCache):
                 kept[at, :, in_slot, : self.length] = x[prompts, :, slots, : self.length]
                 own[layer] = kept
         self._look()
+        self.prompt_lengths = self.lengths
+        self.at = None if self.at is None else self.at[rows]
 
     def advance(self) -> None:
         """All layers have seen the token."""
         self.length += 1
-        self._biases = {window: b for window, b in self._biases.items() if window is None}
+        self._biases = {window: b for window, b in self._biases.items() if window is None and self.at is None}
+        self.at = None if self.at is None else self.at + 1
+
+    def settle(self, counts_R: Tensor, more: int) -> None:
+        """Only so many own tokens of each row count; there is room for `more` behind the longest."""
+        self.at, self.length, self._biases = counts_R, int(counts_R.max()), {}
+        self.max_tokens = max(self.max_tokens, self.length + more)
+        self._views = {}
+        for own in (self.own_keys, self.own_values):
+            for layer, x in own.items():
+                if x.shape[3] < self.max_tokens:
+                    own[layer] = torch.cat([x, x.new_zeros(*x.shape[:3], self.max_tokens - x.shape[3], x.shape[4])], 3)
+        self._look()
+
+    def held(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all rows, their prompt's and their own, `(R, h, L + T, d)`."""
+        pairs = ((self.keys, self.own_keys), (self.values, self.own_values))
+        parts = [(x[layer][self.prompt_of_row], o[layer].transpose(1, 2).flatten(0, 1)[self.place]) for x, o in pairs]
+        return torch.cat(parts[0], 2), torch.cat(parts[1], 2)
+
+    def append(self, layer: int, rows_N: Tensor, slots_N: Tensor, k: Tensor, v: Tensor) -> None:
+        """Put keys and values `(N, h, d)` into own slots of rows."""
+        prompts, places = self.place[rows_N] // self.slots, self.place[rows_N] % self.slots
+        for own, new in ((self.own_keys, k), (self.own_values, v)):
+            own[layer][prompts, :, places, slots_N] = new.to(own[layer].dtype)
 
     def attend_rows(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         """Query `(R, H, d)`, key and value `(R, h, d)` of one new token per row -> `(R, H, d)`."""
@@ -174,9 +221,12 @@ class DenseCache(DecodeCache):
         n, d, L = keys.shape
         P, S, t = len(self.lengths), self.slots, self.length
         h, r = n // P, q.shape[1] * P // n
-        self.own_keys[layer].select(3, t).copy_(self._rectangle(k))
-        self.own_values[layer].select(3, t).copy_(self._rectangle(v))
-        first = 0 if rule.window is None else max(0, t + 1 - rule.window)
+        if self.at is None:
+            self.own_keys[layer].select(3, t).copy_(self._rectangle(k))
+            self.own_values[layer].select(3, t).copy_(self._rectangle(v))
+        else:
+            self.append(layer, torch.arange(len(k), device=k.device), self.at, k, v)
+        first = 0 if rule.window is None or self.at is not None else max(0, t + 1 - rule.window)
         own_k, own_v = own_keys[..., first : t + 1], own_values[:, first : t + 1]
         query = self._rectangle(q.unflatten(1, (h, r))) * (d**-0.5 if rule.scaling is None else rule.scaling)
         query = query.reshape(n, S * r, d).to(keys.dtype)
@@ -187,7 +237,9 @@ class DenseCache(DecodeCache):
         if rule.softcap is not None:
             scores = torch.tanh(scores / rule.softcap) * rule.softcap
         bias = self._bias(rule.window)
-        if bias is not None:
+        if bias is not None and self.at is not None:
+            scores.view(P, h, S, r, -1).add_(bias)
+        elif bias is not None:
             scores.view(P, -1, scores.shape[-1])[..., :L] += bias
         probs = scores.softmax(-1)
         out = torch.bmm(probs[..., :L], values).view(n * S, r, d)
@@ -196,8 +248,15 @@ class DenseCache(DecodeCache):
         return (rows if self.full else rows[self.place]).to(q.dtype)
 
     def _bias(self, window: int | None) -> Tensor | None:
-        """`(P, 1, L)`, added to the scores of prompt tokens: hides padding and what lies before the window."""
-        if window not in self._biases:
+        """`(P, 1, L)`, added to the scores of prompt tokens: hides padding and what lies before the window. Where rows
+        have different numbers of own tokens `(P, 1, S, 1, L + t + 1)`, added to all scores."""
+        if window not in self._biases and self.at is not None:
+            places = places_of(self)[:, : self.width + self.length + 1]
+            ends = (self.lengths[self.prompt_of_row] + self.at)[:, None]
+            hidden = (places < 0) | (places > ends) | (places <= ends - (window or 1 << 40))
+            bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, -1e9)
+            self._biases[window] = self._rectangle(bias[:, None]).unsqueeze(3)
+        elif window not in self._biases:
             longest = next(iter(self.keys.values())).shape[2]
             at = torch.arange(longest, device=self.lengths.device)[None]
             lengths = self.lengths[:, None]
@@ -231,14 +290,15 @@ class FlashCache(DecodeCache):
             {layer: x.new_zeros(rows, max_tokens, *x.shape[1:]) for layer, x in kept.items()}
             for kept in (self.keys, self.values)
         )
-        device = self.prompt_of_row.device
-        self.at = torch.zeros(1, dtype=torch.long, device=device)
+        self.padding = prefill.layout.prefix_index.shape, prefill.layout.prefix_unpad
+        self.at = torch.zeros_like(self.prompt_of_row)
         self.counts = [group_size] * self.n_prompts
         self._arrange()
 
     def _arrange(self) -> None:
         device, rows = self.at.device, len(self.prompt_of_row)
-        self.used = (self.at + 1).to(torch.int32).repeat(rows)
+        self.rows = torch.arange(rows, device=device)
+        self.used = (self.at + 1).to(torch.int32)
         self.own_runs = Runs.of([self.max_tokens] * rows).to(device)
         self._queries: dict[int, tuple[Runs, Runs]] = {}
 
@@ -256,7 +316,27 @@ class FlashCache(DecodeCache):
         for own in (self.own_keys, self.own_values):
             for layer, x in own.items():  # each old one is gone before the next is made
                 own[layer] = x[rows]
+        self.at = self.at[rows]
         self._arrange()
+
+    def settle(self, counts_R: Tensor, more: int) -> None:
+        """Only so many own tokens of each row count; there is room for `more` behind the longest."""
+        self.at, self.max_tokens = counts_R, max(self.max_tokens, int(counts_R.max()) + more)
+        for own in (self.own_keys, self.own_values):
+            for layer, x in own.items():
+                own[layer] = torch.cat([x, x.new_zeros(len(x), self.max_tokens - x.shape[1], *x.shape[2:])], 1)
+        self._arrange()
+
+    def held(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all rows, their prompt's and their own, `(R, h, L + T, d)`."""
+        pairs = ((self.keys, self.own_keys), (self.values, self.own_values))
+        parts = [(pad(x[layer], *self.padding)[self.prompt_of_row], own[layer]) for x, own in pairs]
+        return torch.cat(parts[0], 1).transpose(1, 2), torch.cat(parts[1], 1).transpose(1, 2)
+
+    def append(self, layer: int, rows_N: Tensor, slots_N: Tensor, k: Tensor, v: Tensor) -> None:
+        """Put keys and values `(N, h, d)` into own slots of rows."""
+        self.own_keys[layer][rows_N, slots_N] = k
+        self.own_values[layer][rows_N, slots_N] = v
 
     def advance(self, tokens: int = 1) -> None:
         """All layers have seen the token (or, with -1, the last one counts as not seen)."""
@@ -265,8 +345,7 @@ class FlashCache(DecodeCache):
 
     def attend_rows(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         """Query `(R, H, d)`, key and value `(R, h, d)` of one new token per row -> `(R, H, d)`."""
-        self.own_keys[layer].index_copy_(1, self.at, k[:, None])
-        self.own_values[layer].index_copy_(1, self.at, v[:, None])
+        self.append(layer, self.rows, self.at, k, v)
         (R, H, d), h = q.shape, k.shape[1]
         of_prompts, of_rows = self._runs_of_queries(H // h)
         # Heads that share a key become queries of one run: the kernel then reads that key once for all of them.
@@ -276,6 +355,14 @@ class FlashCache(DecodeCache):
         beside = attention(query, own_k, own_v, of_rows, self.own_runs, scale=rule.scaling, used=self.used)
         out, _ = merge(over, beside)
         return out.view(R, -1, h, d).transpose(1, 2).reshape(R, H, d)
+
+
+def places_of(cache: DecodeCache) -> Tensor:
+    """The place in its sequence of all that each row holds, `(R, L + T)` as in `held`: -1 behind a shorter prompt."""
+    lengths = cache.prompt_lengths[cache.prompt_of_row][:, None]
+    prompt = torch.arange(cache.width, device=lengths.device).expand(len(lengths), -1)
+    own = lengths + torch.arange(cache.max_tokens, device=lengths.device)
+    return torch.cat([prompt.masked_fill(prompt >= lengths, -1), own], 1)
 
 
 def decode_cache(prefill: Prefill, group_size: int, max_tokens: int) -> DecodeCache:

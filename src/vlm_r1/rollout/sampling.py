@@ -10,25 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_r1.prompts.parse import END_OF_ANSWER, END_OF_CALL
 from vlm_r1.records import Prompt, SamplingParams
 
-END_OF_ANSWER = "</answer>"
 BYTE = re.compile("<0x([0-9A-F]{2})>")
 """How vocabularies spell a byte that is not part of a longer token."""
 
 
-def uniforms(prompts: Sequence[Prompt], first: int, count: int, sampling: SamplingParams) -> Tensor | None:
+def endings(sampling: SamplingParams) -> list[str]:
+    """The texts that end what a model writes: its answer, and a call where it may make one."""
+    return [END_OF_ANSWER] * sampling.stop_at_answer + [END_OF_CALL] * bool(sampling.max_calls)
+
+
+def uniforms(
+    prompts: Sequence[Prompt], first: int, count: int, sampling: SamplingParams, calls: int = 0
+) -> Tensor | None:
     """The random numbers in [0, 1) of answers `first` to `first + count - 1` of each prompt, `(B, max_new_tokens)`.
 
-    None for greedy decoding. A row depends on the seed, the prompt's number and the answer's number alone: neither on
-    what else is sampled nor on the process or the device that samples it.
+    None for greedy decoding. A row depends on the seed, the prompt's number, the answer's number and how many calls it
+    has made alone: neither on what else is sampled nor on the process or the device that samples it.
     """
     if sampling.seed is None:
         return None
     rows = []
     for prompt in prompts:
         for answer in range(first, first + count):
-            name = repr((*sampling.seed, prompt.number, answer)).encode()
+            name = repr((*sampling.seed, prompt.number, answer, *([calls] if calls else []))).encode()
             seed = int.from_bytes(hashlib.sha256(name).digest()[:8], "big", signed=True)
             generator = torch.Generator().manual_seed(seed)
             rows.append(torch.rand(sampling.max_new_tokens, generator=generator, dtype=torch.double))
@@ -69,20 +76,20 @@ def filtered(logprobs_BV: Tensor, settings: SamplingParams) -> Tensor:
 
 
 class StoppingCriteria:
-    """When an answer is finished: the end-of-text token, or the text `</answer>`, however it is cut into tokens.
+    """When an answer is finished: the end-of-text token, or one of the texts `endings`, however cut into tokens.
 
-    `table` `(states + 1, V)` says which state follows a state and a token; a state counts the characters of the text
-    that stand at the end of what is written, and the last one, `done`, is final. So it runs on the device, for all rows
-    at once, and nothing is decoded.
+    `table` `(states + 1, V)` says which state follows a state and a token; a state is a beginning of an ending that
+    stands at the end of what is written, and the last one, `done`, is final. So it runs on the device, for all rows at
+    once, and nothing is decoded.
     """
 
-    def __init__(self, tokenizer: Any, eos_token_ids: Sequence[int], stop_at_answer: bool, vocabulary: int) -> None:
-        ending = END_OF_ANSWER if stop_at_answer else ""
-        self.done = max(1, len(ending))
+    def __init__(self, tokenizer: Any, eos_token_ids: Sequence[int], endings: Sequence[str], vocabulary: int) -> None:
+        begun = list(dict.fromkeys(["", *(ending[:i] for ending in endings for i in range(len(ending)))]))
+        self.done = len(begun)
         table = torch.zeros(self.done + 1, vocabulary, dtype=torch.uint8)
-        if ending:
-            found = dict(_strings(tokenizer, ending))
-            follows = [_follows(ending, text) for text in found.values()]
+        if endings:
+            found = dict(_strings(tokenizer, endings))
+            follows = [[_follows(endings, begun, state, text) for state in begun] for text in found.values()]
             table[: self.done, list(found)] = torch.tensor(follows, dtype=torch.uint8).t()
         table[:, list(eos_token_ids)] = self.done
         table[self.done] = self.done
@@ -98,34 +105,29 @@ class StoppingCriteria:
         return self.table[states_R.long(), tokens_R]
 
 
-def _strings(tokenizer: Any, ending: str) -> Iterator[tuple[int, str]]:
-    """Tokens that can hold a part of a text of ASCII characters, as they are spelled.
+def _strings(tokenizer: Any, endings: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Tokens that can hold a part of texts of ASCII characters, as they are spelled.
 
     Tokenizers spell these characters as themselves, in byte-level vocabularies too; only a byte that stands for itself
     (`<0x3C>`) is spelled otherwise.
     """
-    inside = {ending[i:j] for i in range(len(ending)) for j in range(i + 1, len(ending) + 1)}
-    first, last = ending[0], ending[-1]
+    inside = {end[i:j] for end in endings for i in range(len(end)) for j in range(i + 1, len(end) + 1)}
+    edges = {end[i] for end in endings for i in (0, -1)}
     spell = tokenizer.backend_tokenizer.id_to_token if tokenizer.is_fast else tokenizer.convert_ids_to_tokens
     for token, spelled in enumerate(map(spell, range(len(tokenizer)))):
-        if spelled and (first in spelled or last in spelled or spelled in inside):
+        if spelled and (not edges.isdisjoint(spelled) or spelled in inside):
             byte = BYTE.fullmatch(spelled)
             yield token, chr(int(byte[1], 16)) if byte else spelled
 
 
-def _follows(ending: str, text: str) -> list[int]:
-    """How much of `ending` stands at the end after `text`, where its first 0, 1, 2 ... characters stood before.
+def _follows(endings: Sequence[str], begun: list[str], state: str, text: str) -> int:
+    """The number of the state after a text.
 
-    Its first character comes only once in it, so that a part that does not go on begins anew within `text`.
+    The first character of an ending comes only once in it, so that a part which does not go on begins anew.
     """
-    start = text.rfind(ending[0])
-    begun = len(text) - start if start >= 0 and ending.startswith(text[start:]) else 0
-    found = [len(ending) if ending in text else begun] * len(ending)
-    for state, character in enumerate(ending):
-        if character == text[0]:
-            rest = ending[state:]
-            if text.startswith(rest):
-                found[state] = len(ending)
-            elif rest.startswith(text):
-                found[state] = state + len(text)
-    return found
+    for character in text:
+        grown = state + character
+        if grown in endings:
+            return len(begun)
+        state = grown if grown in begun else character if character in begun else ""
+    return begun.index(state)

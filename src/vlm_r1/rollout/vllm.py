@@ -15,7 +15,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -23,14 +22,15 @@ from torch import Tensor
 from vlm_r1.config import RolloutConfig
 from vlm_r1.distributed.processes import ALONE, World
 from vlm_r1.distributed.wire import WeightFiles
+from vlm_r1.envs.host import Host, Talk
 from vlm_r1.errors import EngineError
 from vlm_r1.models.load import LoadedPolicy
-from vlm_r1.records import Prompt, RolloutGroup, SamplingParams
+from vlm_r1.records import Prompt, Rollout, RolloutGroup, SamplingParams
 from vlm_r1.rollout.engine import EngineState
-from vlm_r1.rollout.vllm_client import FROM_FOLDER, RouteError, Server, Unfit
+from vlm_r1.rollout.vllm_client import FROM_FOLDER, RouteError, Unfit
 from vlm_r1.rollout.vllm_launch import MODEL
 from vlm_r1.rollout.vllm_request import body_of, rollouts_of, stops_of
-from vlm_r1.rollout.vllm_server import ServerProcess
+from vlm_r1.rollout.vllm_server import Seat
 
 LOOK_S = 1.0
 """Seconds between two looks at a server."""
@@ -40,23 +40,6 @@ SAME_FAILURE = 10
 """Times that a prompt may end in an error inside a server before it is taken for the cause."""
 AT_ONCE = 256
 """Prompts of this process that are with the servers at the same time; they queue further."""
-
-
-@dataclass(slots=True)
-class Seat:
-    """A server as this process sees it.
-
-    `driven` says that this process sends it weights, and `process` is it where the run started it. `why` it was left
-    out last; `asking` are the requests that are with it.
-    """
-
-    server: Server
-    driven: bool
-    process: ServerProcess | None = None
-    usable: bool = True
-    why: str = ""
-    asking: set[asyncio.Task[Any]] = field(default_factory=set)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class VLLMEngine:
@@ -75,7 +58,9 @@ class VLLMEngine:
         *,
         files: WeightFiles | None = None,
         sleeps: bool = False,
+        host: Host | None = None,
     ) -> None:
+        self.host = host
         self.loaded, self.settings, self.world, self.files, self.sleeps = loaded, settings, world, files, sleeps
         self.seats = list(seats)
         self.version = 0
@@ -134,7 +119,30 @@ class VLLMEngine:
                 task.cancel()
 
     async def _answer(self, prompt: Prompt, sampling: SamplingParams, n: int) -> RolloutGroup:
-        body = await asyncio.to_thread(body_of, self.loaded, prompt, sampling, n, self._stops)
+        rollouts = await self._ask(prompt, sampling, n)
+        if sampling.max_calls and self.host is not None:
+            talks = await asyncio.to_thread(self.host.talks, prompt, n)
+            numbered = enumerate(zip(talks, rollouts, strict=True))
+            told = await asyncio.gather(*(self._converse(*pair, sampling, number) for number, pair in numbered))
+            rollouts = tuple(await asyncio.to_thread(self.host.scores, talks, told))
+        return RolloutGroup(prompt=prompt, rollouts=rollouts, sampling=sampling)
+
+    async def _converse(self, talk: Talk, rollout: Rollout, sampling: SamplingParams, number: int) -> Rollout:
+        """Let an answer speak with its environment; the others do not wait for it."""
+        assert self.host is not None
+        parts = [rollout]
+        while (asked := self.host.ask(talk, parts[-1])) is not None:
+            turn = await asyncio.wrap_future(asked)
+            if turn is None:
+                break
+            talk.add(turn, parts[-1].token_ids)
+            parts += await self._ask(talk.prompt, sampling, 1, talk, number)
+        return talk.finish(parts[-1], parts[:-1])
+
+    async def _ask(
+        self, prompt: Prompt, sampling: SamplingParams, n: int, talk: Talk | None = None, number: int = 0
+    ) -> tuple[Rollout, ...]:
+        body = await asyncio.to_thread(body_of, self.loaded, prompt, sampling, n, self._stops, talk, number)
         failures = 0
         while True:
             seat = await self._free()
@@ -146,9 +154,9 @@ class VLLMEngine:
                 answer = await asking
                 held = None if self._adapted else label  # an adapter's name is its version
                 greedy = sampling.seed is None
-                rollouts = rollouts_of(self.loaded, prompt, answer, n, version, held, greedy=greedy)
+                rollouts = rollouts_of(self.loaded, prompt, answer, n, version, held, greedy=greedy, talk=talk)
                 self._last_seen = time.monotonic()
-                return RolloutGroup(prompt=prompt, rollouts=rollouts, sampling=sampling)
+                return rollouts
             except Unfit as why:
                 self._lose(seat, str(why))
                 failures += isinstance(why, RouteError) and why.status == 500

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from vlm_r1.config import LoraConfig, Recipe
 from vlm_r1.data.source import load_source
+from vlm_r1.envs.host import open_host
 from vlm_r1.errors import EngineError
 from vlm_r1.models.adapters import base_of_adapter
 from vlm_r1.models.family import Family
@@ -32,6 +33,8 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Sizes that vLLM can hold adapters in."""
 LOOKED_AT = 16
 """Questions of each source whose prompts are measured."""
+IMAGES_A_CALL = 2
+"""Images that a server takes for each call of a tool."""
 MIN_PROMPT, MIN_IMAGES = 4096, 4
 """Tokens and images that a prompt may have in any case: later questions may be longer, and room costs next to nothing.
 """
@@ -97,6 +100,7 @@ def launch_of(
     defaults to `rollout.server_memory`. Raises `EngineError` where the model is not one that a server can read.
     """
     refuse_scratch(recipe)
+    open_host(recipe.env, family)  # prompts may tell of its tools
     adapted = "lora" in recipe.train.how().values() or bool(getattr(family.model, "peft_config", None))
     path, settings, how = resolve_path(recipe.model.path), recipe.rollout, recipe.train.how()
     low = recipe.model.precision == "bfloat16" or (recipe.model.precision == "auto" and bool(gpus))
@@ -107,7 +111,7 @@ def launch_of(
         host=host,
         port=port,
         max_model_len=max_model_len or _room(recipe, family, [tokens for tokens, _ in prompts]),
-        images=max([MIN_IMAGES, *(images for _, images in prompts)]),
+        images=max([MIN_IMAGES, *(images for _, images in prompts)]) + IMAGES_A_CALL * _calls(recipe),
         image_kwargs=family.image_kwargs(recipe.model.min_pixels, recipe.model.max_pixels),
         gpus=gpus,
         tensor_parallel=max(1, len(gpus)),
@@ -140,9 +144,15 @@ def refuse_scratch(recipe: Recipe) -> None:
         )
 
 
+def _calls(recipe: Recipe) -> int:
+    return recipe.env.max_calls if recipe.env else 0
+
+
 def _room(recipe: Recipe, family: Family, prompts: list[int]) -> int:
+    """Tokens of the longest sequence; what a tool shows may be as large as a prompt."""
     tokens = max([MIN_PROMPT, *(2 * length for length in prompts)])
     tokens += max(recipe.rollout.max_new_tokens, recipe.eval.max_new_tokens)
+    tokens *= 1 + _calls(recipe)
     limit = getattr(family.model.config.get_text_config(), "max_position_embeddings", None)
     return min(tokens, limit or tokens)
 

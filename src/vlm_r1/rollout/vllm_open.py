@@ -12,12 +12,13 @@ from urllib.parse import urlsplit
 from vlm_r1.config import Recipe, RolloutConfig
 from vlm_r1.distributed.processes import World
 from vlm_r1.distributed.wire import MEMORY, WeightFiles
+from vlm_r1.envs.host import open_host
 from vlm_r1.errors import ConfigError, EngineError
 from vlm_r1.models.load import LoadedPolicy
-from vlm_r1.rollout.vllm import Seat, VLLMEngine
+from vlm_r1.rollout.vllm import VLLMEngine
 from vlm_r1.rollout.vllm_client import Server
 from vlm_r1.rollout.vllm_launch import find_python, is_loopback, launch_of
-from vlm_r1.rollout.vllm_server import ServerProcess, free_port
+from vlm_r1.rollout.vllm_server import Seat, ServerProcess, free_port
 
 SECRET = "VLM_R1_SECRET"
 """The environment variable with the secret that servers and runs share."""
@@ -45,7 +46,8 @@ def open_vllm(loaded: LoadedPolicy, recipe: Recipe, world: World, *, trains: boo
                 "rollout.staleness: servers on the GPUs of the run sleep during the update; start others on GPUs of "
                 "their own (vlm-r1 serve) and name them in rollout.servers, or set rollout.staleness: 0"
             )
-        engine = VLLMEngine(loaded, settings, seats, world, files=files, sleeps=sleeps)
+        host = open_host(recipe.env, loaded.family)
+        engine = VLLMEngine(loaded, settings, seats, world, files=files, sleeps=sleeps, host=host)
         if problems := engine.check().problems:
             raise EngineError("\n".join(problems))
         yield engine

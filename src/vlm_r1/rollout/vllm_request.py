@@ -8,11 +8,12 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from vlm_r1.envs.host import Talk
 from vlm_r1.errors import EngineError
 from vlm_r1.models.load import LoadedPolicy
 from vlm_r1.records import Prompt, Rollout, SamplingParams
 from vlm_r1.rollout.native import eos_token_ids
-from vlm_r1.rollout.sampling import END_OF_ANSWER
+from vlm_r1.rollout.sampling import endings
 from vlm_r1.rollout.vllm_client import Unfit
 
 SUPPRESSED = -100.0
@@ -27,12 +28,20 @@ def stops_of(loaded: LoadedPolicy) -> list[int]:
 
 
 def body_of(
-    loaded: LoadedPolicy, prompt: Prompt, sampling: SamplingParams, n: int, stops: Sequence[int]
+    loaded: LoadedPolicy,
+    prompt: Prompt,
+    sampling: SamplingParams,
+    n: int,
+    stops: Sequence[int],
+    talk: Talk | None = None,
+    answer: int = 0,
 ) -> dict[str, Any]:
-    """The request for `n` completions of a prompt. Images travel once, as the tower of this process sees them."""
-    family = loaded.family
+    """The request for `n` completions of a prompt; with `talk`, for the next part of the answer of this number. Images
+    travel once, as the tower of this process sees them."""
+    family, turns = loaded.family, talk.turns if talk else []
     images = []
-    for image, vision in zip(prompt.sample.images, prompt.images, strict=False):
+    shown = [(prompt.sample.images, prompt.images), *((turn.call.images, turn.images) for turn in turns)]
+    for image, vision in (pair for pairs in shown for pair in zip(*pairs, strict=False)):
         file = io.BytesIO()
         family.as_seen(image, vision).save(file, "PNG", compress_level=1)
         url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -49,12 +58,12 @@ def body_of(
         "skip_special_tokens": False,
         "logit_bias": {str(int(token)): SUPPRESSED for token in loaded.policy.suppressed},
     }
-    if sampling.stop_at_answer:
-        params |= {"stop": [END_OF_ANSWER], "include_stop_str_in_output": True}
+    if stops_at := endings(sampling):
+        params |= {"stop": stops_at, "include_stop_str_in_output": True}
     if not greedy:
-        params["seed"] = seed_of(sampling, prompt.number)
+        params["seed"] = seed_of(sampling, prompt.number, *([answer, len(turns)] if turns else []))
     body: dict[str, Any] = {
-        "token_ids": family.unexpanded(prompt.sample),
+        "token_ids": [*family.unexpanded(prompt.sample), *(talk.history(expanded=False) if talk else [])],
         "sampling_params": params,
         "return_token_ids": True,
     }
@@ -63,9 +72,10 @@ def body_of(
     return body
 
 
-def seed_of(sampling: SamplingParams, number: int) -> int:
-    """The seed of the first completion of a prompt; vLLM counts on from it. No rank and no server has a part in it."""
-    name = repr((*(sampling.seed or ()), number)).encode()
+def seed_of(sampling: SamplingParams, *numbers: int) -> int:
+    """The seed of the first completion of a prompt (its number; later also the answer's, and how many calls it made);
+    vLLM counts on from it. No rank and no server has a part in it."""
+    name = repr((*(sampling.seed or ()), *numbers)).encode()
     return int.from_bytes(hashlib.sha256(name).digest()[:4], "big")
 
 
@@ -78,16 +88,18 @@ def rollouts_of(
     label: str | None,
     *,
     greedy: bool,
+    talk: Talk | None = None,
 ) -> tuple[Rollout, ...]:
-    """The completions of an answer, in order.
+    """The completions of an answer, in order; with `talk`, what it goes on from stands behind the prompt.
 
     Raises `Unfit` where they are not `n` finished ones by weights called `label`, `EngineError` where the server read
     the prompt differently.
     """
-    if answer["prompt_token_ids"] != list(prompt.token_ids):
+    expected = [*prompt.token_ids, *(talk.history(expanded=True) if talk else [])]
+    if answer["prompt_token_ids"] != expected:
         raise EngineError(
             f"sample {prompt.sample.id}: the server reads {len(answer['prompt_token_ids'])} prompt tokens, the trainer "
-            f"{len(prompt.token_ids)}, or others; they have different processors: does the server run the same model "
+            f"{len(expected)}, or others; they have different processors: does the server run the same model "
             "folder, with the recipe's model.min_pixels and model.max_pixels?"
         )
     choices = sorted(answer["choices"], key=lambda choice: choice["index"])

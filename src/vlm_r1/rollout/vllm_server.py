@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -10,11 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from vlm_r1.errors import EngineError
+from vlm_r1.rollout.vllm_client import Server
 from vlm_r1.rollout.vllm_launch import Launch, command
 
 GUARD = Path(__file__).with_name("vllm_guard.py")
@@ -174,3 +178,20 @@ def _runs(group: int) -> bool:
         if of == group and (state not in "ZX" or threads > 1):
             return True
     return False
+
+
+@dataclass(slots=True)
+class Seat:
+    """A server as this process sees it.
+
+    `driven` says that this process sends it weights, and `process` is it where the run started it. `why` it was left
+    out last; `asking` are the requests that are with it.
+    """
+
+    server: Server
+    driven: bool
+    process: ServerProcess | None = None
+    usable: bool = True
+    why: str = ""
+    asking: set[asyncio.Task[Any]] = field(default_factory=set)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)

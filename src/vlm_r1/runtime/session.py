@@ -23,6 +23,7 @@ from vlm_r1.distributed.loading import open_policy
 from vlm_r1.distributed.processes import World
 from vlm_r1.distributed.watchdog import Watchdog
 from vlm_r1.distributed.whole import list_checkpoints, newest_state, read_state
+from vlm_r1.envs.host import open_host
 from vlm_r1.errors import CheckpointError, UserError
 from vlm_r1.models.adapters import REFERENCE, adapt, base_of_adapter, load_adapter, trained_parameters
 from vlm_r1.models.family import Family, Part
@@ -194,7 +195,7 @@ def _session(recipe: Recipe, inputs: Inputs, run_dir: Path, world: World, loaded
         run_dir=run_dir,
         world=world,
         loaded=loaded,
-        engine=NativeEngine(loaded, recipe.rollout, world),
+        engine=NativeEngine(loaded, recipe.rollout, world, open_host(recipe.env, loaded.family)),
         optimizer=optimizer,
         log=log,
         trackers=trackers,
