@@ -34,6 +34,9 @@ class ScenesSource(Section):
         description="easy: 3 large objects that differ in color and shape; hard: 6 to 8 small ones of 3 colors and 2 "
         "shapes; mixed: 3 to 6 objects of any size and kind",
     )
+    scale: int = Field(
+        1, ge=1, le=16, description="how many times 96 pixels the side of an image has; enlarged objects carry marks"
+    )
     questions: dict[str, float] = Field(
         default={"attribute": 1.0}, description="question kind -> weight; kinds are listed by `data.scenes.KINDS`"
     )

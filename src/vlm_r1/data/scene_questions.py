@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlm_r1.boxes import Box
 from vlm_r1.data.scene_things import COLOURS, SHAPES, Thing
 from vlm_r1.records import LabelledBox, Truth
 
@@ -24,13 +25,14 @@ SIZE_RATIO = 1.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A question, its truth, the reasoning that leads there, and its task and kind."""
+    """A question, its truth, the reasoning that leads there, and its task and kind. `look` is where to look closer."""
 
     question: str
     truth: Truth
     think: str
     task: str
     kind: str
+    look: Box | None = None
 
 
 def where(thing: Thing) -> str:
@@ -238,6 +240,25 @@ def count(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
     )
 
 
+def mark(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
+    """ "the mark on the red circle": too small to be seen in an image that was made small, for those who look closer.
+
+    The answer is a word.
+    """
+    found = _expressions(things)
+    if not found:
+        return None
+    text, thing = found[int(rng.integers(len(found)))]
+    return Question(
+        question=f"the mark on {text}",
+        truth=Truth(text=thing.mark),
+        think=f"{thing.name}, {where(thing)}",
+        task="text",
+        kind="mark",
+        look=thing.box,
+    )
+
+
 KINDS: dict[str, Callable[[Sequence[Thing], np.random.Generator], Question | None]] = {
     "attribute": attribute,
     "relation": relation,
@@ -247,6 +268,7 @@ KINDS: dict[str, Callable[[Sequence[Thing], np.random.Generator], Question | Non
     "list": list_all,
     "detect": detect,
     "count": count,
+    "mark": mark,
 }
 
 

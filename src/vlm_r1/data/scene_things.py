@@ -26,15 +26,21 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 BACKGROUNDS = ("plain", "gradient", "stripes", "checks")
 _ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE]
 MIN_SIDE, MAX_SIDE = 14, 40
+MARK_SIDE = 12
+"""Side of an object's mark in pixels of an enlarged image: 3 pixels where that is shown at `SIZE` again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thing:
-    """One object of a scene: `Thing(colour="red", shape="circle", box=(10, 12, 34, 36))`."""
+    """One object of a scene: `Thing(colour="red", shape="circle", box=(10, 12, 34, 36))`.
+
+    `mark` is the small shape on it that enlarged images show.
+    """
 
     colour: str
     shape: str
     box: Box
+    mark: str = ""
 
     @property
     def name(self) -> str:
@@ -54,14 +60,21 @@ class Scene:
     seed: int
     things: tuple[Thing, ...]
 
-    def draw(self) -> Image.Image:
-        """The image, `SIZE` x `SIZE` RGB. Later objects cover earlier ones where they overlap a little."""
+    def draw(self, scale: int = 1) -> Image.Image:
+        """The image, `SIZE` x `SIZE` RGB times `scale`; enlarged ones show marks.
+
+        Later objects cover earlier ones where they overlap a little.
+        """
         rng = np.random.default_rng([self.seed, 1])
-        canvas = _background(rng)
+        canvas = _background(rng).repeat(scale, 0).repeat(scale, 1)
         for thing in self.things:
-            x1, y1, x2, y2 = (int(v) for v in thing.box)
+            x1, y1, x2, y2 = (int(v) * scale for v in thing.box)
             colour = np.clip(np.array(COLOURS[thing.colour]) + rng.integers(-18, 19, 3), 0, 255)
             canvas[y1:y2, x1:x2][shape_mask(thing.shape, x2 - x1)] = colour
+            if scale > 1:
+                x, y = (x1 + x2 - MARK_SIDE) // 2, (y1 + y2 - MARK_SIDE) // 2
+                light = 255.0 if colour.mean() < 130 else 0.0
+                canvas[y : y + MARK_SIDE, x : x + MARK_SIDE][shape_mask(thing.mark, MARK_SIDE)] = light
         noise = rng.choice([0, 4, 10])
         if noise:
             canvas = canvas + rng.normal(0, noise, canvas.shape)
@@ -132,10 +145,9 @@ def make_scene(seed: int, arrangement: str = "free", attempt: int = 0, difficult
     level = DIFFICULTIES[difficulty]
     boxes = _place(rng, int(rng.integers(level.count[0], level.count[1] + 1)), level.side)
     kinds = _kinds(rng, len(boxes), arrangement, level)
-    return Scene(
-        seed=seed,
-        things=tuple(Thing(colour=c, shape=s, box=b) for (c, s), b in zip(kinds, boxes, strict=True)),
-    )
+    marks = np.random.default_rng([seed, 4, attempt]).choice(SHAPES, len(boxes))
+    things = (Thing(colour=c, shape=s, box=b, mark=str(m)) for (c, s), b, m in zip(kinds, boxes, marks, strict=True))
+    return Scene(seed=seed, things=tuple(things))
 
 
 def _place(rng: np.random.Generator, count: int, sides: tuple[int, int]) -> list[Box]:

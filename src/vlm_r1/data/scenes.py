@@ -5,8 +5,12 @@ A scene is a pure function of its seed, and each split owns a range of seeds, so
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
+from vlm_r1.boxes import Box
 from vlm_r1.config import ScenesSource
 from vlm_r1.data.lazy import SampleSequence
 from vlm_r1.data.scene_questions import KINDS, Question, arrangement_for, ask, detect
@@ -54,7 +58,7 @@ class ScenesSequence(SampleSequence):
         rng = np.random.default_rng([seed, 2])
         first_kind = self._pick(rng)
         scene, first = self._askable(seed, first_kind, rng)
-        drawn = SampleImage(image=scene.draw())
+        drawn = SampleImage(image=scene.draw(self.source.scale))
         questions = [first]
         tries = 0
         while len(questions) < self.per_image:
@@ -74,10 +78,11 @@ class ScenesSequence(SampleSequence):
                 id=f"{self.source.split}-{number}-{place}",
                 images=(drawn,),
                 question=question.question,
-                truth=self._loose(self._mislabelled(question.truth, scene, noise), rng),
+                truth=self._enlarged(self._loose(self._mislabelled(question.truth, scene, noise), rng)),
                 task=question.task,
                 source=f"scenes/{question.kind}",
                 think=question.think,
+                columns=self._script(question),
             )
             for place, question in enumerate(questions)
         ]
@@ -116,6 +121,22 @@ class ScenesSequence(SampleSequence):
             )
         ]
 
+    def _enlarged(self, truth: Truth) -> Truth:
+        if self.source.scale == 1 or not truth.boxes:
+            return truth
+        boxes = tuple(LabelledBox(box=self._times(b.box), label=b.label) for b in truth.boxes)
+        return replace(truth, boxes=boxes)
+
+    def _times(self, box: Box) -> Box:
+        x1, y1, x2, y2 = (side * self.source.scale for side in box)
+        return (x1, y1, x2, y2)
+
+    def _script(self, question: Question) -> dict[str, Any]:
+        """The call that shows a mark, as rows of files script calls: what SFT teaches where there is an environment."""
+        if question.look is None:
+            return {}
+        return {"calls": [{"think": question.think, "name": "zoom", "box": list(self._times(question.look))}]}
+
     def _loose(self, truth: Truth, rng: np.random.Generator) -> Truth:
         if not self.source.loosen or not truth.boxes:
             return truth
@@ -128,4 +149,6 @@ def load_scenes(source: ScenesSource) -> ScenesSequence:
     for kind in source.questions:
         if kind not in KINDS:
             raise ConfigError(f'scenes.questions: unknown kind "{kind}"; {nearest(kind, KINDS)}')
+        if kind == "mark" and source.scale == 1:
+            raise ConfigError("scenes.questions: mark needs images that show marks; set scenes.scale: 4")
     return ScenesSequence(source)

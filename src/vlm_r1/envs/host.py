@@ -22,7 +22,7 @@ from vlm_r1.errors import DataError, RewardError, shown
 from vlm_r1.image_file import MAX_PIXELS
 from vlm_r1.models.family import Family
 from vlm_r1.prompts.parse import END_OF_ANSWER
-from vlm_r1.records import Prompt, Rollout, SampleImage, ToolCall, ToolTurn
+from vlm_r1.records import Prompt, Rollout, SampleImage, ToolTurn
 from vlm_r1.rewards.limit import call_in_thread
 
 AT_ONCE = 16
@@ -93,6 +93,7 @@ class Host:
         self.settings, self.family = settings, family
         self.environment: Environment = build_environment(settings)
         self.max_calls = settings.max_calls
+        self._special = (family.placeholder(), *family.tokenizer.all_special_tokens)
         family.tools = self.environment.instructions(self.max_calls)
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tools")
 
@@ -146,14 +147,17 @@ class Host:
         encode = partial(self.family.tool_turn, talk.prompt.sample, position=position, ended=ended)
         try:
             images = [SampleImage(image=_checked(image)) for image in _images(reply)]
-            turn = encode(images, reply.text[:MAX_TEXT])
+            turn = encode(images, self._plain(reply.text))
         except (CallError, DataError) as error:
             reply, failure = _failed("bad_image", str(error)), "bad_image"
-            images, turn = [], encode([], reply.text[:MAX_TEXT])
-        call = ToolCall(
-            text=written.text, reply=reply.text[:MAX_TEXT], failure=failure, box=reply.box, images=tuple(images)
-        )
-        return replace(turn, at=at, call=call)
+            turn = encode([], self._plain(reply.text))
+        return replace(turn, at=at, call=replace(turn.call, text=written.text, failure=failure, box=reply.box))
+
+    def _plain(self, text: str) -> str:
+        """A text without what would end a turn or stand for an image, and not too long."""
+        for token in self._special:
+            text = text.replace(token, "")
+        return text[:MAX_TEXT]
 
     def _reply(self, talk: Talk, text: str) -> tuple[Reply | None, str]:
         """What is said to a text, and the kind of failure, "" for none."""

@@ -13,10 +13,16 @@ from vlm_r1.eval.suites import build_statistic
 
 
 def summary(
-    outcomes: Sequence[Outcome], suite: str | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+    outcomes: Sequence[Outcome],
+    suite: str | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    calls: bool = False,
 ) -> dict[str, float]:
     """`n`, each metric of the suites (by what is asked, or the one named) with `<metric>/low` and `<metric>/high`,
     the bounds of its 95 % interval, then `well_formed`, `mean_length` (tokens) and `failures/<kind>`, all shares of n.
+    With `calls` also `calls`, those of tools an answer.
     """
     n = len(outcomes)
     statistic = build_statistic(outcomes, None if suite is None else [suite])
@@ -28,6 +34,8 @@ def summary(
             values[f"{name}/low"], values[f"{name}/high"] = bounds[name]
     values["well_formed"] = sum(o.well_formed for o in outcomes) / max(1, n)
     values["mean_length"] = sum(o.n_tokens for o in outcomes) / max(1, n)
+    if calls:
+        values["calls"] = sum(o.n_calls for o in outcomes) / max(1, n)
     failures = Counter(o.failure for o in outcomes if o.failure is not None)
     return values | {f"failures/{kind}": count / n for kind, count in sorted(failures.items())}
 
@@ -40,7 +48,7 @@ def shown(values: Mapping[str, float]) -> str:
     """
     told = []
     for name, value in values.items():
-        if name in ("n", "well_formed", "mean_length") or name.startswith("failures/"):
+        if name in ("n", "well_formed", "mean_length", "calls") or name.startswith("failures/"):
             continue
         if not name.endswith(("/low", "/high")):
             low, high = values.get(f"{name}/low"), values.get(f"{name}/high")

@@ -40,6 +40,7 @@ class Outcome:
     failure: str | None = None
     well_formed: bool = False
     n_tokens: int = 0
+    n_calls: int = 0
 
 
 def outcome(sample: Sample, answer: Answer) -> Outcome:
@@ -71,6 +72,7 @@ def outcome(sample: Sample, answer: Answer) -> Outcome:
         failure=answer.failure.kind if answer.failure else None,
         well_formed=answer.well_formed,
         n_tokens=answer.n_tokens,
+        n_calls=len(answer.calls),
     )
 
 

@@ -108,6 +108,7 @@ def evaluate(
                     recipe.eval.suites.get(split),
                     resamples=recipe.eval.resamples,
                     seed=recipe.run.seed,
+                    calls=recipe.env is not None,
                 )
     return metrics, rows
 

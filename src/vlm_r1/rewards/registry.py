@@ -8,13 +8,15 @@ from vlm_r1.records import Score
 from vlm_r1.rewards.accuracy import ACCURACY
 from vlm_r1.rewards.format import format_reward
 from vlm_r1.rewards.llm_judge import llm_judge, llm_judge_all
-from vlm_r1.rewards.shaping import length_cosine, repetition
+from vlm_r1.rewards.shaping import calls, environment, length_cosine, repetition
 
 REWARDS: dict[str, Callable[..., Score]] = {
     "format": format_reward,
     **ACCURACY,
     "length_cosine": length_cosine,
     "repetition": repetition,
+    "calls": calls,
+    "environment": environment,
     "llm_judge": llm_judge,
 }
 """Reward name -> function `(sample, answer, **options) -> Score`."""
@@ -26,7 +28,7 @@ KEEPS_TIME = frozenset({"math", "llm_judge"})
 """Rewards that limit each comparison or request themselves (option `timeout_s`): they start or wait for another
 process, which a limit around the whole call would cut off."""
 
-ABOUT_THE_TEXT = frozenset({"format", "length_cosine", "repetition"})
+ABOUT_THE_TEXT = frozenset({"format", "length_cosine", "repetition", "calls"})
 """Rewards that judge how an answer is written; a sample's `reward` field replaces the others."""
 
 TASK_OF_REWARD: dict[str, str] = {

@@ -74,3 +74,18 @@ def repetition(sample: Sample, answer: Answer, *, n: int = 6) -> Score:
     words = words_of(text[-MAX_CHARS:], n)
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return scored("repetition", -max(items, repeated_share(grams)) + 0.0)
+
+
+def calls(sample: Sample, answer: Answer) -> Score:
+    """How many calls of tools the answer made; range [0, `env.max_calls`].
+
+    With a negative weight (`calls: -0.05`) it is what a call costs.
+    """
+    return scored("calls", float(len(answer.calls)))
+
+
+def environment(sample: Sample, answer: Answer) -> Score:
+    """What the environment gave the answer (its `score`); not scorable where it gives none."""
+    if answer.environment is None:
+        return not_scorable("environment", "the environment gives no score")
+    return scored("environment", answer.environment)

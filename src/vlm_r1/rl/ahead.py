@@ -113,7 +113,7 @@ class Ahead(Rollouts):
         for prompt in order.prompts:
             row = self._kept.pop((step, prompt.number), None)
             if row is not None and row["sample_id"] == prompt.sample.id:
-                order.groups.append(group_of(row, prompt, sampling))
+                order.groups.append(group_of(row, prompt, sampling, self.session.loaded.family))
         self._queue.put(order)
         return order
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from vlm_r1.config import Recipe
+from vlm_r1.records import Rollout
 from vlm_r1.rewards.diagnostics import ShadowWatch, Trend, diagnostic_sums, kinds_that_occur
 from vlm_r1.rewards.rubric import Rubric
 from vlm_r1.rl.advantage import mean_only
@@ -98,6 +100,8 @@ def experience_tally(experience: Experience, batch: TrainBatch, rubric: Rubric) 
     tally.total("tokens/answer", sum(lengths))
     tally.total("tokens/update_prompt", batch.n_prompt_tokens)
     tally.total("tokens/update_answer", batch.n_answer_tokens)
+    if any(group.sampling is not None and group.sampling.max_calls for group in experience.groups):
+        count_calls(tally, rollouts)
     for name, (total, count) in diagnostic_sums(flat).items():
         tally.mean(name, total, count)
     for _, _, score in flat:
@@ -111,6 +115,16 @@ def experience_tally(experience: Experience, batch: TrainBatch, rubric: Rubric) 
     for name, count in rubric.counts.items():
         tally.total(f"rewards/counts/{name}", count)
     return tally
+
+
+def count_calls(tally: Tally, rollouts: Sequence[Rollout]) -> None:
+    """What answers asked of their environment: calls an answer, answers with any, what went wrong, what was read."""
+    calls = [turn.call for rollout in rollouts for turn in rollout.turns]
+    tally.mean("tools/calls", len(calls), len(rollouts))
+    tally.mean("tools/used", sum(bool(rollout.turns) for rollout in rollouts), len(rollouts))
+    tally.mean("tools/tokens", sum(rollout.n_context for rollout in rollouts), len(rollouts))
+    for kind, count in Counter(call.failure for call in calls if call.failure).items():
+        tally.total(f"tools/failures/{kind}", count)
 
 
 def group_stds(rewards_PG: Tensor) -> float:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from vlm_r1.records import Answer, Rollout, RolloutGroup, Sample, Score
+from vlm_r1.records import Answer, Rollout, RolloutGroup, Sample, SampleImage, Score, ToolCall
 from vlm_r1.runtime.runlog import boxes_to_json
+
+SHOWN_SIDE = 256
+"""Pixels of the longer side of what tables keep of an image that a tool showed."""
 
 
 def image_bytes(sample: Sample) -> bytes | None:
@@ -31,7 +35,22 @@ def answer_row(sample: Sample, answer: Answer) -> dict[str, Any]:
         "pred_boxes": boxes_to_json(predicted),
         "image_width": size[0],
         "image_height": size[1],
+        "calls": json.dumps([_call_row(call) for call in answer.calls]) if answer.calls else None,
+        "shown": [_small(image) for call in answer.calls for image in call.images] or None,
     }
+
+
+def _call_row(call: ToolCall) -> dict[str, Any]:
+    told = {name: getattr(call, name) for name in ("text", "reply", "failure", "box")}
+    return {**told, "images": len(call.images)}
+
+
+def _small(image: SampleImage) -> bytes:
+    """An image as JPEG of at most `SHOWN_SIDE` pixels a side."""
+    opened, sink = image.open(), io.BytesIO()
+    opened.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    opened.save(sink, "JPEG", quality=88)
+    return sink.getvalue()
 
 
 def rollout_rows(

@@ -37,6 +37,8 @@ _DRAWN = [
     ("image", pa.binary()),
     ("image_width", pa.int32()),
     ("image_height", pa.int32()),
+    ("calls", pa.string()),
+    ("shown", pa.list_(pa.binary())),
 ]
 _ASKED = [("sample_id", pa.string()), ("task", pa.string()), ("question", pa.string()), ("completion", pa.string())]
 
@@ -60,7 +62,8 @@ ROLLOUT_COLUMNS = pa.schema(
 )
 """`parts` is JSON, name -> value; boxes are JSON in original pixels (`boxes_to_json`); `image` holds PNG or JPEG bytes
 on the first row of a group and null on the others; `failure` is the kind of a `ParseFailure`, or null; `logprobs` are
-the sampler's and `version` that of the weights that wrote the answer: enough to replay it."""
+the sampler's and `version` that of the weights that wrote the answer: enough to replay it. `calls` is JSON, what was
+asked of an environment (a `ToolCall`, with how many images it showed), and `shown` holds those images, made small."""
 
 EVAL_COLUMNS = pa.schema(
     [

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, overload
 
+from vlm_r1.envs.host import Host
 from vlm_r1.models.family import Family
 from vlm_r1.models.packing import PrefixGroup, make_prefix_group
 from vlm_r1.records import Sample
-from vlm_r1.sft.targets import target_ids
+from vlm_r1.sft.targets import scripted
 
 
 class ByImage(Sequence[tuple[Sample, ...]]):
@@ -45,18 +46,22 @@ class ByImage(Sequence[tuple[Sample, ...]]):
         return tuple(self.samples[i] for i in range(start, stop))
 
 
-def make_prefix_groups(samples: Sequence[Sample], family: Family, thought: float = 1.0) -> list[PrefixGroup]:
+def make_prefix_groups(
+    samples: Sequence[Sample], family: Family, thought: float = 1.0, host: Host | None = None
+) -> list[PrefixGroup]:
     """Samples that show the same images as one prefix group; where questions cannot share an image, a prefix group
     each.
 
-    `thought` is the share of targets that hold the sample's thought.
+    `thought` is the share of targets that hold the sample's thought; `host` answers the calls that they script.
     """
     if family.shares_images:
-        return [image_group(samples, family, thought)]
-    return [image_group((sample,), family, thought) for sample in samples]
+        return [image_group(samples, family, thought, host)]
+    return [image_group((sample,), family, thought, host) for sample in samples]
 
 
-def image_group(samples: Sequence[Sample], family: Family, thought: float = 1.0) -> PrefixGroup:
+def image_group(
+    samples: Sequence[Sample], family: Family, thought: float = 1.0, host: Host | None = None
+) -> PrefixGroup:
     """The prefix group of samples that show the same images; answers are scored, questions are context.
 
     Where the question changes what the image's tokens see, the prefix is the whole prompt of one sample.
@@ -64,7 +69,8 @@ def image_group(samples: Sequence[Sample], family: Family, thought: float = 1.0)
     first = family.encode(samples[0])
     prompts = [first, *(family.encode(sample) for sample in samples[1:])]
     shared = _common_prefix([p.token_ids for p in prompts]) if family.shares_images else len(first.token_ids)
-    return make_prefix_group(prompts, [target_ids(prompt, family, thought) for prompt in prompts], shared)
+    targets = [scripted(prompt, family, host, thought) for prompt in prompts]
+    return make_prefix_group(prompts, [ids for ids, _ in targets], shared, [turns for _, turns in targets])
 
 
 def _common_prefix(rows: Sequence[tuple[int, ...]]) -> int:

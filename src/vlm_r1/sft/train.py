@@ -92,11 +92,12 @@ def group_batches(
 ) -> Prefetcher[tuple[Sample, ...], list[PrefixGroup]]:
     """The prefix groups of a stream of images with their samples, batch by batch."""
     policy, family, thought = session.policy, session.loaded.family, session.recipe.sft.thought
+    host = session.engine.host
     return Prefetcher(
         stream,
         session.world,
         lambda samples: sum(map(family.expected_tokens, samples)),
-        lambda samples: [policy.stage(group) for group in make_prefix_groups(samples, family, thought)],
+        lambda samples: [policy.stage(group) for group in make_prefix_groups(samples, family, thought, host)],
     )
 
 
