@@ -26,8 +26,8 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 BACKGROUNDS = ("plain", "gradient", "stripes", "checks")
 _ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE]
 MIN_SIDE, MAX_SIDE = 14, 40
-MARK_SIDE = 12
-"""Side of an object's mark in pixels of an enlarged image: 3 pixels where that is shown at `SIZE` again."""
+MARK_SIDE = 10
+"""Side of an object's mark in pixels of an enlarged image: 2.5 where one of 384 pixels is shown at `SIZE` again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +130,7 @@ class Difficulty:
 DIFFICULTIES = {
     "mixed": Difficulty(),
     "easy": Difficulty(count=(3, 3), side=(28, 40), distinct=True),
+    "small": Difficulty(side=(12, 24)),
     "hard": Difficulty(count=(6, 8), side=(12, 20), colors=3, shapes=2),
 }
 
