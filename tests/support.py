@@ -6,8 +6,10 @@ The plain forward is transformers' own model with its own attention over padded 
 import contextlib
 import copy
 import dataclasses
+import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -114,6 +116,36 @@ def save_tiny(folder: Path, family: str = "qwen3_vl") -> Path:
     loaded = _built(family)
     save_model(folder, loaded.policy.model, loaded.processor, PLAIN)
     return folder
+
+
+TALKER = (
+    "from vlm_r1.envs import Reply\n"
+    "class Talker:\n"
+    "    def instructions(self, max_calls):\n"
+    "        return ''\n"
+    "    def begin(self, seen):\n"
+    "        return [{'seen': one, 'calls': 0} for one in seen]\n"
+    "    def step(self, state, text):\n"
+    "        state['calls'] += 1\n"
+    "        if len(text) % 5 == 4:\n"
+    "            return None\n"
+    "        image = state['seen'].image\n"
+    "        size = 32 * (1 + len(text) % 2), 32\n"
+    "        return Reply(text=f'call {state[\"calls\"]}', image=image.resize(size) if len(text) % 3 else None)\n"
+    "    def score(self, states, texts):\n"
+    "        return [len(text) % 3 / 2 for text in texts]\n"
+)
+"""An environment that answers most of what stops."""
+
+
+def talkative(model: Path, folder: Path) -> tuple[Path, Path]:
+    """A copy of a tiny model folder whose texts soon stop, and a file with `Talker`."""
+    shutil.copytree(model, folder / "talkative")
+    file = folder / "talkative" / "generation_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"eos_token_id": list(range(11, 400, 8))}))
+    (folder / "talker.py").write_text(TALKER)
+    return folder / "talkative", folder / "talker.py"
 
 
 def noise_image(width: int, height: int, seed: int = 0) -> SampleImage:

@@ -31,8 +31,8 @@ class ScenesSource(Section):
     start: int = Field(0, ge=0, lt=1 << 32, description="number of the first image: another one is another set")
     difficulty: Literal["mixed", "easy", "small", "hard"] = Field(
         "mixed",
-        description="easy: 3 large objects that differ in color and shape; small: 3 to 6 small ones; hard: 6 to 8 small "
-        "ones of 3 colors and 2 shapes; mixed: 3 to 6 objects of any size and kind",
+        description="easy: 3 large objects that differ in color and shape; small: 3 to 6 small ones; hard: 6 to 8 "
+        "small ones of 3 colors and 2 shapes; mixed: 3 to 6 objects of any size and kind",
     )
     scale: int = Field(
         1, ge=1, le=16, description="how many times 96 pixels the side of an image has; enlarged objects carry marks"
