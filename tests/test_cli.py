@@ -167,6 +167,7 @@ def test_the_other_commands_pass_their_arguments_on(monkeypatch):
         seen.append((*args, kwargs) if kwargs else args)
         return "page"
 
+    told = {"engine": "native", "servers": (), "tools": ()}
     replace(monkeypatch, "vlm_r1.report.predict", predict=note)
     replace(monkeypatch, "vlm_r1.demo", run_demo=note)
     replace(monkeypatch, "vlm_r1.report.html", write_report=note)
@@ -183,7 +184,7 @@ def test_the_other_commands_pass_their_arguments_on(monkeypatch):
     ):
         assert run(*line.split()) == 0, line
     assert seen == [
-        ("tiny", Path("a.png"), "what", Path("prediction.png"), "rec", None, {"engine": "native", "servers": ()}),
+        ("tiny", Path("a.png"), "what", Path("prediction.png"), "rec", None, told),
         (Path("runs/demo"), 3, 5),
         ([Path("runs/a"), Path("runs/b")],),
         (Path("d.jsonl"), Path("pics"), "ovd"),

@@ -97,7 +97,7 @@ def test_the_request_is_what_a_server_takes(run, tmp_path, monkeypatch):
 def test_a_real_server_answers_the_request(run, tmp_path, monkeypatch, vllm_server):
     """The shared server has the shipped model, which one step with a small rate hardly moved."""
     import httpx
-    from PIL import Image
+    from PIL import Image, ImageDraw
 
     client = httpx.Client(base_url=vllm_server.url, headers={"Authorization": f"Bearer {vllm_server.secret}"})
     served = client.get("/v1/models").json()["data"][0]["id"]
@@ -107,7 +107,9 @@ def test_a_real_server_answers_the_request(run, tmp_path, monkeypatch, vllm_serv
 
     monkeypatch.setattr(httpx, "post", post)
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (96, 96), "white").save("image.png")
+    image = Image.new("RGB", (96, 96), "white")
+    ImageDraw.Draw(image).ellipse((20, 30, 50, 60), fill="red")
+    image.save("image.png")
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
         exec(programs((run / "final" / CARD).read_text(), "python")[1], {})

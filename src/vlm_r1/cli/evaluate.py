@@ -70,8 +70,8 @@ def predict(
     template: Annotated[
         str | None,
         typer.Option(
-            help="plain, r1, reference, qwen_rec, r1_task or a string with {question}; default: the one the model was "
-            "trained with, else r1."
+            help="plain, r1, reference, qwen_rec, r1_tools, r1_task or a string with {question}; default: the one the "
+            "model was trained with, else r1."
         ),
     ] = None,
     engine: Annotated[
@@ -80,6 +80,10 @@ def predict(
     server: Annotated[
         list[str] | None,
         typer.Option(help="With vllm: the address of a server that has this model; default: one is started."),
+    ] = None,
+    tool: Annotated[
+        list[str] | None,
+        typer.Option(help="A tool that it may call: zoom, crop, point, draw or path.py:Name; once for each."),
     ] = None,
 ) -> None:
     """Ask a model about one image: prints its thought and answer, draws the boxes.
@@ -90,7 +94,7 @@ def predict(
         raise ConfigError("--server: names a vLLM server; add --engine vllm")
     from vlm_r1.report.predict import predict as run
 
-    run(model, image, question, out, task, template, engine=engine, servers=server or ())
+    run(model, image, question, out, task, template, engine=engine, servers=server or (), tools=tool or ())
 
 
 @command(app, "report")

@@ -22,6 +22,10 @@ def play(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 7860 on.")
     ] = None,
+    tool: Annotated[
+        list[str] | None,
+        typer.Option(help="A tool that models may call: zoom, crop, point, draw or path.py:Name; once for each."),
+    ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Ask a model about images on a local web page: thinking as it is written, boxes, samples and their rewards.
@@ -32,4 +36,4 @@ def play(
     """
     from vlm_r1.play.serve import play as run
 
-    run([model] if second is None else [model, second], image_root, port, open_browser=open_browser)
+    run([model] if second is None else [model, second], image_root, port, tools=tool or (), open_browser=open_browser)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +94,7 @@ def outcome_of_row(row: Mapping[str, Any]) -> Outcome:
         failure=row.get("failure"),
         well_formed=bool(row.get("well_formed")),
         n_tokens=row.get("n_tokens") or 0,
+        n_calls=len(json.loads(row.get("calls") or "[]")),
     )
 
 

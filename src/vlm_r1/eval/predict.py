@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from vlm_r1.config import ModelConfig, Recipe, RolloutConfig, RunConfig
+from vlm_r1.config import EnvConfig, ModelConfig, Recipe, RolloutConfig, RunConfig
 from vlm_r1.distributed import processes
 from vlm_r1.errors import ConfigError, DataError, RowError, nearest
 from vlm_r1.eval.answering import open_answering
@@ -29,12 +29,14 @@ def ask(
     *,
     engine: Literal["native", "vllm"] = "native",
     servers: Sequence[str] = (),
+    tools: Sequence[str] = (),
 ) -> tuple[Sample, Answer]:
     """The greedy answer of a model to a question about an image, by itself or by a vLLM server (one that is started
     for it, or one of `servers`).
 
-    `template` defaults to the one the model was trained with, where its folder says so, else "r1". Raises a `UserError`
-    for an image or model that cannot be read, or an unknown task or template.
+    `tools` are those of `env.tools` that the model may call. `template` defaults to the one the model was trained with,
+    where its folder says so, else "r1". Raises a `UserError` for an image or model that cannot be read, or an unknown
+    task, template or tool.
     """
     sample = Sample(id=str(image), images=(SampleImage(path=image),), question=question, truth=Truth(), task=task)
     if task not in TASKS:
@@ -55,6 +57,7 @@ def ask(
             model=ModelConfig(path=model),
             prompt=prompt_config,
             rollout=RolloutConfig(engine=engine, servers=list(servers), max_new_tokens=MAX_NEW_TOKENS),
+            env=EnvConfig(tools=list(tools)) if tools else None,
             run=RunConfig(dir=folder),
         )
         with open_answering(recipe, processes.start()) as (loaded, opened), awake(opened):
@@ -62,5 +65,7 @@ def ask(
                 prompt = loaded.family.encode(sample)
             except DataError as error:
                 raise DataError(str(error).removeprefix(f"sample {sample.id}: ")) from None
-            [group] = opened.generate([prompt], SamplingParams(max_new_tokens=MAX_NEW_TOKENS), n=1)
+            calls = recipe.env.max_calls if recipe.env else 0
+            sampling = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, max_calls=calls)
+            [group] = opened.generate([prompt], sampling, n=1)
     return sample, read_rollouts(group)[0]

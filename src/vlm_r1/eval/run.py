@@ -139,6 +139,8 @@ def _measured(split: str, group: RolloutGroup) -> tuple[int, Outcome, dict[str, 
         "n_tokens": found.n_tokens,
         "image": image_bytes(sample) if group.prompt.number < IMAGES_KEPT else None,
     }
+    if group.prompt.number >= IMAGES_KEPT:
+        row["shown"] = None
     return group.prompt.number, found, row
 
 

@@ -115,6 +115,7 @@ HELD_OUT: dict[str, Callable[[Rows], Number]] = {
     "absent_per_answer": _share(_absent),
     "accuracy": _share(lambda row: float(bool(row[0].correct))),
     "well_formed": _share(lambda row: float(row[0].well_formed)),
+    "calls": _share(lambda row: row[0].n_calls),
     "mean_length": _share(lambda row: row[0].n_tokens),
     "lists_first": _share(lambda row: float(lists_first(row[1]))),
     "lists_right": _share(lambda row: float(lists_right(row[1], row[0].true))),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch._subclasses.fake_tensor import (
@@ -25,7 +25,7 @@ from vlm_r1.models.packing import PrefixGroup, cut_by_budget
 from vlm_r1.plan import phases
 from vlm_r1.plan.machine import Machine
 from vlm_r1.plan.phases import gradient_bytes
-from vlm_r1.plan.prompts import Questions, answer_trees, encode, find_questions, shares, taught_trees
+from vlm_r1.plan.prompts import Questions, answer_trees, encode, find_questions, longest_answer, shares, taught_trees
 from vlm_r1.plan.skeleton import Skeleton, build_skeleton
 from vlm_r1.plan.trace import Bytes
 from vlm_r1.plan.units import gathered_for_answers, gathers_by_layer
@@ -109,9 +109,11 @@ def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Mac
     elif recipe.method == "grpo" and recipe.rollout.engine == "native":
         prompts = max(_prompts(recipe, questions, skeleton, machine), key=_work)
         limits = _limits(recipe, skeleton, machine, static)
-        piece = _largest(prompts, recipe.rl.group_size, recipe.rollout.max_new_tokens, limits)
+        longest = longest_answer(recipe, recipe.rollout.max_new_tokens, prompts)
+        piece = _largest(prompts, recipe.rl.group_size, longest, limits)
         sequences = len(piece.prompts) * piece.count
-        found["rollout"] = phases.roll_out(skeleton, piece, sampling_of(recipe, 0), layers=layers)
+        sampling = replace(sampling_of(recipe, 0), max_new_tokens=longest)
+        found["rollout"] = phases.roll_out(skeleton, piece, sampling, layers=layers)
     if recipe.method == "grpo":
         found["update"] = phases.update(skeleton, rows, recipe.rollout.temperature, accumulates=accumulates)
     else:  # one row is packed after the other
@@ -121,8 +123,9 @@ def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Mac
     if recipe.data.eval and not served:
         batch = encode(family, questions.take(recipe.eval.batch_size), skeleton.fake)
         limits = _limits(recipe, skeleton, machine, static)
-        piece = _largest(batch, 1, recipe.eval.max_new_tokens, limits)
-        sampling = SamplingParams(max_new_tokens=recipe.eval.max_new_tokens)
+        longest = longest_answer(recipe, recipe.eval.max_new_tokens, batch)
+        piece = _largest(batch, 1, longest, limits)
+        sampling = SamplingParams(max_new_tokens=longest)
         found["evaluation"] = phases.roll_out(skeleton, piece, sampling, layers=layers)
     placeholders = torch.tensor(family.banned_token_ids())
     return Plan(
@@ -164,7 +167,8 @@ def _rows(
         prefix_groups = [taught_trees(family, groups, skeleton.fake) for groups in dealt]
     else:
         G, limit, budget = recipe.rl.group_size, recipe.rollout.max_new_tokens, recipe.rl.token_budget
-        prefix_groups = [answer_trees(prompts, G, limit) for prompts in _prompts(recipe, questions, skeleton, machine)]
+        dealt_prompts = _prompts(recipe, questions, skeleton, machine)
+        prefix_groups = [answer_trees(own, G, longest_answer(recipe, limit, own)) for own in dealt_prompts]
     mine = max(prefix_groups, key=_work)
     return mine, cut_by_budget(mine, budget), any(len(cut_by_budget(other, budget)) > 1 for other in prefix_groups)
 

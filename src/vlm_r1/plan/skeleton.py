@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForImageTextToText
 
 from vlm_r1.config import ModelConfig, Recipe
+from vlm_r1.envs.host import open_host
 from vlm_r1.models.adapters import NAME, adapt, linear_layers
 from vlm_r1.models.family import Family, Part
 from vlm_r1.models.freeze import blocks_of, freeze, frozen_features
@@ -83,6 +84,7 @@ def build_skeleton(recipe: Recipe, machine: Machine) -> Skeleton:
     with torch.device("meta"):
         model, processor = _build_model(config, recipe.run.seed)
     loaded = make_policy(model, processor, config, recipe.prompt)
+    open_host(recipe.env, loaded.family)
     freeze(loaded.family, recipe.train)
     with torch.device("meta"):
         adapt(loaded.family, recipe.train, recipe.lora, recipe.run.seed)

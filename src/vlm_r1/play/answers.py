@@ -6,15 +6,16 @@ import copy
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from queue import SimpleQueue
 
 from torch import Tensor
 
-from vlm_r1.config import ModelConfig
+from vlm_r1.config import EnvConfig, ModelConfig
 from vlm_r1.distributed.processes import local_device
+from vlm_r1.envs.host import Host, open_host
 from vlm_r1.eval.run import read_rollouts
 from vlm_r1.models.load import LoadedPolicy, load_policy, prompt_of_model
 from vlm_r1.prompts.parse import read_answer
@@ -32,6 +33,7 @@ class Speaker:
 
     name: str
     loaded: LoadedPolicy
+    host: Host | None = None
 
     @property
     def template(self) -> str:
@@ -47,14 +49,16 @@ class Speaker:
         return dataclasses.replace(self, loaded=dataclasses.replace(self.loaded, family=family))
 
 
-def load_speaker(path: str) -> Speaker:
-    """A model, on the accelerator where there is one, with the prompt settings it was trained with.
+def load_speaker(path: str, tools: Sequence[str] = ()) -> Speaker:
+    """A model, on the accelerator where there is one, with the prompt settings it was trained with, and the tools that
+    it may call.
 
-    Raises `ModelError`.
+    Raises `ModelError`, and `ConfigError` for a tool that is not known.
     """
     loaded = load_policy(ModelConfig(path=path), prompt_of_model(path))
     loaded.policy.to(local_device()).eval()
-    return Speaker(name=path, loaded=loaded)
+    host = open_host(EnvConfig(tools=list(tools)) if tools else None, loaded.family)
+    return Speaker(name=path, loaded=loaded, host=host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +102,7 @@ def stream(speaker: Speaker, asked: Asked, halt: threading.Event, pool: Executor
     """
     speaker = speaker.asked_with(asked.template)
     loaded, start = speaker.loaded, time.monotonic()
-    given = build_question(asked.sample, speaker.template)
+    given = build_question(asked.sample, speaker.template, loaded.family.tools)
     news: SimpleQueue[tuple[str, ...] | None] = SimpleQueue()
     prompts: list[Prompt] = []
     written: tuple[str, ...] = ("",) * asked.n
@@ -122,9 +126,10 @@ def stream(speaker: Speaker, asked: Asked, halt: threading.Event, pool: Executor
             temperature=asked.temperature,
             max_new_tokens=asked.max_new_tokens,
             seed=None if asked.seed is None else (asked.seed,),
+            max_calls=speaker.host.max_calls if speaker.host else 0,
         )
         try:
-            [group] = NativeEngine(loaded).generate(prompts, sampling, n=asked.n, watch=watch)
+            [group] = NativeEngine(loaded, host=speaker.host).generate(prompts, sampling, n=asked.n, watch=watch)
         except _Halt:
             return None
         return tuple(read_rollouts(group))

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 
 from vlm_r1.play.answers import Progress
 from vlm_r1.records import Answer, Score
 from vlm_r1.report.findings import box_words, number
 from vlm_r1.report.gallery import bars
+from vlm_r1.report.looks import Look, looks
+from vlm_r1.runtime.rows import call_columns
 
 _THINK = re.compile(r"\s*<think>(.*?)(?:</think>|$)", re.DOTALL)
 _CUT_TAG = re.compile(r"</?[a-z]*$")
@@ -34,6 +36,7 @@ class Card:
     reward: str = ""
     """The first reward, for the head of a card among several."""
     bars: tuple[tuple[str, str, float], ...] = ()
+    looks: tuple[Look, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,7 @@ class Column:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("vlm_r1.play", "templates"),
+        loader=ChoiceLoader([PackageLoader("vlm_r1.play"), PackageLoader("vlm_r1.report")]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -108,6 +111,7 @@ def finished_card(answer: Answer, image: str, score: Score | None, *, stopped: b
         facts=", ".join(facts),
         reward=f"{first[0]} {number(first[1])}" if first and first[1] is not None else "",
         bars=bars(score.parts) if score else (),
+        looks=looks(call_columns(answer)),
     )
 
 

@@ -10,7 +10,12 @@ from vlm_r1.report.web import launch, private_folder, refuse_taken, require_grad
 
 
 def play(
-    models: Sequence[str], image_root: Path | None = None, port: int | None = None, *, open_browser: bool = False
+    models: Sequence[str],
+    image_root: Path | None = None,
+    port: int | None = None,
+    *,
+    tools: Sequence[str] = (),
+    open_browser: bool = False,
 ) -> None:
     """Load the models, serve the page, and return when the user ends it.
 
@@ -30,7 +35,7 @@ def play(
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     with private_folder() as folder:
         images = Images(folder, image_root)
-        loaded = {path: load_speaker(path) for path in dict.fromkeys(models)}
+        loaded = {path: load_speaker(path, tools) for path in dict.fromkeys(models)}
         playground = Playground([loaded[path] for path in models], images)
         page = build_page(playground)
         try:

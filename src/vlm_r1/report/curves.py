@@ -112,6 +112,12 @@ PLANS: list[tuple[str, str, Callable[..., list[Line]]]] = [
     ("Shadow rewards", "measured, not trained on", matching("shadow/(.+)/mean")),
     ("Answer length", "tokens, mean over the answers of a step", named("completions/mean_length")),
     (
+        "Calls of tools",
+        "mean over the answers of a step, and the share with any",
+        named("tools/calls", "tools/used", **{"tools/calls": "calls an answer", "tools/used": "answers with any"}),
+    ),
+    ("Failed calls", "of a step, by kind", matching("tools/failures/(.+)")),
+    (
         "Unreadable and cut answers",
         "share of a step's answers",
         named("parse/failed", "answers/truncated", **{"parse/failed": "unreadable", "answers/truncated": "cut"}),

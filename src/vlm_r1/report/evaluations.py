@@ -25,7 +25,7 @@ RESAMPLES_OF_BOXES = 200
 
 _COLUMNS = ["split", "source", "sample_id", "task", "question", "failure", "true_boxes", "pred_boxes"]
 _COLUMNS += ["iou", "score", "correct", "well_formed", "n_tokens"]
-_FORM = ("well_formed", "mean_length")
+_FORM = ("well_formed", "mean_length", "calls")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

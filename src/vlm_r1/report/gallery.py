@@ -12,6 +12,7 @@ from typing import Any
 from vlm_r1.errors import CheckpointError, DataError
 from vlm_r1.report.findings import boxes_words, number, signed
 from vlm_r1.report.images import Album, View
+from vlm_r1.report.looks import Look, looks
 from vlm_r1.report.pairs import Pair, Row, difference
 from vlm_r1.runtime.runlog import ROLLOUT_COLUMNS, boxes_from_json, rollout_path, rollout_steps
 from vlm_r1.runtime.shown import Tell, refuse, shown_rows
@@ -36,6 +37,7 @@ class Side:
     text: str
     boxes: str
     failure: str | None
+    looks: tuple[Look, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ class RolloutCard:
     boxes: str
     failure: str | None
     facts: str
+    looks: tuple[Look, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +140,7 @@ def _side(phase: str, row: Row, image: bytes | None, album: Album) -> Side:
         text=_cut(row.get("completion")),
         boxes=boxes_words(predicted),
         failure=row.get("failure"),
+        looks=looks(row),
     )
 
 
@@ -192,6 +196,7 @@ def _rollout_card(row: Row, rows: Sequence[Row], album: Album) -> RolloutCard:
         boxes=boxes_words(predicted),
         failure=row["failure"],
         facts=", ".join(fact for fact in facts if fact),
+        looks=looks(row),
     )
 
 

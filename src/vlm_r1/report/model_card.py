@@ -12,6 +12,7 @@ import yaml
 from vlm_r1 import __version__
 from vlm_r1.config import DataSource, LoraConfig, Recipe
 from vlm_r1.config_file import load_config
+from vlm_r1.envs.environment import build_environment
 from vlm_r1.models.load import resolve_path
 from vlm_r1.prompts.templates import build_question
 from vlm_r1.records import Sample, Truth
@@ -195,7 +196,7 @@ def _programs(recipe: Recipe, adapter: bool, base: str) -> dict[str, str]:
     sample = Sample(id="card", question="{question}", truth=Truth(), task=task)
     stopped = recipe.rollout.stop_at_answer
     values = {
-        "text": json.dumps(build_question(sample, recipe.prompt.template), ensure_ascii=False),
+        "text": json.dumps(build_question(sample, recipe.prompt.template, _tools(recipe)), ensure_ascii=False),
         "tokens": recipe.eval.max_new_tokens,
         "example": "the red circle",
         "place": PLACE,
@@ -259,3 +260,7 @@ def _short(path: str) -> str:
     """The last name of an absolute path, or of one that leaves its folder; other texts as they are."""
     outside = path.startswith(("/", "~", "..")) or Path(path).is_absolute()
     return Path(path).name if outside else path
+
+
+def _tools(recipe: Recipe) -> str:
+    return "" if recipe.env is None else build_environment(recipe.env).instructions(recipe.env.max_calls)

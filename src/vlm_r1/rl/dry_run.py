@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from vlm_r1.config import Recipe
+from vlm_r1.envs.host import open_host
 from vlm_r1.eval.best import check_best
 from vlm_r1.eval.outcomes import outcome
 from vlm_r1.models.load import LoadedPolicy, load_policy, load_without_weights
@@ -29,6 +30,7 @@ def dry_run(recipe: Recipe, *, trains: bool = True) -> None:
     for name, samples in inputs.splits.items():
         print(f"data.eval.{name}: {len(samples)} rows")
     loaded = (load_policy if recipe.model.init == "scratch" else load_without_weights)(recipe.model, recipe.prompt)
+    open_host(recipe.env, loaded.family)  # prompts may tell of its tools
     _show(_first(loaded, inputs), loaded, recipe, trains)
 
 

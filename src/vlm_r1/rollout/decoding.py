@@ -130,12 +130,28 @@ def decode(
     graphs = graphs and loaded.policy.suppressed.device.type == "cuda"
     decoding = Decoding(loaded.policy, prefill, piece.count, sampling, graphs=graphs)
 
-    def written(calls: int, rows: Sequence[int] | None = None, heard: Heard | None = None) -> list[Rollout]:
+    def written(calls: int, rows: Sequence[int], heard: Heard | None, before: Sequence[Sequence[int]]) -> list[Rollout]:
         u_BT = uniforms(piece.prompts, piece.first, piece.count, sampling, calls)
-        u_BT = u_BT if u_BT is None or rows is None else u_BT[list(rows)]
-        return speak(loaded.tokenizer, decoding, u_BT, stop, heard=heard, **speaking)
+        u_BT = u_BT if u_BT is None else u_BT[list(rows)]
+        watched = speaking | ({"watch": _whole(watch, rows, before)} if watch and calls else {})
+        return speak(loaded.tokenizer, decoding, u_BT, stop, heard=heard, **watched)
 
-    return written(0) if host is None else converse(host, piece, decoding, written)
+    watch = speaking.get("watch")
+    everything = range(len(piece.prompts) * piece.count)
+    return written(0, everything, None, ()) if host is None else converse(host, piece, decoding, written)
+
+
+def _whole(watch: Watch, rows: Sequence[int], before: Sequence[Sequence[int]]) -> Watch:
+    """A watch of some answers' last part as one of all answers, `before` being what each has written until then."""
+
+    def look(tokens_BT: Tensor, lengths_B: Tensor) -> None:
+        written = [list(ids) for ids in before]
+        for row, ids, length in zip(rows, tokens_BT.tolist(), lengths_B.tolist(), strict=True):
+            written[row] += ids[:length]
+        longest = max(map(len, written))
+        watch(torch.tensor([ids + [0] * (longest - len(ids)) for ids in written]), torch.tensor([*map(len, written)]))
+
+    return look
 
 
 def speak(
@@ -223,7 +239,10 @@ class Ends:
 
 
 def converse(
-    host: Host, piece: Piece, decoding: Decoding, written: Callable[[int, Sequence[int], Heard], list[Rollout]]
+    host: Host,
+    piece: Piece,
+    decoding: Decoding,
+    written: Callable[[int, Sequence[int], Heard | None, Sequence[Sequence[int]]], list[Rollout]],
 ) -> list[Rollout]:
     """Let each answer speak with its environment: it writes, is told, and goes on where it was.
 
@@ -240,7 +259,8 @@ def converse(
             if (reply := host.ask(talks[going[row]], rollout)) is not None:
                 asked[row] = reply
 
-        for row, rollout in enumerate(written(calls, going, heard)):
+        before = [[token for part in own for token in part.token_ids] for own in parts]
+        for row, rollout in enumerate(written(calls, going, heard, before)):
             parts[going[row]].append(rollout)
             at_R[row] += len(rollout.token_ids) - 1
         turns = {row: turn for row in sorted(asked) if (turn := asked[row].result()) is not None}

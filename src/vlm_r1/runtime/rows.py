@@ -35,6 +35,13 @@ def answer_row(sample: Sample, answer: Answer) -> dict[str, Any]:
         "pred_boxes": boxes_to_json(predicted),
         "image_width": size[0],
         "image_height": size[1],
+        **call_columns(answer),
+    }
+
+
+def call_columns(answer: Answer) -> dict[str, Any]:
+    """The columns of what was asked of an environment; None in both where nothing was."""
+    return {
         "calls": json.dumps([_call_row(call) for call in answer.calls]) if answer.calls else None,
         "shown": [_small(image) for call in answer.calls for image in call.images] or None,
     }

@@ -12,6 +12,7 @@ from vlm_r1.errors import UserError
 from vlm_r1.report.findings import boxes_words, number, signed
 from vlm_r1.report.gallery import bars
 from vlm_r1.report.images import View, data_uri, labelled, stroke
+from vlm_r1.report.looks import Look, looks
 from vlm_r1.runtime.runlog import boxes_from_json
 
 Row = Mapping[str, Any]
@@ -40,6 +41,7 @@ class Card:
     failure: str | None
     facts: tuple[str, ...]
     boxes: str
+    looks: tuple[Look, ...] = ()
 
 
 def score_of(row: Row) -> tuple[str, float | None]:
@@ -134,6 +136,7 @@ def _card(place: int, row: Row, ends: tuple[float, float]) -> Card:
         failure=row.get("failure"),
         facts=tuple(facts),
         boxes=boxes_words(boxes_from_json(row.get("pred_boxes"))),
+        looks=looks(row),
     )
 
 
