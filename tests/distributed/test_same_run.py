@@ -10,10 +10,12 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def runs(model_folder, rewards, tmp_path_factory):
     """Number of processes -> name -> run folder."""
+    from support import talkative
     from zoo import zoo
 
     folder = tmp_path_factory.mktemp("runs")
     zoo()["llava"].build(folder / "llava")
+    talking, talker = talkative(model_folder, folder)
     mixed = {"train": [{"path": str(text_and_images(folder / "data"))}]}
     recipes = {
         "grpo": make(model_folder, rewards, rl={"beta": 0.02}, **EVAL),
@@ -45,6 +47,7 @@ def runs(model_folder, rewards, tmp_path_factory):
             rollout={"gather": "by_layer", "max_sequences": 2, "max_new_tokens": 9},
         ),
         "llava": make(folder / "llava", rewards),
+        "calls": make(talking, rewards, env={"tools": [f"{talker}:Talker"]}),
         "scratch": make(model_folder, rewards, model={"init": "scratch", "scratch": _scratch()}),
         "sft": make(model_folder, rewards, "sft", **EVAL),
         "sft-text": make(model_folder, rewards, "sft", data=mixed),
@@ -68,6 +71,7 @@ NAMES += (
     "by-layer-frozen-tower",
     "text",
     "llava",
+    "calls",
     "scratch",
     "sft",
     "sft-text",

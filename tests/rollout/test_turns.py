@@ -15,6 +15,8 @@ from vlm_r1.envs.host import Host
 from vlm_r1.models.packing import pack
 from vlm_r1.records import SamplingParams
 from vlm_r1.rl.batch import as_prefix_group
+from vlm_r1.rollout.cache import Prefill
+from vlm_r1.rollout.feed import Feed
 from vlm_r1.rollout.native import NativeEngine
 from vlm_r1.rollout.vllm import VLLMEngine
 from vlm_r1.rollout.vllm_client import Server
@@ -118,3 +120,26 @@ def test_servers_are_asked_for_each_part_with_what_it_goes_on_from(made):
         expected = loaded.policy(pack([as_prefix_group(group) for group in groups]), SAMPLED.temperature)[0]
     recorded = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs])
     torch.testing.assert_close(recorded, expected, atol=1e-4, rtol=0)
+
+
+def test_prompts_and_replies_run_once_and_distinct_images_are_encoded_once(made, monkeypatch):
+    folder, entry = made
+    loaded = zoo.load(folder)
+    engine, prompts, ran, encoded = engine_of(loaded), asked(loaded, entry), {Prefill: [], Feed: []}, []
+    hidden, encode = loaded.policy.hidden, loaded.policy.encode_images
+
+    def counted(token_ids, positions, features, layout):
+        ran.get(type(layout), []).append(len(token_ids))
+        return hidden(token_ids, positions, features, layout)
+
+    monkeypatch.setattr(loaded.policy, "hidden", counted)
+    monkeypatch.setattr(loaded.policy, "encode_images", lambda images: encoded.append(images) or encode(images))
+    rollouts = [r for group in engine.generate(prompts, SAMPLED, n=4) for r in group.rollouts]
+    assert ran[Prefill] == [sum(len(prompt.token_ids) for prompt in prompts)]
+    # Of each reply its own tokens, and the last one that was written before it.
+    replies = [[r.turns[n] for r in rollouts if len(r.turns) > n] for n in range(SAMPLED.max_calls)]
+    assert ran[Feed] == [sum(1 + len(turn.token_ids) for turn in turns) for turns in replies]
+    shown = [prompt.images for prompt in prompts], *([turn.images for turn in turns] for turns in replies)
+    distinct = [len({image.key for images in some for image in images}) for some in shown]
+    together = [images for images in encoded if len(images) != 1 or max(distinct) == 1]
+    assert [len(images) for images in together if images][: len(distinct)] == [n for n in distinct if n]
