@@ -37,6 +37,9 @@ class ScenesSource(Section):
     scale: int = Field(
         1, ge=1, le=16, description="how many times 96 pixels the side of an image has; enlarged objects carry marks"
     )
+    frames: int = Field(
+        1, ge=1, le=256, description="frames of a video, half a second apart, for the question kind when"
+    )
     questions: dict[str, float] = Field(
         default={"attribute": 1.0}, description="question kind -> weight; kinds are listed by `data.scenes.KINDS`"
     )
@@ -68,6 +71,7 @@ class DataSource(Section):
     sampling: str = Field(
         "all", description='"all", "first:N", "end:N", "random:N", or with a percentage: "random:10%"'
     )
+    max_frames: int = Field(16, gt=0, le=4096, description="frames that are taken of a row's clip, spread evenly")
     negatives: int = Field(0, ge=0, description="absent descriptions to add to each detection question")
     weight: float = Field(1.0, gt=0, description="share of this source in a mixture")
 

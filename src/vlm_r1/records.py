@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_r1.boxes import Box, BoxMap
 from vlm_r1.errors import shown
 from vlm_r1.image_file import decode, read_size, readable
+from vlm_r1.video_file import decode_frame
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +28,8 @@ IN_MEMORY = "in memory"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleImage:
-    """One image: a path, encoded bytes or a PIL image; opened only when asked.
+    """One image: a path, encoded bytes or a PIL image; opened only when asked. With `at` it is the frame that the clip
+    at `path` shows so many seconds from its beginning.
 
     Example: `SampleImage(path=Path("imgs/17.jpg")).open()` is an RGB `PIL.Image`.
     """
@@ -35,9 +37,12 @@ class SampleImage:
     path: Path | None = None
     data: bytes | None = None
     image: Image.Image | None = None
+    at: float | None = None
 
     def open(self) -> Image.Image:
         """Decode to RGB. Raises `DataError` for a missing, damaged or too large image (`image_file.decode`)."""
+        if self.at is not None:
+            return decode_frame(Path(self.path), self.at)  # type: ignore[arg-type]
         if self.image is None:
             return decode(self._source())
         with readable(IN_MEMORY):
@@ -46,20 +51,23 @@ class SampleImage:
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) as shown, read from a file's header. Raises `DataError` as `open` does."""
+        if self.at is not None:
+            return self.open().size
         return self.image.size if self.image is not None else read_size(self._source())
 
     @property
     def key(self) -> str:
         """A hash of the content: equal images have equal keys, wherever they are stored. Raises `DataError`."""
-        if self.image is None:
+        if self.image is None and self.at is None:
             return hashlib.sha256(self.read()).hexdigest()[:32]
+        image = self.open() if self.image is None else self.image
         with readable(IN_MEMORY):
-            content = f"{self.image.mode}{self.image.size}".encode() + self.image.tobytes()
+            content = f"{image.mode}{image.size}".encode() + image.tobytes()
         return hashlib.sha256(content).hexdigest()[:32]
 
     def read(self) -> bytes:
         """The file's bytes as they are stored; PNG of an image that was made in memory. Raises `DataError`."""
-        if self.image is not None:
+        if self.image is not None or self.at is not None:
             sink = io.BytesIO()
             self.open().save(sink, "PNG")
             return sink.getvalue()
@@ -103,7 +111,8 @@ class Sample:
 
     `task` names a row of `prompts.templates.TASKS` (rec, ovd, count, choice, ...). `reward` overrides the recipe's
     reward for this sample. `target` is the text a supervised baseline learns (model coordinates filled in by the
-    family); `columns` keeps what else the row held, for reward plugins.
+    family); `columns` keeps what else the row held, for reward plugins. Where the images are frames of a video, `times`
+    are their seconds.
 
     Example: `Sample(id="0", images=(pic,), question="the red circle", truth=truth, task="rec")`.
     """
@@ -117,6 +126,7 @@ class Sample:
     reward: str | None = None
     think: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    times: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,7 +79,9 @@ def test_sft_teaches_scripted_calls_and_not_their_answers(made, tmp_path):
 def test_a_scripted_target_holds_the_call_and_the_zoomed_part(model_folder):
     loaded = load_policy(ModelConfig(path=str(model_folder), max_pixels=9216), PromptConfig(template="plain"))
     host = Host(EnvConfig(tools=["zoom"], max_calls=1), loaded.family)
-    [one] = load_scenes(ScenesSource(**MARKS["scenes"] | {"n": 1}))
+    scenes = load_scenes(ScenesSource(**MARKS["scenes"]))
+    assert {len(s.columns["calls"]) for s in scenes} == {1, 2}
+    one = next(s for s in scenes if len(s.columns["calls"]) == 1)
     [completion] = image_group([one], loaded.family, host=host).completions
     [turn] = completion.turns
     written = loaded.tokenizer.decode(turn.token_ids[turn.context : turn.written])

@@ -25,6 +25,7 @@ FAULT_KINDS: dict[str, str] = {
     "image_unreadable": "the image cannot be opened",
     "image_truncated": "the image ends before its last line",
     "image_too_large": "the image has more pixels than the limit",
+    "video": "the row's video is neither a clip nor frames with their times",
     "image_tags": "the question has more <image> tags than the row has images",
     "task": "the task is unknown",
     "reward": "the reward is not a name",

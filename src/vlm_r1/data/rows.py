@@ -9,6 +9,7 @@ from typing import Any
 from vlm_r1.boxes import Box
 from vlm_r1.data.images import ImageFinder
 from vlm_r1.data.shapes import MISSING, RawRow, read_shape
+from vlm_r1.data.video import read_video
 from vlm_r1.errors import Fault, RowError, nearest, shown
 from vlm_r1.prompts.solution import infer_task, read_solution, split_answer
 from vlm_r1.prompts.templates import TASKS
@@ -22,13 +23,15 @@ OUTSIDE_TOLERANCE = 1.0
 class RowContext:
     """What holds for all rows of a file: its name, where its images are, and the task of rows that name none.
 
-    `images=False` leaves images out (and all checks of them): for a first pass over rows that embed bytes.
+    Of a clip up to `max_frames` frames are taken. `images=False` leaves images out (and all checks of them): for a
+    first pass over rows that embed bytes.
     """
 
     name: str
     finder: ImageFinder
     task: str | None = None
     images: bool = True
+    max_frames: int = 16
 
 
 def read_row(row: Any, context: RowContext, number: int) -> tuple[Sample | None, list[Fault]]:
@@ -58,6 +61,13 @@ def examine_row(row: Any, context: RowContext, number: int) -> tuple[Sample | No
             images.append(context.finder.find(value))
         except RowError as error:
             faults += error.faults
+    times: tuple[float, ...] = ()
+    if raw.video is not None and context.images:
+        try:
+            frames, times = read_video(raw, context.finder, context.max_frames)
+            images += frames
+        except RowError as error:
+            faults += error.faults
     if context.images and raw.tags > len(raw.images):
         what = f"the question has {raw.tags} <image> tags and the row {len(raw.images)} images"
         faults.append(Fault(kind="image_tags", what=what, remedy="Add the images, or take the tags out"))
@@ -83,6 +93,7 @@ def examine_row(row: Any, context: RowContext, number: int) -> tuple[Sample | No
         reward=raw.reward,
         think=think,
         columns=raw.columns,
+        times=times,
     )
     return sample, [], images
 

@@ -25,7 +25,8 @@ SIZE_RATIO = 1.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A question, its truth, the reasoning that leads there, and its task and kind. `look` is where to look closer."""
+    """A question, its truth, the reasoning that leads there, and its task and kind. `look` is where to look closer,
+    `comes` what is there in some frames of a video alone."""
 
     question: str
     truth: Truth
@@ -33,6 +34,7 @@ class Question:
     task: str
     kind: str
     look: Box | None = None
+    comes: Thing | None = None
 
 
 def where(thing: Thing) -> str:
@@ -259,6 +261,16 @@ def mark(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
     )
 
 
+def when(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
+    """ "when is the red circle there": in the frames of a video from one time to another; the truth comes with them."""
+    found = _expressions(things)
+    if not found:
+        return None
+    text, thing = found[int(rng.integers(len(found)))]
+    think = f"{thing.name}, {where(thing)}"
+    return Question(question=f"when is {text} there", truth=Truth(), think=think, task="when", kind="when", comes=thing)
+
+
 KINDS: dict[str, Callable[[Sequence[Thing], np.random.Generator], Question | None]] = {
     "attribute": attribute,
     "relation": relation,
@@ -269,6 +281,7 @@ KINDS: dict[str, Callable[[Sequence[Thing], np.random.Generator], Question | Non
     "detect": detect,
     "count": count,
     "mark": mark,
+    "when": when,
 }
 
 

@@ -60,8 +60,8 @@ class Scene:
     seed: int
     things: tuple[Thing, ...]
 
-    def draw(self, scale: int = 1) -> Image.Image:
-        """The image, `SIZE` x `SIZE` RGB times `scale`; enlarged ones show marks.
+    def draw(self, scale: int = 1, hidden: Thing | None = None) -> Image.Image:
+        """The image, `SIZE` x `SIZE` RGB times `scale`; enlarged ones show marks. `hidden` is not drawn.
 
         Later objects cover earlier ones where they overlap a little.
         """
@@ -70,6 +70,8 @@ class Scene:
         for thing in self.things:
             x1, y1, x2, y2 = (int(v) * scale for v in thing.box)
             colour = np.clip(np.array(COLOURS[thing.colour]) + rng.integers(-18, 19, 3), 0, 255)
+            if thing is hidden:
+                continue
             canvas[y1:y2, x1:x2][shape_mask(thing.shape, x2 - x1)] = colour
             if scale > 1:
                 x, y = (x1 + x2 - MARK_SIDE) // 2, (y1 + y2 - MARK_SIDE) // 2

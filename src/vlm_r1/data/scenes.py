@@ -13,7 +13,7 @@ import numpy as np
 from vlm_r1.boxes import Box
 from vlm_r1.config import ScenesSource
 from vlm_r1.data.lazy import SampleSequence
-from vlm_r1.data.scene_questions import KINDS, Question, arrangement_for, ask, detect
+from vlm_r1.data.scene_questions import KINDS, Question, arrangement_for, ask, detect, where
 from vlm_r1.data.scene_things import Scene, loosened, make_scene
 from vlm_r1.errors import ConfigError, nearest
 from vlm_r1.records import LabelledBox, Sample, SampleImage, Truth
@@ -26,6 +26,10 @@ SPLIT_SEEDS = {
     "tune": 4 << 32,
 }
 """First seed of each split; a split owns the 2**32 seeds from there."""
+
+
+FRAME_S = 0.5
+"""Seconds between two frames of a video."""
 
 
 class ScenesSequence(SampleSequence):
@@ -73,8 +77,9 @@ class ScenesSequence(SampleSequence):
                 questions.append(first)
         # A generator of its own: with and without noise, the same questions are asked.
         noise = np.random.default_rng([seed, 3])
-        return [
-            Sample(
+        samples = []
+        for place, question in enumerate(questions):
+            sample = Sample(
                 id=f"{self.source.split}-{number}-{place}",
                 images=(drawn,),
                 question=question.question,
@@ -82,10 +87,24 @@ class ScenesSequence(SampleSequence):
                 task=question.task,
                 source=f"scenes/{question.kind}",
                 think=question.think,
-                columns=self._script(question),
+                columns=self._script(question, scene, np.random.default_rng([seed, 5, place])),
             )
-            for place, question in enumerate(questions)
-        ]
+            samples.append(self._filmed(sample, question, scene, np.random.default_rng([seed, 6, place])))
+        return samples
+
+    def _filmed(self, sample: Sample, question: Question, scene: Scene, rng: np.random.Generator) -> Sample:
+        """The sample as one of a video in which an object comes and goes, where the question is about that."""
+        if question.comes is None:
+            return sample
+        start, stop = sorted(int(n) for n in rng.choice(self.source.frames + 1, 2, replace=False))
+        [there] = sample.images
+        gone = SampleImage(image=scene.draw(self.source.scale, hidden=question.comes))
+        return replace(
+            sample,
+            images=tuple(there if start <= i < stop else gone for i in range(self.source.frames)),
+            times=tuple(FRAME_S * i for i in range(self.source.frames)),
+            truth=Truth(text=f"[{FRAME_S * start}, {FRAME_S * (stop - 1)}]"),
+        )
 
     def _askable(self, seed: int, kind: str, rng: np.random.Generator) -> tuple[Scene, Question]:
         """The first scene of a seed about which a question of this kind can be asked, and the question."""
@@ -131,11 +150,19 @@ class ScenesSequence(SampleSequence):
         x1, y1, x2, y2 = (side * self.source.scale for side in box)
         return (x1, y1, x2, y2)
 
-    def _script(self, question: Question) -> dict[str, Any]:
-        """The call that shows a mark, as rows of files script calls: what SFT teaches where there is an environment."""
+    def _script(self, question: Question, scene: Scene, rng: np.random.Generator) -> dict[str, Any]:
+        """The calls that show a mark, as rows of files script calls: what SFT teaches where there is an environment.
+
+        Half of the scripts look at another object first: what a call costs can unlearn that.
+        """
         if question.look is None:
             return {}
-        return {"calls": [{"think": question.think, "name": "zoom", "box": list(self._times(question.look))}]}
+        looks = [(question.think, question.look)]
+        others = [thing for thing in scene.things if thing.box != question.look]
+        if others and rng.uniform() < 0.5:
+            other = others[int(rng.integers(len(others)))]
+            looks.insert(0, (f"{other.name}, {where(other)}", other.box))
+        return {"calls": [{"think": think, "name": "zoom", "box": list(self._times(box))} for think, box in looks]}
 
     def _loose(self, truth: Truth, rng: np.random.Generator) -> Truth:
         if not self.source.loosen or not truth.boxes:
@@ -151,4 +178,6 @@ def load_scenes(source: ScenesSource) -> ScenesSequence:
             raise ConfigError(f'scenes.questions: unknown kind "{kind}"; {nearest(kind, KINDS)}')
         if kind == "mark" and source.scale == 1:
             raise ConfigError("scenes.questions: mark needs images that show marks; set scenes.scale: 4")
+        if (kind == "when") != (source.frames > 1):
+            raise ConfigError("scenes.questions: when is asked about videos, and nothing else is; set scenes.frames: 6")
     return ScenesSequence(source)

@@ -49,6 +49,9 @@ class RawRow:
 
     question: Any
     images: list[Any] = field(default_factory=list)
+    video: Any = None
+    times: Any = None
+    fps: Any = None
     solution: Any = MISSING
     task: Any = None
     reward: Any = None
@@ -82,11 +85,13 @@ def read_shape(row: Mapping[str, Any]) -> RawRow:
     raw.id = row["id"] if row.get("id") is not None else raw.id
     raw.source = next((row[key] for key in ("source", "data_source") if row.get(key) is not None), raw.source)
     raw.images = _images(row) or raw.images
+    raw.video, raw.times, raw.fps = row.get("video"), row.get("times"), row.get("fps")
     if isinstance(raw.question, str):
         raw.tags += raw.question.count("<image>")
         raw.question = _TAG.sub(" ", raw.question).strip() if "<image>" in raw.question else raw.question.strip()
     used = {*_QUESTION_KEYS, *_SOLUTION_KEYS, "image", "images", "conversations", "messages", "prompt", "objects"}
     used |= {"task", "reward", "accu_reward_method", "think", "id", "source", "data_source"}
+    used |= {"video", "times", "fps"} if raw.video is not None else set()
     raw.columns |= {key: value for key, value in row.items() if key not in used}
     return raw
 

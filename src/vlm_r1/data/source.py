@@ -97,7 +97,7 @@ def _load_file(path: Path, source: DataSource, folder: Path, seed: int) -> Seque
     root = folder / source.image_root if source.image_root is not None else path.parent
     if not root.is_dir():
         raise DataError(f'image_root "{root}" is not a folder; correct it (relative to the working folder)')
-    context = RowContext(name=path.name, finder=ImageFinder(root), task=source.task)
+    context = RowContext(name=path.name, finder=ImageFinder(root), task=source.task, max_frames=source.max_frames)
     if path.suffix == ".parquet" and path.is_file():
         return _load_parquet(path, source.sampling, context, seed)
     rows = list(iter_rows(path))
@@ -128,7 +128,7 @@ def _load_hub(source: DataSource, folder: Path, seed: int) -> Sequence[Sample]:
 
     assert source.hub is not None
     root = folder / source.image_root if source.image_root is not None else folder
-    context = RowContext(name=source.hub, finder=ImageFinder(root), task=source.task)
+    context = RowContext(name=source.hub, finder=ImageFinder(root), task=source.task, max_frames=source.max_frames)
     try:
         table = datasets.load_dataset(source.hub, split=source.hub_split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

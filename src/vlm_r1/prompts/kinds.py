@@ -13,7 +13,7 @@ from typing import Any
 
 from vlm_r1.boxes import Box, BoxMap
 from vlm_r1.prompts.parse_boxes import loc_tokens, read_boxes
-from vlm_r1.prompts.parse_values import number_text, read_choice, read_number, read_text, read_yes_no
+from vlm_r1.prompts.parse_values import number_text, read_choice, read_interval, read_number, read_text, read_yes_no
 from vlm_r1.prompts.truths import CHOICE, boxes_truth, number_truth, text_truth, yes_no_truth
 from vlm_r1.records import LabelledBox, Truth
 
@@ -92,6 +92,11 @@ def _yes_no(text: str | None, value: Any, task: str) -> Truth | None:
 
 def _text(text: str | None, value: Any, task: str) -> Truth | None:
     written = text_truth(text, value)
+    return None if written is None else Truth(text=written)
+
+
+def _interval(text: str | None, value: Any, task: str) -> Truth | None:
+    written = read_interval(json.dumps(value) if isinstance(value, (list, dict)) else str(text))[0]
     return None if written is None else Truth(text=written)
 
 
@@ -185,6 +190,15 @@ KINDS: dict[str, AnswerKind] = {
             wanted="yes or no",
             target=value_target,
             accuracy="yes_no",
+        ),
+        AnswerKind(
+            name="interval",
+            read=_plain(read_interval),
+            truth=_interval,
+            wanted="an interval in seconds, [start, end]",
+            target=value_target,
+            accuracy="tiou",
+            correct_from=0.5,
         ),
         AnswerKind(name="math", accuracy="math", written=True, **_TEXT_LIKE),
         AnswerKind(name="text", accuracy="exact_text", written=True, **_TEXT_LIKE),

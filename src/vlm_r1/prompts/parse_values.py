@@ -154,6 +154,21 @@ def read_yes_no(text: str) -> tuple[str | None, str | None]:
     return None, "ambiguous" if words else "unreadable"
 
 
+_SECONDS = re.compile(r"(?<![\w.])\d{1,7}(?:\.\d{1,9})?(?![\d.]*\d)", re.ASCII)
+
+
+def read_interval(text: str) -> tuple[str | None, str | None]:
+    """Two times in seconds as "[start, end]"; more or fewer numbers, or an end before the start, say no interval.
+
+    >>> read_interval("from 1.5 s to 3 s")
+    ('[1.5, 3.0]', None)
+    """
+    found = [float(number) for number in _SECONDS.findall(plain(text)[:MAX_CHARS])]
+    if len(found) != 2 or found[1] < found[0]:
+        return None, "ambiguous" if len(found) > 2 else "unreadable"
+    return f"[{found[0]}, {found[1]}]", None
+
+
 # A sign counts unless a digit or letter is before it ("3-4" is a range); digits glued to a letter ("m2", "m^2") are
 # part of a unit. Thousands are groups of three after commas.
 _NUMBER = re.compile(

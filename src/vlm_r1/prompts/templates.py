@@ -80,6 +80,13 @@ TASKS: dict[str, Task] = {
             hint="The text as written.",
         ),
         Task(
+            name="when",
+            title="Find a moment of a video: an interval",
+            kind=KINDS["interval"],
+            question="When does this happen in the video: {question}?",
+            hint="Two times in seconds: [start, end].",
+        ),
+        Task(
             name="gui",
             title="Where to click: a point",
             kind=KINDS["point"],
@@ -167,9 +174,12 @@ def build_question(sample: Sample, template: str, tools: str = "") -> str:
 def chat_messages(sample: Sample, template: str, tools: str = "") -> list[dict[str, Any]]:
     """One user turn in transformers' chat format: an image entry per image first, then the text.
 
-    A sample without images has the text entry alone. The images themselves are handed to the processor
-    separately, in the order of `sample.images`. Raises what `build_question` raises.
+    Before a frame of a video its time stands as a text. A sample without images has the text entry alone. The images
+    themselves are handed to the processor separately, in the order of `sample.images`. Raises what `build_question`
+    raises.
     """
     content: list[dict[str, Any]] = [{"type": "image"} for _ in sample.images]
+    for place, seconds in reversed(list(enumerate(sample.times))):
+        content.insert(place, {"type": "text", "text": f"<{seconds:.1f} seconds>"})
     content.append({"type": "text", "text": build_question(sample, template, tools)})
     return [{"role": "user", "content": content}]

@@ -10,7 +10,7 @@ from vlm_r1.records import Sample, Score
 from vlm_r1.rewards.detection import count, od_ap50, od_length, od_map, weighted_detection
 from vlm_r1.rewards.grounding import giou, iou, iou_threshold, point_in_box
 from vlm_r1.rewards.mathematics import math
-from vlm_r1.rewards.text import choice, edit_similarity, exact_text, number, yes_no
+from vlm_r1.rewards.text import choice, edit_similarity, exact_text, number, tiou, yes_no
 
 ACCURACY: dict[str, Callable[..., Score]] = {
     "iou": iou,
@@ -28,6 +28,7 @@ ACCURACY: dict[str, Callable[..., Score]] = {
     "math": math,
     "exact_text": exact_text,
     "edit_similarity": edit_similarity,
+    "tiou": tiou,
 }
 """Rewards that judge what an answer says."""
 

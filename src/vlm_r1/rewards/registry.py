@@ -47,6 +47,7 @@ TASK_OF_REWARD: dict[str, str] = {
     "math": "math",
     "exact_text": "text",
     "edit_similarity": "text",
+    "tiou": "when",
     "llm_judge": "text",
 }
 """Reward name -> the task whose answers it reads, where a row does not name its task."""

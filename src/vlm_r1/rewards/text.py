@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 
-from vlm_r1.prompts.parse_values import MAX_CHARS, nfkc, number_text, read_choice, read_number, read_yes_no
+from vlm_r1.prompts.parse_values import (
+    MAX_CHARS,
+    nfkc,
+    number_text,
+    read_choice,
+    read_interval,
+    read_number,
+    read_yes_no,
+)
 from vlm_r1.records import Answer, Sample, Score
 from vlm_r1.rewards.common import failed, not_scorable, scored
 
@@ -103,3 +112,18 @@ def edit_similarity(sample: Sample, answer: Answer, *, case: bool = True) -> Sco
     written, true = (fold_text(part[:MAX_CHARS], case=case)[:MAX_CHARS] for part in texts)
     value = Levenshtein.normalized_similarity(written, true)
     return scored("edit_similarity", float(value))
+
+
+def tiou(sample: Sample, answer: Answer) -> Score:
+    """Temporal IoU of two intervals in seconds, in [0, 1]: what they share over what they cover together.
+
+    Two moments without length score 1 where they are the same. Source: temporal grounding (Gao et al. 2017, TALL).
+    """
+    true = None if sample.truth.text is None else read_interval(sample.truth.text)[0]
+    if true is None:
+        return not_scorable("tiou", "the sample has no true interval")
+    if not isinstance(answer.value, str) or answer.failure:
+        return failed("tiou", answer)
+    (start, end), (first, last) = (json.loads(text) for text in (true, answer.value))
+    shared, covered = max(0.0, min(end, last) - max(start, first)), max(end, last) - min(start, first)
+    return scored("tiou", shared / covered if covered else float(start == first))
