@@ -75,7 +75,7 @@ def test_scalars_are_those_of_yaml_1_2(text, value):
             "rl:\n  group_sise: 4\n",
             'my.yaml:2: unknown key "rl.group_sise": did you mean "group_size"? (valid: algorithm',
         ),
-        ("a: 1\n", 'my.yaml:1: unknown key "a": (valid: data, eval, lora, method'),
+        ("a: 1\n", 'my.yaml:1: unknown key "a": (valid: data, env, eval, lora, method'),
         ("rwards: {}\n", 'my.yaml:1: unknown key "rwards": did you mean "rewards"?'),
         ("rl:\n  beta: 0\n  lr: 1\n", 'my.yaml:3: unknown key "rl.lr": did you mean "optim.lr"?'),
         ("rl: {temprature: 1}\n", 'unknown key "rl.temprature": did you mean "rollout.temperature"?'),

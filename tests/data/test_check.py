@@ -44,6 +44,7 @@ PLANTED = [
     ("image_unreadable", {**GOOD, "image": "text.png"}),
     ("image_truncated", {**GOOD, "image": "cut.png"}),
     ("image_too_large", {**GOOD, "image": "huge.png"}),
+    ("video", {"video": ["a.png"], "problem": "x", "solution": 4}),
     ("image_tags", {**GOOD, "problem": "<image><image>same?"}),
     ("task", {**GOOD, "task": "recc"}),
     ("reward", {**GOOD, "reward": ["iou"]}),

@@ -16,6 +16,7 @@ from vlm_r1.data.scenes import SPLIT_SEEDS, load_scenes
 from vlm_r1.errors import ConfigError
 
 REFERRING = ("attribute", "relation", "superlative", "odd_one_out", "counting")
+PLAIN = [kind for kind in KINDS if kind not in ("mark", "when")]  # those need larger images, and videos
 SPLITS = tuple(SPLIT_SEEDS)
 
 
@@ -169,7 +170,7 @@ def test_things_are_inside_the_image_and_hardly_overlap():
 
 
 def everything(split: str, n: int, per_image: int = 2):
-    return load_scenes(ScenesSource(split=split, n=n, per_image=per_image, questions=dict.fromkeys(KINDS, 1.0)))
+    return load_scenes(ScenesSource(split=split, n=n, per_image=per_image, questions=dict.fromkeys(PLAIN, 1.0)))
 
 
 def test_no_image_repeats_within_or_across_splits():
@@ -206,7 +207,7 @@ def test_more_images_than_a_split_owns_would_be_another_splits():
 
 
 def test_samples_depend_on_their_place_alone():
-    source = ScenesSource(split="train", n=30, per_image=3, questions=dict.fromkeys(KINDS, 1.0), loosen=0.3)
+    source = ScenesSource(split="train", n=30, per_image=3, questions=dict.fromkeys(PLAIN, 1.0), loosen=0.3)
     first, second = load_scenes(source), load_scenes(source)
     backwards = [second[i] for i in reversed(range(90))][::-1]
     longer = load_scenes(source.model_copy(update={"n": 31}))

@@ -45,7 +45,7 @@ def exchanges(loaded, one, which=EXCHANGES, number: int = 0) -> RolloutGroup:
                 own = made_up(loaded, prompt, [length], 100 * number + seed).rollouts[0].token_ids
                 ids, position = [*ids, *own], position + length
             else:
-                turn = family.tool_turn(one, [CROPS[c] for c in part], f"shown {part}", position)
+                turn = family.tool_turn(one, [CROPS[c] for c in part], f"shown {part}", position=position)
                 turns.append(dataclasses.replace(turn, at=len(ids)))
                 position = turn.next_position
         [rollout] = made_up(loaded, prompt, [len(ids)]).rollouts
@@ -155,7 +155,7 @@ def test_a_tool_turn_is_what_the_processor_makes_of_it(made):
     folder, entry, *_ = made
     loaded = zoo.load(folder)
     one = zoo.samples(entry)[0]
-    turn = loaded.family.tool_turn(one, [CROPS["a"]], "look", 11)
+    turn = loaded.family.tool_turn(one, [CROPS["a"]], "look", position=11)
     said = [("user", "hi"), ("assistant", "*text*")]
     messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
     messages.append({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "look"}]})

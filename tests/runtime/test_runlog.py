@@ -75,6 +75,8 @@ def test_rollouts_keep_every_column(tmp_path):
         "image": b"\x89PNG",
         "image_width": 96,
         "image_height": 64,
+        "calls": "[]",
+        "shown": [b"\xff\xd8", b"\xff\xd8"],
     }
     RunLog(tmp_path).rollouts(12, [row, {"group": 0, "reward": 1.0}])
     assert (tmp_path / "rollouts" / "step-000012.parquet").is_file()

@@ -49,7 +49,7 @@ Task = Annotated[
     str | None,
     typer.Option(
         help="The task of rows that do not name one (rec, reasoning, ovd, list, count, choice, yes_no, number, math, "
-        "text, ocr, gui); default: what their solution looks like."
+        "text, ocr, when, gui); default: what their solution looks like."
     ),
 ]
 

@@ -28,7 +28,7 @@ KEEPS_TIME = frozenset({"math", "llm_judge"})
 """Rewards that limit each comparison or request themselves (option `timeout_s`): they start or wait for another
 process, which a limit around the whole call would cut off."""
 
-ABOUT_THE_TEXT = frozenset({"format", "length_cosine", "repetition", "calls"})
+ABOUT_THE_TEXT = frozenset({"format", "length_cosine", "repetition", "calls", "environment"})
 """Rewards that judge how an answer is written; a sample's `reward` field replaces the others."""
 
 TASK_OF_REWARD: dict[str, str] = {
