@@ -64,7 +64,7 @@ def plain_logprobs(model, loaded, groups) -> torch.Tensor:
     for group in groups:
         for rollout in group.rollouts:
             one = group.prompt.sample
-            shown = (*one.images, *(image for turn in rollout.turns for image in turn.shown))
+            shown = (*one.images, *(image for turn in rollout.turns for image in turn.call.images))
             inputs = zoo.processor_inputs(loaded, dataclasses.replace(one, images=shown))
             ids, written, done = list(group.prompt.token_ids), [], 0
             for at, context in [*((turn.at, turn.token_ids) for turn in rollout.turns), (len(rollout.token_ids), ())]:
