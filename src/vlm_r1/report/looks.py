@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_r1.prompts.parse import END_OF_CALL, START_OF_CALL
-from vlm_r1.report.findings import number
 
 MAX_REPLY = 300
 """Characters of a reply that pages show."""
@@ -35,7 +34,7 @@ def looks(row: Mapping[str, Any]) -> tuple[Look, ...]:
         found.append(
             Look(
                 asked=call["text"].rpartition(START_OF_CALL)[2].removesuffix(END_OF_CALL).strip(),
-                where="" if box is None else f"({', '.join(number(side) for side in box)})",
+                where="" if box is None else f"({', '.join(f'{side:.0f}' for side in box)})",
                 reply=call["reply"][:MAX_REPLY],
                 failure=call["failure"],
                 images=tuple(f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images),
