@@ -135,6 +135,10 @@ SAYS: dict[str, Callable[[Any], str]] = {
         f"log-probs of vLLM and ours over {d['tokens']:,} tokens: mean difference {d['mean']:.1e}, maximum "
         f"{d['maximum']:.1e}; {d['same']} of {d['greedy']} greedy answers equal"
     ),
+    "turns": lambda d: (
+        "update of answers with images in them beside the padded one: "
+        + ", ".join(f"{c['ratio_padded']:.1f}x ({c['case']}, tower {c['tower']})" for c in d["cells"])
+    ),
 }
 """File -> the numbers that it stands for, in words."""
 
