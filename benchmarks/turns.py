@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measure import commit, machine, now, versions
+from _measure import commit, machine, versions
 from _prompts import prompts_of
 from _setting import Setting, prepare
-from frozen_update import compare
+from frozen_update import compare, timed
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
@@ -95,11 +95,7 @@ def measure(setting: Setting, tower: str, case: str, alike: int, repetitions: in
     seconds: dict[str, list[float]] = {"padded": [], "ours": []}
     for _ in range(repetitions):
         for name, side in (("padded", padded), ("ours", ours)):
-            started = now()
-            side.backward()
-            side.optimizer.step()
-            side.optimizer.zero_grad()
-            seconds[name].append(now() - started)
+            seconds[name].append(timed(side))  # type: ignore[arg-type]
     median = {name: statistics.median(values) for name, values in seconds.items()}
     row = ours.rows[0]
     return {

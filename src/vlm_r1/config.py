@@ -304,6 +304,11 @@ class Recipe(Section):
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
 
+    @property
+    def max_calls(self) -> int:
+        """Calls of tools that an answer may make."""
+        return self.env.max_calls if self.env else 0
+
     @field_validator("env", mode="before")
     @classmethod
     def _tools_alone(cls, value: Any) -> Any:

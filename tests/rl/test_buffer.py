@@ -50,9 +50,8 @@ def test_turns_of_tools_come_back_with_their_images_processed_again():
         )
         turns.append(replace(turn, at=at, call=call))
         position = turn.next_position
-    with_turns = Rollout(
-        token_ids=(1,) * 12, logprobs=(-0.5,) * 12, text="", finish="stop", turns=tuple(turns), score=0.25
-    )
+    ids = (*(1,) * 6, LOADED.family.end_token_id, *(1,) * 5)  # the second turn is after the end of the model's own
+    with_turns = Rollout(token_ids=ids, logprobs=(-0.5,) * 12, text="", finish="stop", turns=tuple(turns), score=0.25)
     plain = Rollout(token_ids=(2,), logprobs=(-0.5,), text="", finish="stop")
     group = RolloutGroup(prompt=PROMPT, rollouts=(plain, with_turns))
     row = json.loads(json.dumps(group_row(7, group)))

@@ -65,7 +65,6 @@ def ask(
                 prompt = loaded.family.encode(sample)
             except DataError as error:
                 raise DataError(str(error).removeprefix(f"sample {sample.id}: ")) from None
-            calls = recipe.env.max_calls if recipe.env else 0
-            sampling = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, max_calls=calls)
+            sampling = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, max_calls=recipe.max_calls)
             [group] = opened.generate([prompt], sampling, n=1)
     return sample, read_rollouts(group)[0]

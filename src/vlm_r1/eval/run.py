@@ -70,7 +70,7 @@ def evaluate(
     sampling = SamplingParams(
         max_new_tokens=recipe.eval.max_new_tokens,
         stop_at_answer=recipe.rollout.stop_at_answer,
-        max_calls=recipe.env.max_calls if recipe.env else 0,
+        max_calls=recipe.max_calls,
     )
     served = recipe.rollout.engine == "vllm"  # servers queue what they are asked
     at_once = max(recipe.eval.batch_size, SERVED_AT_ONCE) if served else recipe.eval.batch_size

@@ -216,10 +216,8 @@ class Family:
         Raises `DataError` as `encode` does.
         """
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-        turns = [("user", [{"type": "text", "text": "question"}]), ("assistant", [{"type": "text", "text": MARK}])]
-        messages = [{"role": role, "content": said} for role, said in [*turns, ("user", content)]]
         with self._encoding:
-            behind = self._render(messages, add_generation_prompt=True).partition(MARK)[2]
+            behind = self._behind({"role": "user", "content": content}, add_generation_prompt=True)
             token_ids, processed = self._tokens(sample, images, behind)
             unexpanded = self.tokenizer(behind, add_special_tokens=False)["input_ids"]
             if ended and int(token_ids[0]) == self.end_token_id:
@@ -277,14 +275,17 @@ class Family:
                 "take chat_template.jinja from where the model came from"
             ) from None
 
+    def _behind(self, *later: dict[str, Any], **options: Any) -> str:
+        """What the chat template writes behind an answer, and for the messages that come later."""
+        said = [("user", "question"), ("assistant", MARK)]
+        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+        return self._render([*messages, *later], **options).partition(MARK)[2]
+
     def _find_end_token(self) -> int:
         stops = self.model.generation_config.eos_token_id
         stops = stops if isinstance(stops, (list, tuple)) else [stops]
         if self.processor.chat_template is not None:
-            turns = [("user", "question"), ("assistant", "answer")]
-            messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
-            behind = self._render(messages).rpartition("answer")[2]
-            for token in self.tokenizer(behind, add_special_tokens=False)["input_ids"]:
+            for token in self.tokenizer(self._behind(), add_special_tokens=False)["input_ids"]:
                 if token in stops:
                     return int(token)
         return int(self.tokenizer.eos_token_id)

@@ -171,7 +171,8 @@ def make_layout(
     Branches are in the order of their prefix groups. `blocks` holds each prefix's block numbers `(L,)`, or None for a
     plain causal one.
     """
-    above = _above(parents or [-1] * len(completion_lengths))
+    hung_on = tuple(parents or [-1] * len(completion_lengths))
+    above = _above(hung_on)
     starts = torch.tensor((0, *completion_lengths)).cumsum(0).tolist()
     tokens = [[t for c in path for t in range(starts[c], starts[c + 1])] for path in above]
     width = max(map(len, tokens), default=0)
@@ -196,7 +197,7 @@ def make_layout(
             len(tokens), width
         ),
         above_lengths=torch.tensor([len(row) for row in tokens], dtype=torch.long),
-        parents=tuple(parents or [-1] * len(completion_lengths)),
+        parents=hung_on,
         levels=tuple(_levels(above, starts)),
         blocks=_padded_blocks(blocks, prefix_index.shape),
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -55,6 +56,11 @@ class Completion:
         return sum(len(turn.token_ids) for turn in self.turns) + len(self.token_ids) - 1
 
     @property
+    def paths(self) -> list[tuple[object, ...]]:
+        """For each turn its key behind those before it: completions of a group share the turns of equal paths."""
+        return list(accumulate((turn.key,) for turn in self.turns))
+
+    @property
     def n_scored(self) -> int:
         """Tokens whose log-probs count."""
         return sum(turn.written - turn.context for turn in self.turns) + len(self.token_ids) - self.context
@@ -79,7 +85,7 @@ class PrefixGroup:
     @property
     def turns(self) -> list[Turn]:
         """The turns of all completions; one that several begin with once."""
-        found = {tuple(t.key for t in b.turns[: i + 1]): t for b in self.completions for i, t in enumerate(b.turns)}
+        found = {path: turn for b in self.completions for path, turn in zip(b.paths, b.turns, strict=True)}
         return list(found.values())
 
     @property
@@ -179,10 +185,8 @@ def pack(groups: Sequence[PrefixGroup]) -> PackedRow:
     for number, group in enumerate(groups):
         turns: dict[tuple[object, ...], _Placed] = {}
         for completion in group.completions:
-            path: tuple[object, ...] = ()
             at, before = -1, ends[number] - 1
-            for turn in completion.turns:
-                path = (*path, turn.key)
+            for path, turn in zip(completion.paths, completion.turns, strict=True):
                 if path not in turns:
                     whole = (turn.token_ids, turn.positions, slice(turn.context, turn.written))
                     turns[path] = row.add(number, at, before, *whole, run=len(turn.token_ids), images=turn.images)

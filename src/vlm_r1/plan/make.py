@@ -25,13 +25,13 @@ from vlm_r1.models.packing import PrefixGroup, cut_by_budget
 from vlm_r1.plan import phases
 from vlm_r1.plan.machine import Machine
 from vlm_r1.plan.phases import gradient_bytes
-from vlm_r1.plan.prompts import Questions, answer_trees, encode, find_questions, longest_answer, shares, taught_trees
+from vlm_r1.plan.prompts import Questions, answer_trees, encode, find_questions, shares, taught_trees
 from vlm_r1.plan.skeleton import Skeleton, build_skeleton
 from vlm_r1.plan.trace import Bytes
 from vlm_r1.plan.units import gathered_for_answers, gathers_by_layer
 from vlm_r1.records import Prompt, SamplingParams
 from vlm_r1.rl.rollouts import sampling_of
-from vlm_r1.rollout.concurrency import Limits, Piece, cut, kv_bytes_on_gpu, kv_bytes_per_token
+from vlm_r1.rollout.concurrency import Limits, Piece, cut, kv_bytes_on_gpu, kv_bytes_per_token, longest_answer
 
 WEIGHTS, REFERENCE, OPTIMIZER, SERVER = "weights", "reference model", "optimizer states", "vLLM server"
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
@@ -109,11 +109,12 @@ def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Mac
     elif recipe.method == "grpo" and recipe.rollout.engine == "native":
         prompts = max(_prompts(recipe, questions, skeleton, machine), key=_work)
         limits = _limits(recipe, skeleton, machine, static)
-        longest = longest_answer(recipe, recipe.rollout.max_new_tokens, prompts)
+        sampling = sampling_of(recipe, 0)
+        longest = longest_answer(sampling, prompts)
         piece = _largest(prompts, recipe.rl.group_size, longest, limits)
         sequences = len(piece.prompts) * piece.count
-        sampling = replace(sampling_of(recipe, 0), max_new_tokens=longest)
-        found["rollout"] = phases.roll_out(skeleton, piece, sampling, layers=layers)
+        whole = replace(sampling, max_new_tokens=longest)
+        found["rollout"] = phases.roll_out(skeleton, piece, whole, layers=layers)
     if recipe.method == "grpo":
         found["update"] = phases.update(skeleton, rows, recipe.rollout.temperature, accumulates=accumulates)
     else:  # one row is packed after the other
@@ -123,7 +124,8 @@ def _plan(recipe: Recipe, questions: Questions, skeleton: Skeleton, machine: Mac
     if recipe.data.eval and not served:
         batch = encode(family, questions.take(recipe.eval.batch_size), skeleton.fake)
         limits = _limits(recipe, skeleton, machine, static)
-        longest = longest_answer(recipe, recipe.eval.max_new_tokens, batch)
+        asked = SamplingParams(max_new_tokens=recipe.eval.max_new_tokens, max_calls=recipe.max_calls)
+        longest = longest_answer(asked, batch)
         piece = _largest(batch, 1, longest, limits)
         sampling = SamplingParams(max_new_tokens=longest)
         found["evaluation"] = phases.roll_out(skeleton, piece, sampling, layers=layers)
@@ -166,9 +168,9 @@ def _rows(
         dealt = shares(questions.take(recipe.sft.images_per_step), family, machine.processes)
         prefix_groups = [taught_trees(family, groups, skeleton.fake) for groups in dealt]
     else:
-        G, limit, budget = recipe.rl.group_size, recipe.rollout.max_new_tokens, recipe.rl.token_budget
+        G, budget, sampling = recipe.rl.group_size, recipe.rl.token_budget, sampling_of(recipe, 0)
         dealt_prompts = _prompts(recipe, questions, skeleton, machine)
-        prefix_groups = [answer_trees(own, G, longest_answer(recipe, limit, own)) for own in dealt_prompts]
+        prefix_groups = [answer_trees(own, G, longest_answer(sampling, own)) for own in dealt_prompts]
     mine = max(prefix_groups, key=_work)
     return mine, cut_by_budget(mine, budget), any(len(cut_by_budget(other, budget)) > 1 for other in prefix_groups)
 

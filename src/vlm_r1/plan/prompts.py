@@ -95,12 +95,6 @@ def encode(family: Family, groups: Sequence[tuple[Sample, ...]], fake: FakeTenso
     return [faked[id(group)] for group in groups]
 
 
-def longest_answer(recipe: Recipe, max_new_tokens: int, prompts: Sequence[Prompt]) -> int:
-    """Tokens of the longest answer; a tool may show as much as the longest prompt at each call."""
-    calls = recipe.env.max_calls if recipe.env else 0
-    return max_new_tokens * (calls + 1) + calls * max((len(prompt.token_ids) for prompt in prompts), default=0)
-
-
 def answer_trees(prompts: Sequence[Prompt], group_size: int, length: int) -> list[PrefixGroup]:
     """Each prompt with answers of this length, as an update gets them."""
     answer = Rollout(token_ids=(0,) * length, logprobs=(0.0,) * length, text="", finish="length")

@@ -51,6 +51,11 @@ _CALLING = re.compile(r"\s*<think>.*?</think>\s*<tool>.*</tool>\s*", re.DOTALL)
 _TAG = re.compile(r"<(/?)(think|answer)>")
 
 
+def asked_in(text: str) -> str:
+    """What stands in the call that a text ends with, as a person reads it; the text itself where it holds none."""
+    return text.rpartition(START_OF_CALL)[2].removesuffix(END_OF_CALL).strip()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
     """The R1 parts of a text: its think block, the last complete answer block, and the first fault of format.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_r1.prompts.parse import END_OF_CALL, START_OF_CALL
+from vlm_r1.prompts.parse import asked_in
 
 MAX_REPLY = 300
 """Characters of a reply that pages show."""
@@ -33,7 +33,7 @@ def looks(row: Mapping[str, Any]) -> tuple[Look, ...]:
         box = call["box"]
         found.append(
             Look(
-                asked=call["text"].rpartition(START_OF_CALL)[2].removesuffix(END_OF_CALL).strip(),
+                asked=asked_in(call["text"]),
                 where="" if box is None else f"({', '.join(f'{side:.0f}' for side in box)})",
                 reply=call["reply"][:MAX_REPLY],
                 failure=call["failure"],

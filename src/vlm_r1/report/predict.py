@@ -9,7 +9,7 @@ from typing import Literal
 from vlm_r1.data.draw import draw_boxes
 from vlm_r1.errors import UserError
 from vlm_r1.eval.predict import ask
-from vlm_r1.prompts.parse import END_OF_CALL, START_OF_CALL
+from vlm_r1.prompts.parse import asked_in
 from vlm_r1.records import Answer, LabelledBox
 from vlm_r1.report.findings import box_words
 
@@ -29,10 +29,9 @@ def predict(
     """`vlm-r1 predict`: print thinking and answer, and write the image with the answer's boxes to `out`."""
     sample, answer = ask(model, image, question, task, template, engine=engine, servers=servers, tools=tools)
     for call in answer.calls:
-        asked = call.text.rpartition(START_OF_CALL)[2].removesuffix(END_OF_CALL).strip()
         shown = f"{len(call.images)} images" if len(call.images) != 1 else "1 image"
         told = call.failure or (f"box {box_words(LabelledBox(box=call.box))}, {shown}" if call.box else shown)
-        print(f"call:   {asked}\n        {told}{'; ' if call.reply else ''}{call.reply}")
+        print(f"call:   {asked_in(call.text)}\n        {told}{'; ' if call.reply else ''}{call.reply}")
     print(f"think:  {answer.think if answer.think is not None else '(none)'}")
     print(f"answer: {answer.text if answer.text is not None else answer.raw}")
     if answer.failure is not None:

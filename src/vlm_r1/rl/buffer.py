@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, cycle, pairwise
 from typing import Any
@@ -38,19 +38,18 @@ def group_row(step: int, group: RolloutGroup) -> dict[str, Any]:
 def _turn_row(turn: ToolTurn) -> dict[str, Any]:
     call = turn.call
     shown = [base64.b64encode(image.read()).decode("ascii") for image in call.images]
-    return {"at": turn.at, "shown": shown, "ids": list(turn.token_ids), "position": int(turn.positions[:, 0].min())} | {
+    return {"at": turn.at, "shown": shown, "position": int(turn.positions[:, 0].min())} | {
         name: getattr(call, name) for name in ("text", "reply", "failure", "box")
     }
 
 
-def _turn_of(row: Mapping[str, Any], prompt: Prompt, family: Family) -> ToolTurn:
-    """The turn of a row: its images are processed again."""
+def _turn_of(row: Mapping[str, Any], prompt: Prompt, written: Sequence[int], family: Family) -> ToolTurn:
+    """The turn of a row in an answer of which these tokens are written: its images are processed again."""
     shown = tuple(SampleImage(data=base64.b64decode(image)) for image in row["shown"])
     box = None if row["box"] is None else tuple(row["box"])
     call = ToolCall(text=row["text"], reply=row["reply"], failure=row["failure"], box=box, images=shown)
-    turn = family.tool_turn(prompt.sample, shown, row["reply"], position=row["position"])
-    if len(turn.token_ids) > len(row["ids"]):  # the model had ended its turn itself
-        turn = family.tool_turn(prompt.sample, shown, row["reply"], position=row["position"], ended=True)
+    ended = written[row["at"] - 1] == family.end_token_id
+    turn = family.tool_turn(prompt.sample, shown, row["reply"], position=row["position"], ended=ended)
     return replace(turn, at=row["at"], call=call)
 
 
@@ -65,7 +64,7 @@ def group_of(row: Mapping[str, Any], prompt: Prompt, sampling: SamplingParams, f
             text=text,
             finish=finish,
             version=version,
-            turns=tuple(_turn_of(turn, prompt, family) for turn in turns),
+            turns=tuple(_turn_of(turn, prompt, tokens[start:stop], family) for turn in turns),
             score=score,
         )
         for (start, stop), (_, text, finish, version), turns, score in zip(

@@ -148,5 +148,5 @@ def sampling_of(recipe: Recipe, step: int) -> SamplingParams:
         top_k=r.top_k,
         min_p=r.min_p,
         stop_at_answer=r.stop_at_answer,
-        max_calls=recipe.env.max_calls if recipe.env else 0,
+        max_calls=recipe.max_calls,
     )

@@ -11,7 +11,7 @@ import torch
 from vlm_r1.config import RolloutConfig
 from vlm_r1.distributed.processes import World
 from vlm_r1.models.policy import Policy
-from vlm_r1.records import Prompt
+from vlm_r1.records import Prompt, SamplingParams
 
 CPU_SHARE = 0.25
 """Share of a machine's memory that keys and values may take on CPUs, all its processes together."""
@@ -91,6 +91,11 @@ def kv_bytes_per_token(policy: Policy) -> int:
     products = windows or getattr(text, "attn_logit_softcapping", None) is not None  # DenseCache holds float32
     itemsize = torch.float32.itemsize if products else policy.compute_dtype.itemsize
     return int(2 * text.num_hidden_layers * heads * width * itemsize)
+
+
+def longest_answer(sampling: SamplingParams, prompts: Sequence[Prompt]) -> int:
+    """Tokens of the longest answer, with what tools write: as a guess, as much as the longest prompt at each call."""
+    return sampling.max_tokens + sampling.max_calls * max((len(prompt.token_ids) for prompt in prompts), default=0)
 
 
 def cut(prompts: Sequence[Prompt], n: int, max_new_tokens: int, limits: Limits) -> Iterator[Piece]:

@@ -19,7 +19,7 @@ from vlm_r1.models.load import LoadedPolicy
 from vlm_r1.models.policy import Policy
 from vlm_r1.records import Prompt, Rollout, RolloutGroup, SamplingParams
 from vlm_r1.rollout.cache import Prefill
-from vlm_r1.rollout.concurrency import Piece, cut, gathers_by_layer, limits_of
+from vlm_r1.rollout.concurrency import Piece, cut, gathers_by_layer, limits_of, longest_answer
 from vlm_r1.rollout.decoding import Watch, decode
 from vlm_r1.rollout.engine import EngineState
 from vlm_r1.rollout.sampling import StoppingCriteria, endings
@@ -60,8 +60,7 @@ class NativeEngine:
         Every process calls it, and draws all groups.
         """
         limits = limits_of(self.loaded.policy, self.settings, self.world)
-        told = sampling.max_calls * max((len(prompt.token_ids) for prompt in prompts), default=0)  # a guess
-        pieces = list(cut(prompts, n, sampling.max_tokens + told, limits))
+        pieces = list(cut(prompts, n, longest_answer(sampling, prompts), limits))
         for _ in range(self._missing(pieces)):
             self._decode(Piece(prompts=(self.loaded.family.filler(image=False),), first=0, count=1), sampling)
         unfinished: list[Rollout] = []

@@ -111,7 +111,7 @@ def launch_of(
         host=host,
         port=port,
         max_model_len=max_model_len or _room(recipe, family, [tokens for tokens, _ in prompts]),
-        images=max([MIN_IMAGES, *(images for _, images in prompts)]) + IMAGES_A_CALL * _calls(recipe),
+        images=max([MIN_IMAGES, *(images for _, images in prompts)]) + IMAGES_A_CALL * recipe.max_calls,
         image_kwargs=family.image_kwargs(recipe.model.min_pixels, recipe.model.max_pixels),
         gpus=gpus,
         tensor_parallel=max(1, len(gpus)),
@@ -144,15 +144,11 @@ def refuse_scratch(recipe: Recipe) -> None:
         )
 
 
-def _calls(recipe: Recipe) -> int:
-    return recipe.env.max_calls if recipe.env else 0
-
-
 def _room(recipe: Recipe, family: Family, prompts: list[int]) -> int:
     """Tokens of the longest sequence; what a tool shows may be as large as a prompt."""
     tokens = max([MIN_PROMPT, *(2 * length for length in prompts)])
     tokens += max(recipe.rollout.max_new_tokens, recipe.eval.max_new_tokens)
-    tokens *= 1 + _calls(recipe)
+    tokens *= 1 + recipe.max_calls
     limit = getattr(family.model.config.get_text_config(), "max_position_embeddings", None)
     return min(tokens, limit or tokens)
 

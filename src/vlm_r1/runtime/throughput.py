@@ -79,10 +79,9 @@ class Shape:
         contexts = [n - b.n_scored for n, b in zip(lengths, group.completions, strict=True)]
         seen, repeated = set(), []
         for completion in group.completions:
-            path: tuple[object, ...] = ()
             start = len(group.token_ids)
-            for turn in completion.turns:
-                path, stop = (*path, turn.key), start + len(turn.token_ids)
+            for path, turn in zip(completion.paths, completion.turns, strict=True):
+                stop = start + len(turn.token_ids)
                 if path in seen:
                     repeated.append((start, stop, turn.written - turn.context))
                 seen.add(path)
